@@ -1,0 +1,1 @@
+"""Training criteria beside fairseq's own."""

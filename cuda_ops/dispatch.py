@@ -1,0 +1,101 @@
+"""Choosing a backend for an op.  The only file of the library that looks at devices.
+
+Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the environment
+variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor: ``triton``
+on CUDA, ``torch`` elsewhere.  A default that cannot serve falls back to ``torch``; a backend that was
+asked for by name and cannot serve raises :class:`BackendUnavailable` with the reason.
+"""
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
+
+# op -> backend -> "module:function", below this package.  Modules are imported on first use, so that a
+# machine without triton imports everything else.
+BACKENDS: dict[str, dict[str, str]] = {
+    "cema": {
+        "reference": "cema.reference:cema_reference",
+        "torch": "cema.torch_fast:cema_torch",
+        "fft": "cema.fft:cema_fft",
+    },
+    "timestep_norm": {
+        "reference": "timestep_norm.reference:timestep_norm_reference",
+        "torch": "timestep_norm.torch_fast:timestep_norm_torch",
+    },
+    "sequence_norm": {
+        "reference": "sequence_norm.reference:sequence_norm_reference",
+        "torch": "sequence_norm.torch_fast:sequence_norm_torch",
+    },
+    "chunk_attention": {
+        "reference": "attention.reference:chunk_attention_reference",
+        "torch": "attention.torch_fast:chunk_attention_torch",
+    },
+}
+
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run this call on this machine."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on the backend ``name`` unless a call says otherwise."""
+    token = _override.set(name)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def _why_not(backend: str, device: torch.device) -> str | None:
+    """The reason why ``backend`` cannot serve tensors on ``device`` here, or None if it can."""
+    if backend != "triton":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the tensors are on the CPU; set TRITON_INTERPRET=1 to run the kernels interpreted"
+    if device.type not in ("cpu", "cuda"):
+        return f"the kernels run on CUDA devices, the tensors are on {device}"
+    return None
+
+
+@functools.cache
+def _load(op: str, backend: str) -> Callable:
+    module, function = BACKENDS[op][backend].split(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
+
+
+def pick(op: str, backend: str | None, device: torch.device) -> Callable:
+    """The implementation of ``op`` for tensors on ``device``.
+
+    Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable` for one
+    that cannot run here.
+    """
+    asked = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
+    table = BACKENDS[op]
+    if asked is None:
+        default = "triton" if device.type == "cuda" else "torch"
+        if default not in table or _why_not(default, device) is not None:
+            default = "torch"
+        return _load(op, default)
+    if asked not in table:
+        raise ValueError(
+            f"{op}: backend {asked!r} is not one of {sorted(table)}; "
+            f"pass one of these as backend= or in {ENV_VARIABLE}"
+        )
+    reason = _why_not(asked, device)
+    if reason is not None:
+        usable = [name for name in table if _why_not(name, device) is None]
+        raise BackendUnavailable(f"{op}: backend {asked!r} cannot run: {reason}; usable: {usable}")
+    return _load(op, asked)

@@ -1,0 +1,1 @@
+"""Imports everything that registers itself with fairseq."""

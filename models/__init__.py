@@ -1,0 +1,1 @@
+"""The Megalodon architecture: plain PyTorch, and two thin fairseq models on top of it."""

@@ -1,0 +1,1 @@
+"""One folder per benchmark family: task, preparation, configuration, run script."""
