@@ -1,0 +1,1 @@
+"""Speed and memory against peers, each comparison in one run of one process."""

@@ -29,7 +29,7 @@ def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_same_device(op: str, **tensors: torch.Tensor | None) -> None:
-    """Raise ``ValueError`` unless all given tensors are on one device (None entries are ignored)."""
+    """Raise ``ValueError`` unless all given tensors are on one device (None is ignored)."""
     first: tuple[str, torch.device] | None = None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -61,3 +61,26 @@ def check_groups(op: str, dim: int, num_groups: int) -> None:
         raise ValueError(
             f"{op}: num_groups={num_groups} does not divide dim {dim}; choose a divisor of {dim}"
         )
+
+
+def check_norm(
+    op: str,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    num_groups: int,
+    padding_mask: torch.Tensor | None,
+) -> None:
+    """Raise ``ValueError`` unless the arguments that both norms over time share fit each other."""
+    check_shape(op, "x", x, (None, None, None), "(batch, length, dim)")
+    batch, length, dim = x.shape
+    if length < 1:
+        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, wanted at least one step of time")
+    check_groups(op, dim, num_groups)
+    tensors = {"x": x, "scale": scale, "bias": bias}
+    for name, tensor in tensors.items():
+        check_float(op, name, tensor)
+    check_shape(op, "scale", scale, (dim,), "(dim,)")
+    check_shape(op, "bias", bias, (dim,), "(dim,)")
+    check_padding_mask(op, padding_mask, batch, length)
+    check_same_device(op, **tensors, padding_mask=padding_mask)

@@ -1,9 +1,9 @@
 """Choosing a backend for an op.  The only file of the library that looks at devices.
 
-Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the environment
-variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor: ``triton``
-on CUDA, ``torch`` elsewhere.  A default that cannot serve falls back to ``torch``; a backend that was
-asked for by name and cannot serve raises :class:`BackendUnavailable` with the reason.
+Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
+environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first
+tensor: ``triton`` on CUDA, ``torch`` elsewhere.  A default that cannot serve falls back to
+``torch``; a backend asked for by name that cannot serve raises :class:`BackendUnavailable`.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ import torch
 
 ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 
-# op -> backend -> "module:function", below this package.  Modules are imported on first use, so that a
-# machine without triton imports everything else.
+# op -> backend -> "module:function", below this package.  Modules are imported on first use, so
+# that a machine without triton imports everything else.
 BACKENDS: dict[str, dict[str, str]] = {
     "cema": {
         "reference": "cema.reference:cema_reference",
@@ -49,7 +49,7 @@ class BackendUnavailable(RuntimeError):
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the ``with`` block on the backend ``name`` unless a call says otherwise."""
+    """Run the ops inside the ``with`` block on backend ``name`` unless a call says otherwise."""
     token = _override.set(name)
     try:
         yield
@@ -79,8 +79,8 @@ def _load(op: str, backend: str) -> Callable:
 def pick(op: str, backend: str | None, device: torch.device) -> Callable:
     """The implementation of ``op`` for tensors on ``device``.
 
-    Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable` for one
-    that cannot run here.
+    Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
+    for one that cannot run here.
     """
     asked = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]

@@ -1,0 +1,110 @@
+"""What defines a Megalodon: one plain dataclass, validated once.
+
+Key names are those of the released language model where it has them, so that a released configuration
+reads into this class unchanged.  The class knows nothing of fairseq; the registered models add its
+base class and their own few fields.
+"""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+INIT_MODES = ("he", "bert", "xavier")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class MegalodonConfig:
+    """Sizes, regularisation and choices of one stack of Megalodon blocks.
+
+    ``chunk_size`` None means full attention.  ``norm_num_groups`` 0 means one group per feature.
+    """
+
+    model_dim: int = field(default=128, metadata=_help("width d of the residual stream"))
+    num_layers: int = field(default=4, metadata=_help("number of blocks"))
+    num_heads: int = field(
+        default=1, metadata=_help("attention heads; divides z_dim and value_dim")
+    )
+    z_dim: int = field(default=64, metadata=_help("width z of the shared representation (eq. 6)"))
+    value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
+    ffn_hidden_dim: int = field(default=320, metadata=_help("width of the feed-forward layer"))
+    cema_ndim: int = field(default=16, metadata=_help("complex components h per feature (eq. 2)"))
+    chunk_size: Optional[int] = field(
+        default=None,
+        metadata=_help("attention chunk in steps; leave out (null) for full attention"),
+    )
+    norm_num_groups: int = field(
+        default=0, metadata=_help("groups of the norm over time; 0 = one group per feature")
+    )
+    norm_eps: float = field(default=1e-5, metadata=_help("epsilon inside every norm's square root"))
+    swiglu: bool = field(default=False, metadata=_help("SwiGLU instead of SiLU feed-forward"))
+    rescale_nffn: bool = field(
+        default=False, metadata=_help("scale the feed-forward branch by a learned 0.1 * 0.5^layer")
+    )
+    rope_base: float = field(default=10000.0, metadata=_help("base of the rotary embedding"))
+    dropout: float = field(default=0.0, metadata=_help("dropout of branches and embeddings"))
+    attention_dropout: float = field(
+        default=0.0, metadata=_help("DropKey probability: scores masked before the softmax")
+    )
+    hidden_dropout: float = field(
+        default=0.0, metadata=_help("dropout after CEMA, on gated attention and inside the FFN")
+    )
+    init_mode: str = field(
+        default="he", metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
+    )
+    causal: bool = field(
+        default=False,
+        metadata=_help("causal CEMA, attention and timestep norm instead of both ways"),
+    )
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for a value that no Megalodon can have, naming field and remedy."""
+        for name in ("model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "cema_ndim"):
+            self._require_positive(name)
+        self._require_positive("ffn_hidden_dim")
+        self._require_heads_divide()
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(
+                f"model.chunk_size={self.chunk_size} is not a positive number of steps; "
+                "leave it out (null in YAML) for full attention"
+            )
+        if self.norm_num_groups < 0 or self.model_dim % (self.norm_num_groups or 1):
+            raise ValueError(
+                f"model.norm_num_groups={self.norm_num_groups} does not divide "
+                f"model.model_dim={self.model_dim}; choose a divisor, or 0 for one group per feature"
+            )
+        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"model.{name}={value} is not a probability in [0, 1)")
+        for name in ("norm_eps", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be greater than 0")
+        if self.init_mode not in INIT_MODES:
+            raise ValueError(
+                f"model.init_mode={self.init_mode!r} is unknown; choose one of {INIT_MODES}"
+            )
+
+    def _require_positive(self, name: str) -> None:
+        if getattr(self, name) < 1:
+            raise ValueError(f"model.{name}={getattr(self, name)} must be a positive integer")
+
+    def _require_heads_divide(self) -> None:
+        for name in ("z_dim", "value_dim"):
+            if getattr(self, name) % self.num_heads:
+                raise ValueError(
+                    f"model.num_heads={self.num_heads} does not divide "
+                    f"model.{name}={getattr(self, name)}; choose a divisor of z_dim and value_dim"
+                )
+        if (self.z_dim // self.num_heads) % 2:
+            raise ValueError(
+                f"model.z_dim={self.z_dim} / model.num_heads={self.num_heads} is odd; rotary "
+                "embedding turns pairs of dimensions, so choose sizes with an even quotient"
+            )
+
+    @property
+    def norm_groups(self) -> int:
+        """The number of groups that the norms over time really use."""
+        return self.norm_num_groups or self.model_dim

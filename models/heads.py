@@ -1,0 +1,62 @@
+"""From the vectors of a sequence to class scores.  Legend: B batch, L length, D dim."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from megalodon_tasks.models.layers.initialization import init_linear
+
+
+class MeanPool(nn.Module):
+    """``SiLU(W x + x)``, then the mean over the real positions: the tail of the encoder.
+
+    A sequence without any real position gives zeros.
+    """
+
+    def __init__(self, dim: int, init_mode: str) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+        init_linear(self.proj, init_mode)
+
+    def forward(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, L, D) -> (B, D)."""
+        x_BLD = F.silu(self.proj(x_BLD) + x_BLD)
+        if padding_mask_BL is None:
+            return x_BLD.mean(1)
+        x_BLD = x_BLD.masked_fill(padding_mask_BL.unsqueeze(-1), 0.0)
+        count_B1 = (~padding_mask_BL).sum(1, keepdim=True).clamp(min=1)
+        return x_BLD.sum(1) / count_B1
+
+
+class ClassHead(nn.Module):
+    """Dropout and one linear layer without bias (Xavier)."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.proj = nn.Linear(dim, num_classes, bias=False)
+        init_linear(self.proj, "xavier")
+
+    def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        """(B, D) -> (B, classes)."""
+        return self.proj(F.dropout(pooled_BD, self.dropout, self.training))
+
+
+class PairHead(nn.Module):
+    """Scores of a pair of sequences from ``[a, b, a * b, a - b]`` through one hidden layer.
+
+    Source: the authors' interim code for the Retrieval task.
+    """
+
+    def __init__(self, dim: int, num_classes: int, dropout: float, init_mode: str) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4 * dim, dim)
+        init_linear(self.hidden, init_mode)
+        self.head = ClassHead(dim, num_classes, dropout)
+
+    def forward(self, a_BD: torch.Tensor, b_BD: torch.Tensor) -> torch.Tensor:
+        """Two (B, D) -> (B, classes)."""
+        joined = torch.cat((a_BD, b_BD, a_BD * b_BD, a_BD - b_BD), dim=-1)
+        return self.head(F.gelu(self.hidden(joined)))

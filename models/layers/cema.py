@@ -1,0 +1,75 @@
+"""The CEMA layer: parameters, initialisation, and the call of the op.
+
+Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as the authors released it: the input coefficient is
+real, the phase sits only in the decay q, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is
+scaled by 1/sqrt(h), and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this
+equals eq. 2 once the phase is moved into eta.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from megalodon_tasks.cuda_ops import cema
+
+
+class ComplexEMA(nn.Module):
+    """Complex exponential moving average of each feature, with h complex components.
+
+    Parameters, in the released shapes (rows = D, or 2D when bidirectional: first forward, then
+    backward): alpha, delta (rows, h, 1) logits; theta (rows, 1, 1) logit of the base angle; gamma
+    (rows, h, 2) real and imaginary output weights; omega (D, 1) skip weight.
+    """
+
+    def __init__(self, dim: int, ndim: int, bidirectional: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.bidirectional = bidirectional
+        rows = 2 * dim if bidirectional else dim
+        self.alpha = nn.Parameter(torch.empty(rows, ndim, 1))
+        self.delta = nn.Parameter(torch.empty(rows, ndim, 1))
+        self.theta = nn.Parameter(torch.empty(rows, 1, 1))
+        self.gamma = nn.Parameter(torch.empty(rows, ndim, 2))
+        self.omega = nn.Parameter(torch.empty(dim, 1))
+        for parameter in (self.alpha, self.delta, self.theta):
+            # Decay would pull these logits to rates and angles of no meaning; optimizers that know
+            # groups leave parameters with this tag alone.
+            parameter.param_group = "no_weight_decay"
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise as the released code does (alpha, delta ~ N(0, 0.2), permuted base angles)."""
+        nn.init.normal_(self.alpha, std=0.2)
+        nn.init.normal_(self.delta, std=0.2)
+        nn.init.normal_(self.gamma)
+        self.gamma[..., 1] = 0.0
+        nn.init.trunc_normal_(self.omega, std=0.25, a=-1.0, b=1.0)
+        # sigmoid(theta_j) = d^(-j/d): base angles spread evenly on a logarithmic scale, in random
+        # order over the features, the same order for both directions.
+        index = torch.arange(1, self.dim + 1, dtype=torch.float64)
+        angle = torch.exp(-math.log(self.dim) * index / self.dim).clamp(max=1 - 1e-6)
+        theta = torch.logit(angle)[torch.randperm(self.dim)]
+        if self.bidirectional:
+            theta = theta.repeat(2)
+        self.theta.copy_(theta.view_as(self.theta))
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D) -> (B, L, D) and the state (B, D, h) complex (None when bidirectional)."""
+        return cema(
+            x_BLD,
+            self.alpha,
+            self.delta,
+            self.theta,
+            self.gamma,
+            self.omega,
+            state=state,
+            padding_mask=padding_mask_BL,
+            bidirectional=self.bidirectional,
+        )

@@ -1,0 +1,68 @@
+"""Norms with the plus-one parameterisation (arXiv 2404.08801, eq. 23).
+
+The stored weight starts at 0 and is used as ``weight + 1``, so that weight decay pulls the scale
+towards 1 and not towards 0.  Legend: B batch, L length, D dim, G groups.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from megalodon_tasks.cuda_ops import TimestepNormState, sequence_norm, timestep_norm
+
+
+class TimeNorm(nn.Module):
+    """Norm along the sequence before attention: cumulative when causal, over all of it when not.
+
+    Causal: timestep norm (eq. 4).  Otherwise group norm over (time x group) with padding excluded, as
+    the paper does for classification (appendix C).
+    """
+
+    def __init__(self, dim: int, num_groups: int, eps: float, causal: bool) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.eps = eps
+        self.causal = causal
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None = None,
+        state: TimestepNormState | None = None,
+    ) -> tuple[torch.Tensor, TimestepNormState | None]:
+        """(B, L, D) -> (B, L, D) and the moments after the last step (None when not causal)."""
+        scale_D = self.weight + 1
+        options = {"eps": self.eps, "padding_mask": padding_mask_BL}
+        if self.causal:
+            return timestep_norm(x_BLD, scale_D, self.bias, self.num_groups, state=state, **options)
+        return sequence_norm(x_BLD, scale_D, self.bias, self.num_groups, **options), None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the features, weight stored minus one."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        return F.rms_norm(x, self.weight.shape, (self.weight + 1).to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the features, weight stored minus one."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        scale = (self.weight + 1).to(x.dtype)
+        return F.layer_norm(x, self.weight.shape, scale, self.bias.to(x.dtype), self.eps)

@@ -1,0 +1,58 @@
+"""The unified encoder/decoder: the same blocks, causal or bidirectional, and a norm at the end."""
+
+import torch
+from torch import nn
+
+from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.layers.block import MegalodonBlock
+from megalodon_tasks.models.layers.norms import TimeNorm
+from megalodon_tasks.models.state import StackState
+
+
+class MegalodonStack(nn.Module):
+    """Vectors in, vectors out.  ``config.causal`` decides between decoder and encoder.
+
+    Causal, the output at a step depends on that step and earlier ones alone, and a sequence may be fed
+    in pieces with the state carried.  Otherwise every layer sees both directions and there is no state.
+    """
+
+    def __init__(self, config: MegalodonConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.causal = config.causal
+        self.blocks = nn.ModuleList(MegalodonBlock(config, i) for i in range(config.num_layers))
+        self.norm = TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None = None,
+        state: StackState | None = None,
+    ) -> tuple[torch.Tensor, StackState | None]:
+        """x: (B, L, D) float.  padding_mask: (B, L) bool, True at padding.
+
+        Returns (B, L, D), zero at padded positions, and the state after step L (None when not causal).
+        Raises ``ValueError`` when a state is given to a stack that is not causal, or to another depth.
+        """
+        self._check_state(state)
+        states = state.blocks if state is not None else (None,) * len(self.blocks)
+        new_states = []
+        for block, block_state in zip(self.blocks, states, strict=True):
+            x_BLD, block_state = block(x_BLD, padding_mask_BL, block_state)
+            new_states.append(block_state)
+        x_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, state.norm if state else None)
+        return x_BLD, StackState(tuple(new_states), norm_state) if self.causal else None
+
+    def _check_state(self, state: StackState | None) -> None:
+        if state is None:
+            return
+        if not self.causal:
+            raise ValueError(
+                "a bidirectional stack carries no state; feed the whole sequence at once, "
+                "or build the stack with causal=True"
+            )
+        if len(state.blocks) != len(self.blocks):
+            raise ValueError(
+                f"the state is of {len(state.blocks)} blocks, this stack has {len(self.blocks)}; "
+                "pass a state that this model returned"
+            )
