@@ -1,0 +1,41 @@
+# Set-up, demo, tests.  `make` alone lists the targets.
+#   PYTHON   the interpreter that .venv is made with (>= 3.11); by default python3 or the first that serves
+#   WORKERS  processes that the tests run in
+
+SHELL := bash
+VENV := .venv
+WORKERS ?= 2
+
+# One thread per process: the tests run in several, and tiny tensors gain nothing from more.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+venv:  ## create .venv and install everything, or nothing if it is current
+	@bash tools/make_venv.sh $(VENV)
+
+demo: venv  ## generate short ListOps data, train a small Megalodon, evaluate it (about 5 minutes)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/lra/listops.sh --demo demo/data demo/run
+
+test: lint  ## formatter, linter and the fast tests
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup
+
+test-slow: venv  ## the tests marked slow
+	@$(PYTEST) -m slow
+
+lint: venv  ## check format and style
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(VENV)/bin/ruff check .
+
+format: venv  ## format the code and mend what the linter can
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+clean:  ## remove caches and build leftovers (.venv, data and results stay)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

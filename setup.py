@@ -1,0 +1,72 @@
+"""Packaging: the folders that lie side by side in the checkout become one package, megalodon_tasks."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+SIBLINGS = ("models", "criterions", "cuda_ops", "recipes")
+
+
+def package_folders() -> dict[str, str]:
+    """Package name -> folder, for megalodon_tasks and each sibling, subpackages included."""
+    tops = {"megalodon_tasks": "megalodon_tasks"}
+    tops.update({f"megalodon_tasks.{folder}": folder for folder in SIBLINGS})
+    folders = dict(tops)
+    for package, folder in tops.items():
+        for below in find_packages(str(ROOT / folder)):
+            folders[f"{package}.{below}"] = f"{folder}/{below.replace('.', '/')}"
+    return folders
+
+
+def version() -> str:
+    """The version that megalodon_tasks/__init__.py states."""
+    text = (ROOT / "megalodon_tasks" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+setup(
+    name="megalodon-tasks",
+    version=version(),
+    description="Megalodon (arXiv 2404.08801) for fairseq: ops, models and benchmark recipes",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="Megalodon Tasks authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=list(package_folders()),
+    package_dir=package_folders(),
+    package_data={"": ["*.yaml", "*.sh", "*.csv", "*.md"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "torchaudio>=2.11",
+        "timm>=1.0.20,<2",
+        "fairseq-fixed>=0.12.3.1,<0.13",
+        "omegaconf>=2.3,<2.4",
+        "hydra-core>=1.3.2,<1.4",
+        "numpy>=2,<3",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "scikit-learn>=1.4",
+        "scipy>=1.13",
+        "pillow>=10.3",
+        "soundfile>=0.12",
+        "safetensors>=0.4.3",
+        "jinja2>=3.1",
+    ],
+    entry_points={
+        "console_scripts": [
+            "megalodon-train = megalodon_tasks.cli.train:main",
+            "megalodon-evaluate = megalodon_tasks.cli.evaluate:main",
+        ]
+    },
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "build>=1.2"],
+        "slurm": ["hydra-submitit-launcher>=1.2"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+    },
+)

@@ -1,0 +1,233 @@
+"""The rules of CONTRIBUTING.md that a reader of the syntax tree can hold without a reviewer."""
+
+import ast
+import functools
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
+FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
+
+# What each layer may import.  `megalodon_tasks` is what the recipes share.
+MAY_IMPORT = {
+    "cuda_ops": {"cuda_ops"},
+    "models": {"models", "cuda_ops"},
+    "criterions": {"criterions", "cuda_ops"},
+    "megalodon_tasks": {"megalodon_tasks", "criterions", "models", "cuda_ops"},
+}
+# These look back, to register everything.
+REGISTER = {"megalodon_tasks/__init__.py", "megalodon_tasks/registration.py"}
+# The models that fairseq sees; all else in models/ and cuda_ops/ works with torch alone.
+FAIRSEQ_MODELS = {"models/classifier.py", "models/language_model.py"}
+TORCH_ALONE = {"torch", "megalodon_tasks", *sys.stdlib_module_names}
+
+
+class Source:
+    """One Python file: its name below the root, its top folder, its text and syntax tree."""
+
+    def __init__(self, path: Path):
+        self.name = path.relative_to(ROOT).as_posix()
+        self.folder = self.name.split("/")[0]
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text, self.name)
+        self.lines = len(self.text.splitlines())
+        self.holds_kernels = path.name == "triton_kernels.py"
+
+    def functions(self) -> Iterator[ast.FunctionDef]:
+        return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef))
+
+    def at(self, node: ast.AST, rule: str) -> str:
+        return f"{self.name}:{node.lineno}: {rule}"
+
+
+@functools.cache
+def sources(*folders: str) -> list[Source]:
+    found = [Source(p) for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))]
+    assert found, f"no Python files below {folders}"
+    return found
+
+
+def none(violations: Iterator[str]) -> None:
+    found = list(violations)
+    assert not found, "\n" + "\n".join(found)
+
+
+def length(function: ast.FunctionDef) -> int:
+    return function.end_lineno - function.lineno + 1
+
+
+def too_long() -> Iterator[str]:
+    for source in sources(*FOLDERS):
+        if source.lines > (600 if source.holds_kernels else 500):
+            yield f"{source.name}: {source.lines} lines; is there a second job in it?"
+        for function in source.functions():
+            if length(function) > (120 if source.holds_kernels else 80):
+                yield source.at(function, f"{function.name} has {length(function)} lines")
+
+
+def test_no_file_or_function_is_too_long():
+    none(too_long())
+
+
+def test_most_files_and_functions_are_short():
+    files = [source for source in sources(*SHIPPED) if not source.holds_kernels]
+    long = [source.name for source in files if source.lines > 300]
+    assert len(long) <= len(files) // 20, f"over 300 lines: {long}"
+    lengths = [length(function) for source in files for function in source.functions()]
+    assert statistics.median(lengths) <= 15
+    assert statistics.quantiles(lengths, n=10)[-1] <= 50
+
+
+def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
+    """Constructors, and functions and methods that are public like all classes around them."""
+    for child in ast.iter_child_nodes(node):
+        name = getattr(child, "name", None) or "_"
+        public = name == "__init__" or not name.startswith("_")
+        if isinstance(child, ast.ClassDef) and public:
+            yield from public_functions(child)
+        elif isinstance(child, ast.FunctionDef) and public:
+            yield child
+
+
+def unannotated() -> Iterator[str]:
+    for source in sources(*SHIPPED, "benchmarks"):
+        if source.holds_kernels:
+            continue
+        for function in public_functions(source.tree):
+            args = function.args
+            each = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+            bare = [a.arg for a in each if a and not a.annotation and a.arg not in ("self", "cls")]
+            if bare or function.returns is None:
+                yield source.at(function, f"{function.name}: not annotated: {bare or 'result'}")
+
+
+def test_public_functions_are_annotated():
+    none(unannotated())
+
+
+def has_text(error: ast.expr) -> bool:
+    """Whether a raised exception is more than a class, or a class called without arguments."""
+    if isinstance(error, ast.Call):
+        return bool(error.args or error.keywords)
+    return not (isinstance(error, ast.Name) and error.id[0].isupper())
+
+
+def uninformative() -> Iterator[str]:
+    for source in sources(*SHIPPED, "benchmarks"):
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Assert) and node.msg is None:
+                yield source.at(node, "assert without a text")
+            elif isinstance(node, ast.Raise) and node.exc and not has_text(node.exc):
+                yield source.at(node, "raise without a text")
+            elif isinstance(node, ast.ExceptHandler) and node.type is None:
+                yield source.at(node, "bare except")
+
+
+def test_errors_say_what_happened():
+    none(uninformative())
+
+
+def test_most_errors_name_the_value():
+    """Fixed text is enough only where the condition leaves one value, such as None or False."""
+    trees = [source.tree for source in sources(*SHIPPED, "benchmarks")]
+    raised = [n.exc for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Raise)]
+    calls = [error for error in raised if isinstance(error, ast.Call)]
+    fixed = [call for call in calls if all(isinstance(a, ast.Constant) for a in call.args)]
+    assert len(fixed) <= len(calls) / 4, [ast.unparse(call) for call in fixed]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
+    """Each imported name with its statement; relative ones start with a dot, stars end in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node, f"{module}.{alias.name}") for alias in node.names)
+
+
+def misspelt_imports() -> Iterator[str]:
+    siblings = set(SHIPPED) - {"megalodon_tasks"}
+    for source in sources(*FOLDERS):
+        for node, name in imports(source.tree):
+            if name.split(".")[0] in {"", *siblings} or name.endswith("*"):
+                yield source.at(node, f"{name}: write from megalodon_tasks.<folder> import <name>")
+
+
+def test_imports_have_one_spelling():
+    none(misspelt_imports())
+
+
+def wrong_arrows() -> Iterator[str]:
+    for source in sources(*MAY_IMPORT):
+        if source.name in REGISTER:
+            continue
+        for node, name in imports(source.tree):
+            top, below = name.split(".")[0], (name.split(".") + [""])[1]
+            layer = below if below in SHIPPED else "megalodon_tasks"
+            if top == "megalodon_tasks" and layer not in MAY_IMPORT[source.folder]:
+                yield source.at(node, f"{source.folder} must not import {name}")
+
+
+def test_imports_go_one_way():
+    none(wrong_arrows())
+
+
+def more_than_torch() -> Iterator[str]:
+    for source in sources("cuda_ops", "models"):
+        if source.name in FAIRSEQ_MODELS:
+            continue
+        triton = {"triton"} if source.name.split("/")[-1].startswith("triton_") else set()
+        for node, name in imports(source.tree):
+            if name.split(".")[0] not in TORCH_ALONE | triton:
+                yield source.at(node, f"{name}: this folder works with torch alone")
+
+
+def test_ops_and_models_import_torch_alone():
+    none(more_than_torch())
+
+
+# Written so that they do not find themselves.
+UNFINISHED = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X]|NotImplemented[E]rror)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")
+TEXT = {".py", ".md", ".sh", ".yaml", ".toml", ".txt", ".csv", ""}
+
+
+@pytest.mark.parametrize("pattern", [UNFINISHED, MACHINE_PATH], ids=["unfinished", "machine paths"])
+def test_no_file_holds(pattern):
+    below = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*")))
+    files = [path for path in (*ROOT.iterdir(), *below) if path.is_file() and path.suffix in TEXT]
+    none(
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    )
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def incomplete_recipes() -> Iterator[str]:
+    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
+    assert recipes, "no recipe YAML below recipes/"
+    for recipe in recipes:
+        name, word = recipe.relative_to(ROOT), rf"\b{re.escape(recipe.stem)}\b"
+        if recipe.parents[1].name != "recipes":
+            yield f"{name}: fairseq finds configurations in recipes/<family>/ only, not below"
+        if not recipe.with_suffix(".sh").is_file():
+            if not any(re.search(word, read(script)) for script in recipe.parent.glob("*.sh")):
+                yield f"{name}: no run script {recipe.stem}.sh, and no other script runs it"
+        elif not re.search(rf"^\|.*{word}", read(recipe.with_name("README.md")), re.M | re.I):
+            yield f"{name}: README.md beside it has no table row about {recipe.stem}"
+
+
+def test_each_recipe_has_a_run_script_and_a_row_in_the_readme():
+    none(incomplete_recipes())

@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Creates the virtual environment of this checkout and installs everything into it, or does nothing when
+# it is current.  Usage: tools/make_venv.sh [VENV_DIR]; PYTHON=... chooses the interpreter.
+#
+# It is current when setup.py, constraints.txt, this script, the folder and the Python version are those
+# that the stamp names.  The stamp is written last, so that an interrupted install is continued.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+VENV=${1:-.venv}
+STAMP=$VENV/.complete
+LOG=$VENV/install.log
+NEEDED_GB=8
+
+fail() {
+    echo "make venv: $*" >&2
+    exit 1
+}
+
+# The version of interpreter $1, or nothing when it does not run or is too old.
+version_of() {
+    "$1" -c 'import sys; sys.version_info >= (3, 11) and print("%d.%d.%d" % sys.version_info[:3])' \
+        2>/dev/null || true
+}
+
+# What the stamp must say for Python version $1.
+fingerprint() {
+    echo "python $1 in $PWD"
+    cksum setup.py constraints.txt tools/make_venv.sh
+}
+
+is_current() {
+    local found
+    found=$(version_of "$VENV/bin/python")
+    [ -f "$STAMP" ] && [ -n "$found" ] && [ "$(cat "$STAMP")" = "$(fingerprint "$found")" ] || return 1
+    [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$found" ]
+}
+
+# Sets $python: the one asked for, else that of the existing environment, else the first that serves.
+choose_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a command; name a Python >= 3.11"
+        [ -n "$(version_of "$PYTHON")" ] ||
+            fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | head -n 1); name a Python >= 3.11"
+        python=$PYTHON
+        return
+    fi
+    for candidate in "$VENV/bin/python" python3 python3.13 python3.12 python3.11 python; do
+        if [ -n "$(version_of "$candidate")" ]; then
+            python=$candidate
+            return
+        fi
+    done
+    fail "no Python >= 3.11 found; install one (Debian, Ubuntu: apt-get install python3 python3-venv" \
+        "python3-dev) or name it: make venv PYTHON=/path/to/python3.11"
+}
+
+# Compiles the C++ program on stdin; extra arguments go to the compiler.
+compiles() {
+    # CXX may hold options, so it is split on purpose.
+    # shellcheck disable=SC2086
+    $CXX "$@" -x c++ -fsyntax-only - 2>/dev/null
+}
+
+check_machine() {
+    local include have used=0
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$python has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)"
+    echo 'int main() { return 0; }' | compiles ||
+        fail "no C++ compiler ('$CXX' does not compile), which fairseq needs; install one (Debian, Ubuntu:" \
+            "apt-get install g++; Fedora: dnf install gcc-c++) or name it: make venv CXX=/path/to/c++"
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    echo '#include <Python.h>' | compiles "-I$include" ||
+        fail "no usable Python.h in $include, which fairseq needs; install Python's headers" \
+            "(Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf install python3-devel)"
+    [ ! -d "$VENV" ] || used=$(du -sk "$VENV" | cut -f 1)
+    have=$(df -Pk . | awk 'NR == 2 { print $4 }')
+    [ $((have + used)) -ge $((NEEDED_GB * 1024 * 1024)) ] ||
+        fail "$((have / 1024 / 1024)) GB are free in $PWD, the environment takes about $NEEDED_GB GB;" \
+            "free some space or clone to a larger disk"
+}
+
+create() {
+    local wanted
+    wanted=$(version_of "$python")
+    if [ "$(version_of "$VENV/bin/python")" != "$wanted" ] ||
+        ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        [ ! -e "$VENV" ] || [ -f "$VENV/pyvenv.cfg" ] ||
+            fail "$VENV exists and is not a virtual environment; move it away"
+        "$python" -m venv --clear "$VENV" || fail "$python -m venv failed (see above)"
+    fi
+    rm -f "$STAMP"
+    : >"$LOG"
+}
+
+# Runs a command with its output in the log: step "text" command...
+step() {
+    local text=$1 began=$SECONDS ticker=
+    shift
+    echo "$text ..."
+    if [ -t 1 ]; then
+        while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r    %d s ' $((SECONDS - began)); done &
+        ticker=$!
+    fi
+    local status=0
+    "$@" >>"$LOG" 2>&1 </dev/null || status=$?
+    if [ -n "$ticker" ]; then
+        kill "$ticker" 2>/dev/null
+        wait "$ticker" 2>/dev/null || true
+        printf '\r'
+    fi
+    if [ "$status" -ne 0 ]; then
+        tail -n 20 "$LOG" >&2
+        fail "this step failed: $text (whole log: $LOG); after mending the cause, the same command continues"
+    fi
+    echo "    done in $((SECONDS - began)) s"
+}
+
+pip_install() {
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input \
+        --constraint constraints.txt "$@"
+}
+
+# The compiled parts of fairseq belong to one version of torch; a wheel in pip's cache may be of another.
+fairseq_loads() {
+    "$VENV/bin/python" -W ignore -c 'import fairseq.libbase, fairseq.libnat
+import fairseq.data.data_utils_fast, fairseq.data.token_block_utils_fast'
+}
+
+everything_loads() {
+    "$VENV/bin/python" -W ignore -c 'import torchvision, torchaudio, timm, sklearn, matplotlib, soundfile'
+}
+
+install() {
+    step "[1/4] torch and build tools (6 GB on disk; 1 to 10 minutes)" \
+        pip_install torch setuptools wheel Cython numpy
+    # fairseq-fixed comes as source only.  Its build uses the torch just installed, not a second download.
+    step "[2/4] fairseq (compiled once, 1 to 4 minutes; later environments reuse pip's wheel)" \
+        pip_install --no-build-isolation fairseq-fixed
+    fairseq_loads >>"$LOG" 2>&1 ||
+        step "      fairseq from pip's cache belongs to another torch; compiling it for this one" \
+            pip_install --no-build-isolation --no-deps --no-cache-dir --force-reinstall fairseq-fixed
+    step "[3/4] everything else, and this project in editable form (1 to 3 minutes)" \
+        pip_install --no-build-isolation --editable '.[dev]'
+    step "[4/4] checking that everything loads" everything_loads
+}
+
+if is_current; then
+    echo "make venv: $VENV is current"
+    exit 0
+fi
+
+# The caller's Python and pip settings must not lead outside the environment, and with CUDA_HOME set,
+# fairseq would compile CUDA kernels that nothing here uses.
+unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX CUDA_HOME
+export PIP_USER=0 PIP_ROOT_USER_ACTION=ignore CC=${CC:-cc} CXX=${CXX:-c++}
+
+choose_python
+check_machine
+echo "make venv: installing into $VENV with $("$python" --version 2>&1); log: $LOG"
+create
+install
+fingerprint "$(version_of "$VENV/bin/python")" >"$STAMP.new"
+mv "$STAMP.new" "$STAMP"
+echo "make venv: $VENV is ready ($SECONDS s)"
