@@ -8,7 +8,6 @@ tensor: ``triton`` on CUDA, ``torch`` elsewhere.  A default that cannot serve fa
 
 import contextlib
 import contextvars
-import functools
 import importlib
 import importlib.util
 import os
@@ -25,21 +24,26 @@ BACKENDS: dict[str, dict[str, str]] = {
         "reference": "cema.reference:cema_reference",
         "torch": "cema.torch_fast:cema_torch",
         "fft": "cema.fft:cema_fft",
+        "triton": "cema.triton_op:cema_triton",
     },
     "timestep_norm": {
         "reference": "timestep_norm.reference:timestep_norm_reference",
         "torch": "timestep_norm.torch_fast:timestep_norm_torch",
+        "triton": "timestep_norm.triton_op:timestep_norm_triton",
     },
     "sequence_norm": {
         "reference": "sequence_norm.reference:sequence_norm_reference",
         "torch": "sequence_norm.torch_fast:sequence_norm_torch",
+        "triton": "sequence_norm.triton_op:sequence_norm_triton",
     },
     "chunk_attention": {
         "reference": "attention.reference:chunk_attention_reference",
         "torch": "attention.torch_fast:chunk_attention_torch",
+        "triton": "attention.triton_op:chunk_attention_triton",
     },
 }
 
+_loaded: dict[tuple[str, str], Callable] = {}
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
@@ -57,7 +61,7 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def _why_not(backend: str, device: torch.device) -> str | None:
+def _why_not(backend: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
     """The reason why ``backend`` cannot serve tensors on ``device`` here, or None if it can."""
     if backend != "triton":
         return None
@@ -67,26 +71,40 @@ def _why_not(backend: str, device: torch.device) -> str | None:
         return "the tensors are on the CPU; set TRITON_INTERPRET=1 to run the kernels interpreted"
     if device.type not in ("cpu", "cuda"):
         return f"the kernels run on CUDA devices, the tensors are on {device}"
+    if dtype == torch.float64:
+        return "the kernels compute in float32, the tensors are float64"
     return None
 
 
-@functools.cache
-def _load(op: str, backend: str) -> Callable:
-    module, function = BACKENDS[op][backend].split(":")
-    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
+def _load(op: str, backend: str) -> str:
+    if (op, backend) not in _loaded:
+        module, function = BACKENDS[op][backend].split(":")
+        module = importlib.import_module(f"{__package__}.{module}")
+        _loaded[op, backend] = getattr(module, function)
+    return backend
 
 
-def pick(op: str, backend: str | None, device: torch.device) -> Callable:
-    """The implementation of ``op`` for tensors on ``device``.
+def pick(
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None = None
+) -> Callable:
+    """The implementation of ``op`` for tensors on ``device`` and, if it is given, of ``dtype``.
 
     Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
     for one that cannot run here.
     """
+    return _loaded[op, _choose(op, backend, device, dtype)]
+
+
+# torch.compile cannot follow an import, so it runs this function and keeps the name.
+@torch.compiler.assume_constant_result
+def _choose(
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None = None
+) -> str:
     asked = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]
     if asked is None:
         default = "triton" if device.type == "cuda" else "torch"
-        if default not in table or _why_not(default, device) is not None:
+        if default not in table or _why_not(default, device, dtype) is not None:
             default = "torch"
         return _load(op, default)
     if asked not in table:
@@ -94,8 +112,8 @@ def pick(op: str, backend: str | None, device: torch.device) -> Callable:
             f"{op}: backend {asked!r} is not one of {sorted(table)}; "
             f"pass one of these as backend= or in {ENV_VARIABLE}"
         )
-    reason = _why_not(asked, device)
+    reason = _why_not(asked, device, dtype)
     if reason is not None:
-        usable = [name for name in table if _why_not(name, device) is None]
+        usable = [name for name in table if _why_not(name, device, dtype) is None]
         raise BackendUnavailable(f"{op}: backend {asked!r} cannot run: {reason}; usable: {usable}")
     return _load(op, asked)

@@ -1,4 +1,4 @@
-"""Comparison of a backend with the float64 reference: one number per tensor, a message that names it."""
+"""Comparison of a backend with the float64 reference: one number and one message per tensor."""
 
 import torch
 
@@ -16,7 +16,7 @@ def rel_rms(candidate: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def assert_close(name: str, candidate: torch.Tensor, truth: torch.Tensor, tolerance: float) -> None:
-    """Fail, naming the tensor, unless ``candidate`` is finite and within ``tolerance`` of ``truth``."""
+    """Fail, naming the tensor, unless it is finite and within ``tolerance`` of ``truth``."""
     assert torch.isfinite(
         torch.view_as_real(candidate) if candidate.is_complex() else candidate
     ).all(), f"{name} is not finite"

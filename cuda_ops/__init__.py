@@ -1,0 +1,24 @@
+"""The operations that make a long sequence affordable.
+
+Each public function checks its arguments, lets ``dispatch`` choose a backend and calls it.  torch is all
+that is needed; triton and CUDA are used where they are.
+"""
+
+from megalodon_tasks.cuda_ops.attention.op import chunk_attention
+from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
+from megalodon_tasks.cuda_ops.cema.op import cema
+from megalodon_tasks.cuda_ops.dispatch import BackendUnavailable, use_backend
+from megalodon_tasks.cuda_ops.sequence_norm.op import sequence_norm
+from megalodon_tasks.cuda_ops.timestep_norm.op import timestep_norm
+from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+
+__all__ = [
+    "BackendUnavailable",
+    "ChunkAttentionState",
+    "TimestepNormState",
+    "cema",
+    "chunk_attention",
+    "sequence_norm",
+    "timestep_norm",
+    "use_backend",
+]

@@ -1,0 +1,122 @@
+"""The public ``chunk_attention``: check the arguments, choose a backend, call it."""
+
+import torch
+
+from megalodon_tasks.cuda_ops import checks
+from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
+from megalodon_tasks.cuda_ops.dispatch import pick
+
+OP = "chunk_attention"
+
+
+def chunk_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    chunk_size: int | None,
+    causal: bool,
+    dropout_p: float = 0.0,
+    padding_mask: torch.Tensor | None = None,
+    state: ChunkAttentionState | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, ChunkAttentionState | None]:
+    """Softmax attention inside consecutive chunks, equation 9 of arXiv 2404.08801.
+
+    ``y_i = sum_j softmax_j(q_i . k_j) v_j`` over the keys j of the chunk that query i is in, up to i
+    if ``causal``.  There is no temperature: q and k arrive scaled (equations 7 and 8).  Chunks are
+    counted from the start of the sequence, so a carried ``state`` continues the chunk it was left in.
+
+    Args:
+        q: queries (B, L, H, K), a real floating dtype, L >= 1.
+        k: keys (B, L, H, K).
+        v: values (B, L, H, V); V may differ from K.
+        chunk_size: steps per chunk, >= 1; None is attention over the whole sequence.
+        causal: whether a query sees only keys up to its own step.
+        dropout_p: DropKey (appendix B.1): each score is masked with this probability before the
+            softmax and nothing is rescaled.  Pass 0 in evaluation.
+        padding_mask: bool (B, L), True at padding.  Padded keys are not seen, whatever they hold (NaN
+            too), and padded queries have output zero.  So has a query that sees no key at all.
+        state: keys and values of the chunk in progress, causal only; None is none.
+        backend: ``reference``, ``torch``, ``triton``; None chooses by device (see ``dispatch``).
+
+    Returns:
+        ``(y, state)``: y (B, L, H, V) in the dtype of ``v``, and the keys and values of the chunk that
+        is open after step L if ``causal``, else None.  Gradients flow through both states.
+
+    Raises:
+        ValueError: a tensor has the wrong shape, dtype or device, ``chunk_size`` is below 1,
+            ``dropout_p`` is not in [0, 1], a state is given without ``causal`` or holds a whole
+            chunk, or the backend is unknown.
+        BackendUnavailable: the backend was asked for by name and cannot run here.
+    """
+    _check_tensors(q, k, v, padding_mask)
+    _check_choices(chunk_size, dropout_p)
+    _check_state(state, k, v, chunk_size, causal)
+    run = pick(OP, backend, q.device, q.dtype)
+    return run(
+        q,
+        k,
+        v,
+        chunk_size=chunk_size,
+        causal=causal,
+        dropout_p=dropout_p,
+        padding_mask=padding_mask,
+        state=state,
+    )
+
+
+def _check_tensors(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding_mask: torch.Tensor | None
+) -> None:
+    checks.check_shape(OP, "q", q, (None, None, None, None), "(batch, length, heads, z_head)")
+    batch, length, heads, width = q.shape
+    if length < 1:
+        raise ValueError(f"{OP}: q has shape {tuple(q.shape)}, wanted at least one step of time")
+    checks.check_shape(OP, "k", k, (batch, length, heads, width), "the shape of q")
+    checks.check_shape(OP, "v", v, (batch, length, heads, None), "(batch, length, heads, v_head)")
+    for name, tensor in {"q": q, "k": k, "v": v}.items():
+        checks.check_float(OP, name, tensor)
+    checks.check_padding_mask(OP, padding_mask, batch, length)
+    checks.check_same_device(OP, q=q, k=k, v=v, padding_mask=padding_mask)
+
+
+def _check_choices(chunk_size: int | None, dropout_p: float) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(
+            f"{OP}: chunk_size={chunk_size}, wanted at least 1; "
+            "pass None for attention over the whole sequence"
+        )
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"{OP}: dropout_p={dropout_p} is no probability; choose one in [0, 1]")
+
+
+def _check_state(
+    state: ChunkAttentionState | None,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    chunk_size: int | None,
+    causal: bool,
+) -> None:
+    if state is None:
+        return
+    if not causal:
+        raise ValueError(
+            f"{OP}: a state of {state.key.shape[1]} steps was given with causal=False, which carries "
+            "nothing along the sequence; pass state=None"
+        )
+    batch, _, heads, width = k.shape
+    layout = "(batch, steps, heads, z_head)"
+    checks.check_shape(OP, "state.key", state.key, (batch, None, heads, width), layout)
+    steps = state.key.shape[1]
+    wanted = (batch, steps, heads, v.shape[-1])
+    checks.check_shape(OP, "state.value", state.value, wanted, "(batch, steps, heads, v_head)")
+    if chunk_size is not None and steps >= chunk_size:
+        raise ValueError(
+            f"{OP}: state holds {steps} steps, wanted fewer than chunk_size={chunk_size}; "
+            "it comes from a call with another chunk_size"
+        )
+    checks.check_float(OP, "state.key", state.key)
+    checks.check_float(OP, "state.value", state.value)
+    checks.check_padding_mask(OP, state.padding_mask, batch, steps)
+    checks.check_same_device(OP, k=k, **{f"state.{n}": t for n, t in state._asdict().items()})

@@ -1,0 +1,46 @@
+"""Keys and values across calls: put the open chunk before the new steps, keep the one left open."""
+
+import torch
+
+from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
+
+
+def extend(
+    state: ChunkAttentionState | None,
+    k_BLHK: torch.Tensor,
+    v_BLHV: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+) -> ChunkAttentionState:
+    """The open chunk with the new steps at its end, in the dtypes of ``k`` and ``v``.
+
+    The mask is None where neither part has one.  Without a state nothing is copied.
+    """
+    if state is None or state.key.shape[1] == 0:
+        return ChunkAttentionState(k_BLHK, v_BLHV, padding_mask)
+    key = torch.cat([state.key.to(k_BLHK.dtype), k_BLHK], dim=1)
+    value = torch.cat([state.value.to(v_BLHV.dtype), v_BLHV], dim=1)
+    masks = state.padding_mask, padding_mask
+    if masks == (None, None):
+        return ChunkAttentionState(key, value)
+    steps = state.key, k_BLHK
+    masks = [
+        step.new_zeros(step.shape[:2], dtype=torch.bool) if mask is None else mask
+        for mask, step in zip(masks, steps, strict=True)
+    ]
+    return ChunkAttentionState(key, value, torch.cat(masks, dim=1))
+
+
+def keep_open(seen: ChunkAttentionState, chunk_size: int | None) -> ChunkAttentionState:
+    """The part of ``seen``, which starts with a chunk, that is in its unfinished chunk.
+
+    Padded steps are zeroed, so that what they held is gone.
+    """
+    steps = seen.key.shape[1]
+    start = 0 if chunk_size is None else steps - steps % chunk_size
+    key, value = seen.key[:, start:], seen.value[:, start:]
+    if seen.padding_mask is None:
+        # A copy, which does not keep the whole sequence alive.
+        return ChunkAttentionState(key.clone(), value.clone()) if start else seen
+    mask = seen.padding_mask[:, start:].clone()
+    padded = mask[:, :, None, None]
+    return ChunkAttentionState(key.masked_fill(padded, 0.0), value.masked_fill(padded, 0.0), mask)

@@ -1,0 +1,151 @@
+"""Chunk attention by PyTorch's fused attention: whole chunks are one batch of short sequences.
+
+A call is cut in at most three parts: the new steps that finish the chunk left open by the state, the
+whole chunks, and the steps that start the next one.  README.md says how the gradient flows.
+
+Legend: B batch, L length, N sequences in a part (B times its chunks), Q queries and S keys of each,
+H heads, K key width, V value width per head, W longest chunk.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
+from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
+
+# PyTorch has a fused kernel for equal widths of keys and values only.  Padding the narrower keys is
+# slower than the unfused form, but does not hold the Q x S weights, which matters from here on.
+LONG = 2048
+
+
+def chunk_attention_torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    chunk_size: int | None,
+    causal: bool,
+    dropout_p: float,
+    padding_mask: torch.Tensor | None,
+    state: ChunkAttentionState | None,
+) -> tuple[torch.Tensor, ChunkAttentionState | None]:
+    """Equation 9 of arXiv 2404.08801 inside each chunk, see ``op.py``."""
+    length = q.shape[1]
+    past = 0 if state is None else state.key.shape[1]
+    drop_BHLW = draw_dropkey(q, past, chunk_size, dropout_p)
+    padded_N = None if padding_mask is None else padding_mask.flatten().nonzero()[:, 0]
+    q = _zero_steps(q, padded_N)
+    new = ChunkAttentionState(_zero_steps(k, padded_N), _zero_steps(v, padded_N), padding_mask)
+    chunk = past + length if chunk_size is None else chunk_size
+    head = min(chunk - past, length) if past else 0
+    start = head + (length - head) // chunk * chunk
+
+    outputs = []
+    if head:
+        opened = _extend(state, _map(lambda t: t[:, :head], new))
+        drop = None if drop_BHLW is None else drop_BHLW[:, :, :head, : past + head]
+        outputs.append(_attend(q[:, :head], opened, drop, causal))
+    if head < start:
+        fold = partial(_fold, start=head, stop=start, chunk=chunk)
+        drop = None if drop_BHLW is None else fold(drop_BHLW.transpose(1, 2)).transpose(1, 2)
+        y_NCHV = _attend(fold(q), _map(fold, new), drop, causal)
+        outputs.append(y_NCHV.unflatten(0, (q.shape[0], -1)).flatten(1, 2))
+    if start < length:
+        drop = None if drop_BHLW is None else drop_BHLW[:, :, start:, : length - start]
+        outputs.append(_attend(q[:, start:], _map(lambda t: t[:, start:], new), drop, causal))
+    y_BLHV = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    y_BLHV = _zero_steps(y_BLHV, padded_N).to(v.dtype)
+    if not causal:
+        return y_BLHV, None
+    kept = past + length if chunk_size is None else (past + length) % chunk
+    if past and kept == past + length:
+        return y_BLHV, opened
+    return y_BLHV, new if kept == length else _map(lambda t: t[:, length - kept :].clone(), new)
+
+
+def _map(
+    change: Callable[[torch.Tensor], torch.Tensor], state: ChunkAttentionState
+) -> ChunkAttentionState:
+    return ChunkAttentionState(*(None if part is None else change(part) for part in state))
+
+
+def _zero_steps(tensor_BL: torch.Tensor, padded_N: torch.Tensor | None) -> torch.Tensor:
+    """A tensor (batch, length, ...) with zeros at the padded steps, numbered through the batch."""
+    if padded_N is None:
+        return tensor_BL
+    zeroed = tensor_BL.flatten(0, 1).index_fill(0, padded_N, 0.0)
+    return zeroed.unflatten(0, tensor_BL.shape[:2])
+
+
+def _fold(tensor_BL: torch.Tensor, start: int, stop: int, chunk: int) -> torch.Tensor:
+    """Whole chunks as a batch of their own: (B * chunks, chunk, ...)."""
+    return tensor_BL[:, start:stop].unflatten(1, (-1, chunk)).flatten(0, 1)
+
+
+def _extend(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttentionState:
+    """The open chunk with new steps at its end."""
+    old = ChunkAttentionState(
+        state.key.to(new.key.dtype), state.value.to(new.value.dtype), state.padding_mask
+    )
+    if old.padding_mask is None and new.padding_mask is None:
+        return ChunkAttentionState(
+            torch.cat([old.key, new.key], dim=1), torch.cat([old.value, new.value], dim=1)
+        )
+    if old.padding_mask is None:
+        old = old._replace(padding_mask=old.key.new_zeros(old.key.shape[:2], dtype=torch.bool))
+    if new.padding_mask is None:
+        new = new._replace(padding_mask=new.key.new_zeros(new.key.shape[:2], dtype=torch.bool))
+    padded_N = old.padding_mask.flatten().nonzero()[:, 0]
+    old = old._replace(key=_zero_steps(old.key, padded_N), value=_zero_steps(old.value, padded_N))
+    return ChunkAttentionState(*(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True)))
+
+
+def _attend(
+    q_NQHK: torch.Tensor,
+    part: ChunkAttentionState,
+    drop_NHQS: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attention of the last Q steps of each sequence to all its S steps: (N, Q, H, V)."""
+    queries, keys = q_NQHK.shape[1], part.key.shape[1]
+    # One query sees all keys before it anyway, and PyTorch's causal flag is for equal lengths.
+    plain_causal = causal and queries == keys > 1 and part.padding_mask is None
+    plain_causal = plain_causal and drop_NHQS is None
+    seen = None
+    if causal and queries > 1 and not plain_causal:
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=q_NQHK.device)
+        seen = seen.tril(keys - queries)
+    if part.padding_mask is not None:
+        real = ~part.padding_mask[:, None, None, :]
+        seen = real if seen is None else seen & real
+    if drop_NHQS is not None:
+        seen = ~drop_NHQS if seen is None else seen & ~drop_NHQS
+    if seen is None or seen.dim() == 2:
+        return _fused(q_NQHK, part.key, part.value, seen, plain_causal)
+    # A row that sees nothing would be 0 / 0: let it see all, and zero it after.  (``amax`` on bytes is
+    # ten times as fast as ``any``.)
+    nothing = seen.view(torch.uint8).amax(-1, keepdim=True) == 0
+    y_NQHV = _fused(q_NQHK, part.key, part.value, seen | nothing, False)
+    return y_NQHV.masked_fill(nothing.transpose(1, 2), 0.0)
+
+
+def _fused(
+    q_NQHK: torch.Tensor,
+    k_NSHK: torch.Tensor,
+    v_NSHV: torch.Tensor,
+    seen: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """``scaled_dot_product_attention`` without temperature on this layout and any two widths."""
+    wide = torch.promote_types(torch.promote_types(q_NQHK.dtype, k_NSHK.dtype), v_NSHV.dtype)
+    q, k, v = (tensor.to(wide).transpose(1, 2) for tensor in (q_NQHK, k_NSHK, v_NSHV))
+    missing = v.shape[-1] - q.shape[-1]
+    if missing > 0 and k.shape[-2] > LONG:
+        q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+    elif missing < 0:
+        v = F.pad(v, (0, -missing))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=1.0)
+    return y[..., : v_NSHV.shape[-1]].transpose(1, 2)

@@ -1,0 +1,99 @@
+"""CEMA's ``torch`` backend: matrix products over blocks, on any device.
+
+The part that does not grow with the sequence, from the logits to the matrices of a block, is left to
+autograd; ``blocks.py`` has the rest.
+"""
+
+import torch
+
+from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.cuda_ops.cema.blocks import block_product
+from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients, power, powers
+from megalodon_tasks.cuda_ops.cema.system import block_system, write_matrix
+
+# Longer blocks cost more multiplications per step, shorter ones more states.
+_BLOCK = 64
+
+
+# torch.compile would unroll the loop over segments, which depends on all sizes.
+@torch.compiler.disable
+@without_autocast
+def cema_torch(
+    x_BLD: torch.Tensor,
+    alpha: torch.Tensor,
+    delta: torch.Tensor,
+    theta: torch.Tensor,
+    gamma: torch.Tensor,
+    omega: torch.Tensor,
+    *,
+    state: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    bidirectional: bool = False,
+    block: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`cema` in blocks of ``block`` steps, an even number, by default chosen from the length."""
+    dtype = torch.float64 if x_BLD.dtype == torch.float64 else torch.float32
+    coeffs = coefficients(alpha, delta, theta, gamma)
+    length, dim = x_BLD.shape[1:]
+    if state is not None:
+        state = state.to(torch.complex128)
+    if length == 1 and not bidirectional:
+        y_BLD, state = _step(x_BLD, coeffs, omega, state, padding_mask)
+        return y_BLD, state.to(dtype.to_complex())
+    block = block or block_length(length)
+    parts = [coeffs.rows(0, dim), coeffs.rows(dim, 2 * dim)] if bidirectional else [coeffs]
+    tables = [powers(part.log_radius, part.angle, block + 1, dtype) for part in parts]
+    carries = length > block or state is not None
+    system = block_system(parts, tables, omega.to(dtype), carries)
+    state_DBN = None if state is None else state.transpose(0, 1)
+    y_BLD, last_DBW = block_product(x_BLD, system, state_DBN, padding_mask)
+    if bidirectional:
+        return y_BLD, None
+    steps = length - (length - 1) // block * block
+    state = _final_state(last_DBW.split([system.states, block], dim=2), coeffs, tables[0], steps)
+    return y_BLD, state.to(dtype.to_complex())
+
+
+def block_length(length: int) -> int:
+    """The steps of a block: near 64, and with little of the last block left over."""
+    blocks = max(1, round(length / _BLOCK))
+    return -(-length // (8 * blocks)) * 8
+
+
+def _final_state(
+    last_block: tuple[torch.Tensor, torch.Tensor],
+    coeffs: Coefficients,
+    table_DTN: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
+    """The state (B, D, N) after ``steps`` steps of the last block, from its states and inputs."""
+    states_DBK, inputs_DBC = last_block
+    write = write_matrix(coeffs, table_DTN[:, :steps], reverse=False)
+    state_DBN = torch.view_as_complex(
+        torch.bmm(inputs_DBC[..., :steps], write).unflatten(2, (-1, 2))
+    )
+    if states_DBK.shape[2]:
+        before_DBN = torch.view_as_complex(states_DBK.unflatten(2, (-1, 2)))
+        state_DBN = state_DBN + power(coeffs.log_radius, coeffs.angle, steps)[:, None] * before_DBN
+    return state_DBN.transpose(0, 1)
+
+
+def _step(
+    x_BLD: torch.Tensor,
+    coeffs: Coefficients,
+    omega_D1: torch.Tensor,
+    state: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of the recurrence, for decoding."""
+    x_BD1 = x_BLD.transpose(1, 2).double()
+    if padding_mask is not None:
+        x_BD1 = x_BD1.masked_fill(padding_mask[:, :, None], 0.0)
+    if state is None:
+        state = torch.zeros_like(coeffs.p, dtype=torch.complex128)
+    state = power(coeffs.log_radius, coeffs.angle, 1) * state + coeffs.p * x_BD1
+    y_BD = (coeffs.eta_re * state.real - coeffs.eta_im * state.imag).sum(-1)
+    y_BLD = torch.addcmul(y_BD, omega_D1[:, 0].double(), x_BD1[:, :, 0])[:, None]
+    if padding_mask is not None:
+        y_BLD = y_BLD.masked_fill(padding_mask[:, :, None], 0.0)
+    return y_BLD.to(x_BLD.dtype), state

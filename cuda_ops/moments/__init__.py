@@ -1,0 +1,1 @@
+"""Moments of blocks of time by Triton, which both norms start from."""

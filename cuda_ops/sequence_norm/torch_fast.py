@@ -1,0 +1,183 @@
+"""Sequence norm in vectorised PyTorch with a hand-written backward; README.md has the derivation.
+
+Sums run over time first, feature by feature; everything after that is as small as (batch, dim) and in
+float64.  The input is walked through in pieces that fit the cache (see ``pieces.py``).
+
+Legend: B batch, L length (of a piece), D dim, G groups, J = D / G features of a group.
+"""
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from megalodon_tasks.cuda_ops.pieces import Piece, Workspace, mask_, padded_steps
+
+
+def sequence_norm_torch(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    num_groups: int,
+    *,
+    eps: float,
+    padding_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Group norm over the real steps of each sequence, see ``op.py``."""
+    return _SequenceNorm.apply(x, scale, bias, num_groups, padding_mask, eps)
+
+
+class _SequenceNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        num_groups: int,
+        padding_mask: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        work = Workspace(y, wide)
+        moments = []
+        for pieces in work.pieces_by_rows:
+            count_B1, mean_BD, square_BD, shift_BD = _moments_over_time(
+                x, padding_mask, work, pieces
+            )
+            moments.append(_group_moments(count_B1, mean_BD, square_BD, num_groups, eps))
+            mean_BD, factor_BD = _spread(moments[-1][0], x), _spread(moments[-1][1], x) * scale
+            factor_B1D = factor_BD.to(wide)[:, None]
+            for piece in reversed(pieces):
+                work_BLD = work.result_of(piece)
+                if not piece.is_last:  # the last one is still there
+                    shift_BD = mean_BD.to(wide)
+                    torch.sub(x[piece.index], shift_BD[:, None], out=work_BLD)
+                offset_BD = torch.addcmul(bias.double(), shift_BD - mean_BD, factor_BD)
+                torch.addcmul(offset_BD.to(wide)[:, None], work_BLD, factor_B1D, out=work_BLD)
+                work.store(piece, mask_(work_BLD, padded_steps(padding_mask, piece)))
+        ctx.save_for_backward(x, scale, padding_mask, *map(torch.cat, zip(*moments, strict=True)))
+        ctx.bias_dtype = bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, scale, padding_mask, mean_BG1, rstd_BG1, elements_BG1 = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_scale = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        grad_bias = torch.zeros_like(grad_scale)
+        work = Workspace(grad_x, wide)
+        for pieces in work.pieces_by_rows:
+            rows = pieces[0].rows
+            mean_BD, rstd_BD = _spread(mean_BG1[rows], x), _spread(rstd_BG1[rows], x)
+            high_BD = mean_BD.to(wide)
+            low_BD = mean_BD - high_BD
+            grad_BD, along_BD = _sums_over_time(x, grad_y, high_BD, padding_mask, work, pieces)
+            along_BD.sub_(low_BD * grad_BD).mul_(rstd_BD)
+            grad_bias += grad_BD.sum(0)
+            grad_scale += along_BD.sum(0)
+            direct_BD, slope_BD = (
+                _spread(_group_sums(sums_BD * scale, mean_BG1) / elements_BG1[rows], x)
+                for sums_BD in (grad_BD, along_BD)
+            )
+            slope_BD = slope_BD * rstd_BD.square()
+            offset_B1D = (low_BD * slope_BD - direct_BD * rstd_BD).to(wide)[:, None]
+            slope_B1D, factor_B1D = -slope_BD.to(wide)[:, None], (rstd_BD * scale).to(wide)[:, None]
+            for piece in reversed(pieces):
+                work_BLD = work.result_of(piece)
+                if not piece.is_last:  # the last one is still there
+                    torch.sub(x[piece.index], high_BD[:, None], out=work_BLD)
+                torch.addcmul(offset_B1D, work_BLD, slope_B1D, out=work_BLD)
+                work_BLD.addcmul_(grad_y[piece.index], factor_B1D)
+                work.store(piece, mask_(work_BLD, padded_steps(padding_mask, piece)))
+        return grad_x, grad_scale.to(scale.dtype), grad_bias.to(ctx.bias_dtype), None, None, None
+
+
+def _spread(values_BG1: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Repeat the value of a group for each of its features: (B, D)."""
+    return values_BG1.expand(-1, -1, x.shape[-1] // values_BG1.shape[1]).flatten(1)
+
+
+def _group_sums(values_BD: torch.Tensor, like_BG1: torch.Tensor) -> torch.Tensor:
+    return values_BD.unflatten(1, (like_BG1.shape[1], -1)).sum(-1, keepdim=True)
+
+
+def _moments_over_time(
+    x: torch.Tensor, padding_mask: torch.Tensor | None, work: Workspace, pieces: list[Piece]
+) -> tuple[torch.Tensor, ...]:
+    """Real steps, mean, and sum of squares around the mean, of each feature of some rows; in float64.
+
+    The moments of pieces are joined by Chan's formula, which has no difference of large numbers.  Last
+    comes the shift that the last piece has in the workspace: a rounded mean of it.
+    """
+    count_B1, mean_BD, square_BD, shift_BD = _piece_moments(x, padding_mask, work, pieces[0])
+    for piece in pieces[1:]:
+        steps_B1, means_BD, squares_BD, shift_BD = _piece_moments(x, padding_mask, work, piece)
+        share_B1 = steps_B1 / (count_B1 + steps_B1).clamp(min=1)
+        apart_BD = means_BD - mean_BD
+        square_BD += squares_BD + apart_BD.square() * (count_B1 * share_B1)
+        mean_BD += apart_BD * share_B1
+        count_B1 = count_B1 + steps_B1
+    return count_B1, mean_BD, square_BD, shift_BD
+
+
+def _piece_moments(
+    x: torch.Tensor, padding_mask: torch.Tensor | None, work: Workspace, piece: Piece
+) -> tuple[torch.Tensor, ...]:
+    x_BLD, padded_N = x[piece.index], padded_steps(padding_mask, piece)
+    work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+    steps_B1 = x.new_full((x_BLD.shape[0], 1), x_BLD.shape[1], dtype=torch.float64)
+    if padding_mask is not None:
+        steps_B1 -= padding_mask[piece.index].sum(1, keepdim=True)
+        x_BLD = mask_(work_BLD.copy_(x_BLD), padded_N)
+    divisor_B1 = steps_B1.clamp(min=1)
+    shift_BD = x_BLD.sum(1, dtype=work.wide).div_(divisor_B1)
+    torch.sub(x_BLD, shift_BD[:, None], out=work_BLD)
+    mask_(work_BLD, padded_N)
+    rest_BD = work_BLD.sum(1).double()
+    square_BD = torch.mul(work_BLD, work_BLD, out=scratch_BLD).sum(1).double()
+    square_BD.addcdiv_(rest_BD.square(), divisor_B1, value=-1.0).clamp_(min=0.0)
+    return steps_B1, rest_BD.div_(divisor_B1).add_(shift_BD), square_BD, shift_BD
+
+
+def _group_moments(
+    count_B1: torch.Tensor,
+    mean_BD: torch.Tensor,
+    square_BD: torch.Tensor,
+    num_groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean, reciprocal deviation and number of elements of each group (B, G, 1), in float64."""
+    mean_BGJ = mean_BD.unflatten(1, (num_groups, -1))
+    mean_BG1 = mean_BGJ.mean(-1, keepdim=True)
+    count_B11 = count_B1.clamp(min=1)[..., None]
+    spread_BGJ = (mean_BGJ - mean_BG1).square_()
+    spread_BGJ.addcdiv_(square_BD.view_as(spread_BGJ), count_B11)
+    rstd_BG1 = spread_BGJ.mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return mean_BG1, rstd_BG1, (count_B11 * mean_BGJ.shape[-1]).expand_as(mean_BG1)
+
+
+def _sums_over_time(
+    x: torch.Tensor,
+    grad_y: torch.Tensor,
+    high_BD: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    work: Workspace,
+    pieces: list[Piece],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the gradient, and of the gradient times ``x - high``, of each feature; in float64.
+
+    Leaves ``x - high`` of the last piece in the workspace.
+    """
+    grad_BD = torch.zeros_like(high_BD, dtype=torch.float64)
+    along_BD = torch.zeros_like(grad_BD)
+    for piece in pieces:
+        padded_N = padded_steps(padding_mask, piece)
+        grad_BLD = work.load("grad", piece, grad_y, padded_N)
+        work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+        torch.sub(x[piece.index], high_BD[:, None], out=work_BLD)
+        torch.mul(mask_(work_BLD, padded_N), grad_BLD, out=scratch_BLD)
+        grad_BD += grad_BLD.sum(1)
+        along_BD += scratch_BLD.sum(1)
+    return grad_BD, along_BD

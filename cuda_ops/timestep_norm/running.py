@@ -1,0 +1,126 @@
+"""The part of timestep norm that runs along time: moments of each step in, moments so far out, and back.
+
+All of it works on tensors with one number per step and group; README.md has the derivation.  Float32
+serves within a piece, because moments are counted from those before it; from piece to piece the mean is
+in float64, and so are the sums of the backward, which subtract.
+
+Legend: B batch, L length (of a piece), G groups, N padded steps of a piece, counted through its rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from megalodon_tasks.cuda_ops.pieces import Piece, mask_, padded_steps
+
+
+class Times(NamedTuple):
+    """Real steps before and through each step, in the working type, and which steps are padding."""
+
+    before_BL1: torch.Tensor
+    count_BL1: torch.Tensor  # at least 1: it divides
+    padding_mask: torch.Tensor | None
+    padded_N: torch.Tensor | None = None  # of a piece
+
+    @classmethod
+    def of(
+        cls, count_BL: torch.Tensor, padding_mask: torch.Tensor | None, wide: torch.dtype
+    ) -> "Times":
+        if padding_mask is None:
+            return cls((count_BL - 1)[..., None].to(wide), count_BL[..., None].to(wide), None)
+        # A row without any real step keeps the moments it was given: they count as one step.
+        before_BL = torch.where(count_BL[:, -1:] == 0, 1, count_BL - (~padding_mask).long())
+        count_BL = count_BL.clamp(min=1)
+        return cls(before_BL[..., None].to(wide), count_BL[..., None].to(wide), padding_mask)
+
+    def cut(self, piece: Piece) -> "Times":
+        mask = None if self.padding_mask is None else self.padding_mask[piece.index]
+        padded_N = padded_steps(self.padding_mask, piece)
+        return Times(self.before_BL1[piece.index], self.count_BL1[piece.index], mask, padded_N)
+
+
+class Later(NamedTuple):
+    """What all later steps send back: sums over them, see README.md, equation 10.
+
+    ``running_backward`` adds the steps of a piece to them in place.
+    """
+
+    shift_BG: torch.Tensor
+    slope_BG: torch.Tensor
+    way_BG: torch.Tensor
+
+    @classmethod
+    def after_last(
+        cls,
+        grad_mean: torch.Tensor | None,
+        grad_var: torch.Tensor | None,
+        like_BG: torch.Tensor,
+        elements_B1: torch.Tensor,
+    ) -> "Later":
+        shift, slope, way = torch.zeros(
+            3, *like_BG.shape, dtype=torch.float64, device=like_BG.device
+        )
+        if grad_mean is not None:
+            shift += grad_mean / elements_B1
+        if grad_var is not None:
+            slope += 2.0 * grad_var / elements_B1
+        return cls(shift, slope, way)
+
+    def of(self, piece: Piece) -> "Later":
+        return Later(*(part[piece.rows] for part in self))
+
+
+def running_moments(
+    step_BLG: torch.Tensor,
+    square_BLG: torch.Tensor,
+    low_BG: torch.Tensor,
+    var_BG: torch.Tensor,
+    now: Times,
+    moved_BLG: torch.Tensor,
+    var_BLG: torch.Tensor,
+) -> None:
+    """Write the moments of all steps up to each one: the mean as its distance from ``base``.
+
+    ``step`` is the mean of each step, counted from ``base`` without its ``low`` part.  All steps before
+    the piece have the mean ``base``, so they only count.  The sum of squares grows at a step by its own
+    and by ``before / count`` times the squared distance to the mean before it: no difference of large
+    numbers.  Overwrites its first two arguments.
+    """
+    jump_BLG = mask_(step_BLG.sub_(low_BG[:, None]), now.padded_N)
+    torch.cumsum(jump_BLG, 1, out=moved_BLG).div_(now.count_BL1)
+    jump_BLG[:, 1:] -= moved_BLG[:, :-1]
+    square_BLG.addcmul_(jump_BLG.square_(), now.before_BL1 / now.count_BL1)
+    mask_(square_BLG, now.padded_N)
+    square_BLG[:, 0] += now.before_BL1[:, 0] * var_BG
+    torch.cumsum(square_BLG, 1, out=var_BLG).div_(now.count_BL1)
+
+
+def running_backward(
+    direct_BLG: torch.Tensor,
+    along_BLG: torch.Tensor,
+    moved_BLG: torch.Tensor,
+    rstd_BLG: torch.Tensor,
+    now: Times,
+    later: Later,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``shift_i`` and ``slope_i``: an element receives ``shift_i + slope_i (x_ij - mean_i)``.
+
+    They come from the moments of step i and of all after it.  Overwrites its first two arguments.
+    """
+    rate_BLG = rstd_BLG / now.count_BL1
+    shift_BLG = direct_BLG.mul_(rate_BLG).neg_().double()
+    slope_BLG = along_BLG.mul_(rate_BLG).mul_(rstd_BLG).neg_().double()
+    sums_BLG = shift_BLG.cumsum(1)
+    later.shift_BG.add_(sums_BLG[:, -1])
+    shift_BLG.sub_(sums_BLG).add_(later.shift_BG[:, None])
+    torch.cumsum(slope_BLG, 1, out=sums_BLG)
+    later.slope_BG.add_(sums_BLG[:, -1])
+    slope_BLG.sub_(sums_BLG).add_(later.slope_BG[:, None])
+    # Later variances are taken around other means: the way from each mean to the next, weighted by
+    # the slope of all that follows it.
+    way_BLG = sums_BLG.copy_(moved_BLG)
+    way_BLG[:, 1:] -= moved_BLG[:, :-1]
+    way_BLG.mul_(slope_BLG).cumsum_(1)
+    later.way_BG.add_(way_BLG[:, -1])
+    shift_BLG.add_(way_BLG).sub_(later.way_BG[:, None])
+    return shift_BLG, slope_BLG

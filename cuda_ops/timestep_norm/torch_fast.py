@@ -1,0 +1,210 @@
+"""Timestep norm in vectorised PyTorch with a hand-written backward; README.md has the derivation.
+
+Each step is first reduced to a mean and a mean square per group; what runs along time works on these
+small tensors only (``running.py``).  The input is walked through in pieces that fit the cache, forward
+and then backward: large tensors are read once per direction, and nothing of their size is allocated but
+the result.
+
+Legend: B batch, L length (both of a piece), D dim, G groups, J = D / G features of a group.
+"""
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.cuda_ops.pieces import Workspace, mask_
+from megalodon_tasks.cuda_ops.timestep_norm.running import (
+    Later,
+    Times,
+    running_backward,
+    running_moments,
+)
+from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+
+
+def timestep_norm_torch(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    num_groups: int,
+    *,
+    eps: float,
+    state: TimestepNormState | None,
+    padding_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, TimestepNormState]:
+    """Equation 4 of arXiv 2404.08801 for all steps at once, see ``op.py``."""
+    batch, length, _ = x.shape
+    if state is None:
+        zeros = x.new_zeros(batch, num_groups, dtype=torch.promote_types(x.dtype, torch.float32))
+        state = TimestepNormState(x.new_zeros(batch, dtype=torch.int64), zeros, zeros)
+    if padding_mask is None:
+        steps_BL = torch.arange(1, length + 1, device=x.device).expand(batch, length)
+    else:
+        steps_BL = (~padding_mask).cumsum(1)
+    count_BL = state.count[:, None] + steps_BL
+    y, mean, var, mean_low = _TimestepNorm.apply(
+        x, scale, bias, state.mean, state.var, state.mean_low, count_BL, padding_mask, eps
+    )
+    return y, TimestepNormState(count_BL[:, -1].clone(), mean, var, mean_low)
+
+
+class _TimestepNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        mean_low: torch.Tensor | None,
+        count_BL: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        eps: float,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = x.dtype, scale.dtype, bias.dtype, mean.dtype, var.dtype
+        wide = torch.promote_types(x.dtype, torch.float32)
+        groups = mean.shape[1]
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        rstd_BLG = x.new_empty(*count_BL.shape, groups, dtype=wide)
+        moved_BLG = torch.empty_like(rstd_BLG)
+        mean_BG, var_BG = mean.to(torch.float64, copy=True), var.to(wide, copy=True)
+        if mean_low is not None:
+            mean_BG += mean_low
+        times = Times.of(count_BL, padding_mask, wide)
+        scale_wide, bias_wide = scale.to(wide), bias.to(wide)
+        work = Workspace(y, wide)
+        bases = []
+        for piece in work.pieces:
+            now = times.cut(piece)
+            work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+            moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
+            base_BG = _base(mean_BG[piece.rows], x[piece.index], now)
+            low_BG = _subtract_base(x[piece.index], base_BG, now.padded_N, work_BLD)
+            moments = _step_moments(work_BLD, groups, scratch_BLD)
+            running_moments(*moments, low_BG, var_BG[piece.rows], now, moved, rstd)
+            bases.append(base_BG)
+            mean_BG[piece.rows] = base_BG + moved[:, -1]
+            var_BG[piece.rows] = rstd[:, -1]
+            rstd.add_(eps).rsqrt_()
+            _normalise_(work_BLD, moved, rstd, low_BG)
+            torch.addcmul(bias_wide, work_BLD, scale_wide, out=work_BLD)
+            work.store(piece, mask_(work_BLD, now.padded_N))
+        ctx.save_for_backward(x, scale, moved_BLG, rstd_BLG, *times[:3], *bases)
+        end_BG = mean_BG.to(wide)
+        low_BG = (mean_BG - end_BG).to(wide)
+        ctx.mark_non_differentiable(low_BG)
+        return y, end_BG, var_BG, low_BG
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx,
+        grad_y: torch.Tensor | None,
+        grad_mean: torch.Tensor | None,
+        grad_var: torch.Tensor | None,
+        _: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        x, scale, moved_BLG, rstd_BLG, before_BL1, count_BL1, padding_mask, *bases = (
+            ctx.saved_tensors
+        )
+        times = Times(before_BL1, count_BL1, padding_mask)
+        scale = scale.to(rstd_BLG.dtype)
+        grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_scale = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        grad_bias = torch.zeros_like(grad_scale)
+        features = x.shape[-1] // rstd_BLG.shape[-1]
+        elements_B1 = count_BL1[:, -1].double() * features
+        later = Later.after_last(grad_mean, grad_var, rstd_BLG[:, -1], elements_B1)
+        work = Workspace(grad_x, scale.dtype)
+        for piece, base_BG in zip(reversed(work.pieces), reversed(bases), strict=True):
+            now = times.cut(piece)
+            moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
+            grad_BLD = work.load("grad", piece, grad_y, now.padded_N)
+            work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+            low_BG = _subtract_base(x[piece.index], base_BG, now.padded_N, work_BLD)
+            mask_(_normalise_(work_BLD, moved, rstd, low_BG), now.padded_N)
+            torch.mul(grad_BLD, work_BLD, out=scratch_BLD)
+            grad_bias += grad_BLD.flatten(0, 1).sum(0)
+            grad_scale += scratch_BLD.flatten(0, 1).sum(0)
+            along_BLG = _group_means(scratch_BLD.mul_(scale), rstd.shape[-1])
+            torch.mul(grad_BLD, scale, out=scratch_BLD)
+            direct_BLG = _group_means(scratch_BLD, rstd.shape[-1])
+            shift_BLG, slope_BLG = running_backward(
+                direct_BLG, along_BLG, moved, rstd, now, later.of(piece)
+            )
+            _combine(work_BLD, scratch_BLD, rstd, shift_BLG, slope_BLG)
+            work.store(piece, mask_(work_BLD, now.padded_N))
+        first_B1 = before_BL1[:, 0] * features
+        start_mean, start_var = later.shift_BG - later.way_BG, 0.5 * later.slope_BG
+        grads = grad_x, grad_scale, grad_bias, first_B1 * start_mean, first_B1 * start_var
+        cast = (grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
+        return *cast, None, None, None, None
+
+
+@without_autocast
+def _group_means(values_BLD: torch.Tensor, groups: int) -> torch.Tensor:
+    """Mean over the features of each group, as a product with a vector: faster than a short sum."""
+    batch, length, dim = values_BLD.shape
+    weights_J = values_BLD.new_full((dim // groups,), groups / dim)
+    return torch.mv(values_BLD.reshape(-1, dim // groups), weights_J).view(batch, length, groups)
+
+
+def _base(mean_BG: torch.Tensor, x_BLD: torch.Tensor, now: Times) -> torch.Tensor:
+    """What means are counted from in a piece: the mean before it, else that of its first real step."""
+    if now.padding_mask is None:
+        first_BD = x_BLD[:, 0]
+    else:
+        at_B1 = now.padding_mask.int().argmin(1, keepdim=True)
+        first_BD = x_BLD.take_along_dim(at_B1[..., None], 1)[:, 0]
+    first_BG = first_BD.unflatten(1, (mean_BG.shape[1], -1)).mean(-1, dtype=torch.float64)
+    return torch.where(now.before_BL1[:, 0] == 0, first_BG, mean_BG)
+
+
+def _subtract_base(
+    x_BLD: torch.Tensor, base_BG: torch.Tensor, padded_N: torch.Tensor | None, out_BLD: torch.Tensor
+) -> torch.Tensor:
+    """Write ``x`` minus ``base`` rounded, zero at padding; return what rounding took from ``base``."""
+    high_BG = base_BG.to(out_BLD.dtype)
+    shape = (base_BG.shape[1], -1)
+    high_B1G1 = high_BG[:, None, :, None]
+    torch.sub(x_BLD.unflatten(-1, shape), high_B1G1, out=out_BLD.unflatten(-1, shape))
+    mask_(out_BLD, padded_N)
+    return (base_BG - high_BG).to(out_BLD.dtype)
+
+
+def _step_moments(
+    shifted_BLD: torch.Tensor, groups: int, scratch_BLD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of each step and group, and mean square around this mean."""
+    mean_BLG = _group_means(shifted_BLD, groups)
+    square_BLG = _group_means(torch.mul(shifted_BLD, shifted_BLD, out=scratch_BLD), groups)
+    return mean_BLG, square_BLG.addcmul_(mean_BLG, mean_BLG, value=-1.0).clamp_(min=0.0)
+
+
+def _normalise_(
+    shifted_BLD: torch.Tensor, moved_BLG: torch.Tensor, rstd_BLG: torch.Tensor, low_BG: torch.Tensor
+) -> torch.Tensor:
+    """Turn ``x - base`` into ``(x - mean) / sqrt(var + eps)``, in place."""
+    offset_BLG = (moved_BLG + low_BG[:, None]).mul_(rstd_BLG)
+    shifted_BLGJ = shifted_BLD.unflatten(-1, (rstd_BLG.shape[-1], -1))
+    shifted_BLGJ.mul_(rstd_BLG[..., None]).sub_(offset_BLG[..., None])
+    return shifted_BLD
+
+
+def _combine(
+    normed_BLD: torch.Tensor,
+    direct_BLD: torch.Tensor,
+    rstd_BLG: torch.Tensor,
+    shift_BLG: torch.Tensor,
+    slope_BLG: torch.Tensor,
+) -> None:
+    """Turn ``normed`` into the gradient of x, in place; ``direct`` is the part of each step itself."""
+    wide = normed_BLD.dtype
+    shape = (rstd_BLG.shape[-1], -1)
+    normed_BLGJ, direct_BLGJ = normed_BLD.unflatten(-1, shape), direct_BLD.unflatten(-1, shape)
+    slope_BLG1 = slope_BLG.to(wide).div_(rstd_BLG)[..., None]
+    shift_BLG1 = shift_BLG.to(wide)[..., None]
+    normed_BLGJ.mul_(slope_BLG1).add_(shift_BLG1).addcmul_(direct_BLGJ, rstd_BLG[..., None])

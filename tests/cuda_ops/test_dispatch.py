@@ -1,0 +1,106 @@
+"""Which backend runs: argument, context, environment, device; and the errors of each."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megalodon_tasks.cuda_ops import BackendUnavailable, cema, dispatch, use_backend
+from megalodon_tasks.cuda_ops.dispatch import ENV_VARIABLE, pick
+from tests.cuda_ops.cema_cases import Case
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_choice_from_outside(monkeypatch):
+    monkeypatch.delenv(ENV_VARIABLE, raising=False)
+
+
+def chosen(backend=None, device=CPU):
+    function = pick("cema", backend, device)
+    return next(
+        name for name in ("reference", "torch", "fft") if name_of(name) == function.__name__
+    )
+
+
+def name_of(backend):
+    return dispatch.BACKENDS["cema"][backend].split(":")[1]
+
+
+def test_default_on_a_cpu_is_torch():
+    assert chosen() == "torch"
+
+
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_default_without_kernels_for_the_device_is_torch(device):
+    assert chosen(device=torch.device(device)) == "torch"
+
+
+def test_order_of_precedence(monkeypatch):
+    monkeypatch.setenv(ENV_VARIABLE, "fft")
+    assert chosen() == "fft"
+    with use_backend("reference"):
+        assert chosen() == "reference"
+        assert chosen("torch") == "torch"
+        with use_backend("torch"):
+            assert chosen() == "torch"
+        assert chosen() == "reference"
+    assert chosen() == "fft"
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    monkeypatch.setenv(ENV_VARIABLE, "")
+    assert chosen() == "torch"
+
+
+def test_use_backend_ends_with_an_error():
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError("inside")
+    assert chosen() == "torch"
+
+
+@pytest.mark.parametrize("op", sorted(dispatch.BACKENDS))
+def test_an_unknown_name_lists_the_choices(op):
+    with pytest.raises(ValueError, match=rf"{op}: backend 'cuda' is not one of \[.*'torch'"):
+        pick(op, "cuda", CPU)
+
+
+def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv(ENV_VARIABLE, "fast")
+    with pytest.raises(ValueError, match=f"backend 'fast' is not one of .*{ENV_VARIABLE}"):
+        cema(**Case().inputs())
+
+
+@pytest.mark.parametrize("op", sorted(dispatch.BACKENDS))
+def test_every_backend_of_the_table_exists(op):
+    for backend in dispatch.BACKENDS[op]:
+        if backend != "triton":
+            assert callable(pick(op, backend, CPU))
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    monkeypatch.setitem(dispatch.BACKENDS["cema"], "triton", "cema.none:none")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="'triton' cannot run: the package triton is not"):
+        pick("cema", "triton", CPU)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(BackendUnavailable, match=r"set TRITON_INTERPRET=1 .*usable: .*'torch'"):
+        pick("cema", "triton", CPU)
+
+
+def test_a_default_that_cannot_run_falls_back(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert chosen(device=torch.device("cuda")) == "torch"
+
+
+def test_works_without_triton_and_fairseq():
+    code = (
+        "import sys; sys.modules |= {'triton': None, 'fairseq': None};"
+        "from megalodon_tasks import cuda_ops; from tests.cuda_ops.cema_cases import Case;"
+        "print(tuple(cuda_ops.cema(**Case().inputs())[0].shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "(2, 70, 3)\n"
