@@ -1,1 +1,11 @@
-"""Imports everything that registers itself with fairseq."""
+"""Imports everything that registers itself with fairseq, after mending fairseq where it needs it."""
+
+from megalodon_tasks import fairseq_compat
+
+# Before any other import of fairseq: some of the mends must be there when it loads.
+fairseq_compat.install()
+
+from megalodon_tasks import optim  # noqa: E402, F401
+from megalodon_tasks.criterions import classification  # noqa: E402, F401
+from megalodon_tasks.models import classifier  # noqa: E402, F401
+from megalodon_tasks.recipes.lra import task  # noqa: E402, F401

@@ -1,0 +1,147 @@
+"""Prepared labelled sequences as a fairseq dataset.  Legend: B batch, L length."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from megalodon_tasks.data.storage import PreparedSplit
+
+# Tells this use of a seed from others; any constant will do.
+_SHUFFLE = 0x5EED
+
+
+class SequenceDataset(FairseqDataset):
+    """The items of one prepared split, in batches padded on the right.
+
+    ``shuffle``: the order is a permutation that depends on (seed, epoch) alone, so that a resumed run
+    sees the same batches; the benchmarks draw plain shuffled batches of a fixed size.  Else: from the
+    shortest to the longest, which wastes least on padding.
+
+    Raises ``ValueError`` if a sequence is longer than ``max_length`` (None: no limit).
+    """
+
+    def __init__(
+        self,
+        split: PreparedSplit,
+        *,
+        padding_value: int = 0,
+        max_length: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.split = split
+        self.padding_value, self.shuffle, self.seed = padding_value, shuffle, seed
+        self.epoch = 1
+        self.lengths = {name: split.lengths(name) for name in split.spec.columns}
+        # What an item costs and is limited by: its longest sequence.
+        self.sizes = np.maximum.reduce(list(self.lengths.values()))
+        if max_length is not None:
+            self._check_lengths(np.arange(len(self)), max_length)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``{"id", "label"}`` and one 1-D tensor per column (integers as int64)."""
+        item = {"id": int(index), "label": int(self.split.labels[index])}
+        for name in self.split.spec.columns:
+            values = self.split.sequence(name, index)
+            dtype = np.float32 if values.dtype.kind == "f" else np.int64
+            item[name] = torch.from_numpy(values.astype(dtype))
+        return item
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch; ``{}`` for no samples, which fairseq asks for when processes have uneven shares.
+
+        ``net_input`` has ``inputs`` (B, L), padded with ``padding_value`` to the longest of the batch,
+        and ``lengths`` (B,) int64; for pairs also ``inputs2`` and ``lengths2``.  ``target``: (B,) int64.
+        """
+        if not samples:
+            return {}
+        net_input = {}
+        for name in self.split.spec.columns:
+            sequences = [sample[name] for sample in samples]
+            net_input[name] = torch.nn.utils.rnn.pad_sequence(
+                sequences, batch_first=True, padding_value=self.padding_value
+            )
+            net_input[name.replace("inputs", "lengths")] = torch.tensor(
+                [len(sequence) for sequence in sequences]
+            )
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "net_input": net_input,
+            "target": torch.tensor([sample["label"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": sum(int(v.sum()) for k, v in net_input.items() if k.startswith("lengths")),
+        }
+
+    def size(self, index: int) -> int:
+        """Length of the longest sequence of the item."""
+        return int(self.sizes[index])
+
+    def num_tokens(self, index: int) -> int:
+        """What the item counts towards ``max_tokens``."""
+        return self.size(index)
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """``num_tokens`` of many items."""
+        return self.sizes[indices]
+
+    def ordered_indices(self) -> np.ndarray:
+        """The order of the epoch, (items,) int64."""
+        if self.shuffle:
+            return np.random.default_rng([_SHUFFLE, self.seed, self.epoch]).permutation(len(self))
+        return np.argsort(self.sizes, kind="stable")
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Cut the order into batches; in evaluation each item is in one, whatever the multiple.
+
+        fairseq drops the last batch if its size is no multiple of ``required_batch_size_multiple``, 8 by
+        default (data/data_utils.py:357), so that a metric would be of fewer items than the split has.
+        """
+        multiple = required_batch_size_multiple if self.shuffle else 1
+        return super().batch_by_size(indices, max_tokens, max_sentences, multiple)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by fairseq before it asks for the order."""
+        self.epoch = epoch
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Never: fairseq would go on with the batches of the first epoch of the process.
+
+        A resumed run would then see other batches than an uninterrupted one.
+        """
+        return False
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: int | float | tuple[int | float, ...] | None
+    ) -> tuple[np.ndarray, list[int]]:
+        """Refuse what is too long for the task or the model, where fairseq would drop it from training.
+
+        Raises ``ValueError`` naming the first such item.
+        """
+        if isinstance(max_sizes, (tuple, list)):
+            max_sizes = min(max_sizes)
+        if max_sizes is not None:
+            self._check_lengths(indices, max_sizes)
+        return indices, []
+
+    def _check_lengths(self, indices: np.ndarray, limit: float) -> None:
+        too_long = indices[self.sizes[indices] > limit]
+        if len(too_long):
+            index = int(too_long.min())
+            raise ValueError(
+                f"split {self.split.name!r} of {self.split.folder.parent}: item {index} has "
+                f"{self.size(index)} steps, but the limit is {limit:g}, and {len(too_long)} items in "
+                f"all exceed it; set task.max_positions (--max-positions) to at least "
+                f"{int(self.sizes.max())}, or prepare the data with shorter sequences"
+            )

@@ -1,0 +1,27 @@
+"""What fairseq gets wrong on this stack, mended in one file per subject, each with its reason.
+
+File names and line numbers are those of fairseq-fixed 0.12.3.1.
+
+:func:`install` is called when the plugin registers itself and may be called again.  The tests show for
+each mend that fairseq without it fails, so that a version that needs it no longer is noticed.
+"""
+
+from megalodon_tasks.fairseq_compat import quiet_import, third_party_warnings
+
+
+def install() -> None:
+    """Apply every mend to the fairseq of this process."""
+    third_party_warnings.install()  # first: importing fairseq already warns
+    quiet_import.install()
+    from megalodon_tasks import errors
+    from megalodon_tasks.fairseq_compat import (
+        atomic_files,
+        checkpoint_errors,
+        jobs,
+        log_file,
+        safe_globals,
+    )
+
+    errors.install_excepthook()
+    for mend in (safe_globals, atomic_files, checkpoint_errors, log_file, jobs):
+        mend.install()

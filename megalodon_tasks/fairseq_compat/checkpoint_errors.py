@@ -1,0 +1,147 @@
+"""A checkpoint that cannot be used: which file, what is wrong with it, what to do.
+
+fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340) and answers a model that does
+not fit with "please ensure that the architectures match" (trainer.py:597), without saying what differs.
+"""
+
+import os
+import pickle
+import re
+import shlex
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.fairseq_compat.patching import replace
+
+NAMED_AT_MOST = 5  # tensors and settings that a message lists
+
+
+def install() -> None:
+    """Explain unreadable files wherever fairseq loads one, and unfit models where it resumes."""
+    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_file_errors)
+    replace(Trainer, "load_checkpoint", _with_model_errors)
+
+
+# what torch.load and fairseq's upgrade of old checkpoints raise for files of all kinds
+READING_ERRORS = (EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError)
+
+
+def _with_file_errors(stock: Callable) -> Callable:
+    @user_errors()
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict:
+        try:
+            return stock(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except READING_ERRORS as error:
+            reason = _why_unusable(path, error)
+            if reason is None:
+                raise
+            raise UserError(f"{path}: {reason}") from error
+
+    return load_checkpoint_to_cpu
+
+
+def _why_unusable(path: str, error: Exception) -> str | None:
+    refused = re.search(r"unsupported global:? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+    if not is_whole(path) or "PytorchStreamReader" in str(error):
+        size = os.path.getsize(path)
+        return f"the checkpoint is truncated or damaged ({size} bytes); {_remedy(Path(path))}"
+    if refused:
+        return (
+            f"holds {refused[1]} besides tensors and settings and is not loaded, since that could "
+            "run code; use a checkpoint that a training run of this project wrote"
+        )
+    if isinstance(error, (KeyError, TypeError, pickle.UnpicklingError)):
+        return (
+            f"not a training checkpoint of fairseq (reading it ended in {error!r}); "
+            "name a file that a training run wrote, such as checkpoint_best.pt"
+        )
+    return None
+
+
+def _remedy(damaged: Path) -> str:
+    others = [p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p)]
+    if not others:
+        return "no whole one is beside it: take it from a copy, or delete it to start anew"
+    copy = f"cp {shlex.quote(str(others[0]))} {shlex.quote(str(damaged))}"
+    return f"the newest whole one beside it is {others[0].name}; to go on from that: {copy}"
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether the checkpoint file ``path`` was written to its end (torch writes zip archives)."""
+    return zipfile.is_zipfile(path)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint*.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _with_model_errors(stock: Callable) -> Callable:
+    def load_checkpoint(self: Trainer, filename: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return stock(self, filename, *args, **kwargs)
+        except UserError:
+            raise
+        except AssertionError as error:  # criterion or optimizer of another class, trainer.py:610
+            if "does not match" not in str(error):
+                raise
+            raise UserError(f"{filename}: {error}") from error
+        except Exception as error:
+            if not str(error).startswith("Cannot load model parameters"):
+                raise
+            raise _misfit(self, filename, error) from error
+
+    return load_checkpoint
+
+
+def _misfit(trainer: Trainer, filename: str, error: Exception) -> BaseException:
+    state = checkpoint_utils.load_checkpoint_to_cpu(filename)
+    tensors = list(tensor_differences(state["model"], trainer.get_model().state_dict()))
+    if not tensors:
+        return error.__context__ or error
+    settings = list(_setting_differences(state["cfg"]["model"], trainer.cfg.model))
+    return UserError(
+        f"{filename}: this checkpoint is of another architecture. "
+        f"{_shortened('settings', settings)}{_shortened('tensors', tensors)}"
+        "Give the model the settings of the checkpoint, or train into another folder "
+        "(checkpoint.save_dir, --save-dir)"
+    )
+
+
+def _shortened(title: str, lines: list[str]) -> str:
+    if not lines:
+        return ""
+    more = f"; and {len(lines) - NAMED_AT_MOST} more" if len(lines) > NAMED_AT_MOST else ""
+    return f"{title}: {'; '.join(lines[:NAMED_AT_MOST])}{more}. "
+
+
+def tensor_differences(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> Iterator[str]:
+    """One line for each tensor of the model ``wanted`` that ``found`` lacks, and the reverse."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            yield f"{name} is missing in the checkpoint"
+        elif name not in wanted:
+            yield f"{name} is surplus in the checkpoint"
+        elif found[name].shape != wanted[name].shape:
+            yield (
+                f"{name} has shape {tuple(found[name].shape)} in the checkpoint, "
+                f"{tuple(wanted[name].shape)} in the model"
+            )
+
+
+def _setting_differences(found: Any, wanted: Any) -> Iterator[str]:
+    for name in ("_name", *sorted(key for key in found if key != "_name")):
+        theirs, ours = found.get(name), wanted.get(name)
+        if theirs != ours:
+            label = "arch" if name == "_name" else name
+            yield f"{label} is {theirs} in the checkpoint, {ours} in the model"

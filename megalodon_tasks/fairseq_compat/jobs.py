@@ -1,0 +1,103 @@
+"""The start of a training job: forget the last one, and go on exactly where this one stopped.
+
+fairseq calls ``load_checkpoint`` once per job, after it has built the trainer and before the first
+update, so everything that has to happen there hangs on it:
+
+* ``save_checkpoint.best`` and ``should_stop_early.best`` are attributes of functions
+  (checkpoint_utils.py:42, fairseq_cli/train.py:244) and outlive the job: the next job of a sweep in the
+  same process keeps no best checkpoint unless it beats the last one, and may stop at once;
+* two runs in one folder overwrite each other's checkpoints: the second is refused;
+* temporary files of a killed run are removed;
+* the running averages between two lines of the log are dropped when a run resumes at the start of an
+  epoch (trainer.py:648), which makes its next line differ from an uninterrupted run's;
+* a run that has made its last update would make one more (fairseq_cli/train.py:389 looks after the
+  update, not before), which moves a finished model;
+* an unknown ``best_checkpoint_metric`` is a bare KeyError (fairseq_cli/train.py:534).
+"""
+
+import atexit
+import contextlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.logging import metrics, progress_bar
+
+from megalodon_tasks.data.atomic import sole_writer
+from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
+from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
+from megalodon_tasks.fairseq_compat.patching import replace
+
+logger = logging.getLogger(__name__)
+
+_claimed = contextlib.ExitStack()  # holds the lock on the folder of the running job
+atexit.register(_claimed.close)
+
+
+def install() -> None:
+    """Hang the start of a job on fairseq's ``load_checkpoint``."""
+    replace(checkpoint_utils, "load_checkpoint", _with_clean_start)
+
+
+def _with_clean_start(stock: Callable) -> Callable:
+    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
+        _forget_last_job(trainer.cfg)
+        if trainer.data_parallel_rank == 0 and not cfg.no_save:
+            _claim(Path(cfg.save_dir))
+        extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
+        if extra_state is not None:
+            _restore_running_averages(cfg, extra_state)
+            _skip_if_finished(trainer)
+        return extra_state, epoch_iterator
+
+    return load_checkpoint
+
+
+@user_errors()
+def _claim(save_dir: Path) -> None:
+    """Lock ``save_dir`` until the next job or the end of the process, and tidy it."""
+    _claimed.close()
+    _claimed.enter_context(sole_writer(save_dir))
+    for name in remove_leftovers(save_dir):
+        logger.info(f"removed {name}, left half-written by a run that was killed")
+
+
+def _forget_last_job(cfg: Any) -> None:
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    keep_file_handlers(progress_bar.logger, newest=0)
+    train = sys.modules.get("fairseq_cli.train")  # not imported: it would configure logging
+    if train is not None:
+        vars(train.should_stop_early).clear()
+        keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
+        replace(train, "get_valid_stats", _with_metric_check)
+
+
+def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
+    at_epoch_start = extra_state["train_iterator"]["iterations_in_epoch"] == 0
+    saved = extra_state.get("metrics", {})
+    if at_epoch_start and "train_inner" in saved and not cfg.reset_meters:
+        metrics.load_state_dict({"train_inner": saved["train_inner"]})
+
+
+def _skip_if_finished(trainer: Any) -> None:
+    done, wanted = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+    if 0 < wanted <= done:
+        logger.info(f"this run is finished ({done} of {wanted} updates): nothing is left to train")
+        trainer.cfg.optimization.max_epoch = -1  # the loop over epochs ends before its first
+
+
+def _with_metric_check(stock: Callable) -> Callable:
+    def get_valid_stats(cfg: Any, trainer: Any, stats: dict, tracking_best: bool) -> dict:
+        metric = cfg.checkpoint.best_checkpoint_metric
+        if metric not in stats:
+            raise UserError(
+                f"checkpoint.best_checkpoint_metric={metric!r} is not logged in validation; "
+                f"choose one of {', '.join(sorted(stats))}"
+            )
+        return stock(cfg, trainer, stats, tracking_best)
+
+    return get_valid_stats

@@ -1,0 +1,28 @@
+"""Importing fairseq without its taking over the program's logging.
+
+Two of fairseq's task files configure the root logger when they are imported (tasks/text_to_speech.py:23,
+tasks/frm_text_to_speech.py:13), at level INFO and DEBUG, and one logs a line about a package that is not
+needed here.
+"""
+
+import importlib
+import logging
+import sys
+
+
+def install() -> None:
+    """Import fairseq's tasks and leave the root logger as it was.
+
+    Nothing is done where fairseq came first: its commands configure logging on purpose.
+    """
+    if "fairseq.tasks" in sys.modules:
+        return
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        importlib.import_module("fairseq.tasks")
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)

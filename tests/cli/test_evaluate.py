@@ -1,0 +1,189 @@
+"""Evaluating a checkpoint: the numbers, the record, the comparison, the errors."""
+
+import csv
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import megalodon_tasks
+from megalodon_tasks.cli import evaluate, results
+from megalodon_tasks.errors import UserError
+from tests import toy_plugin
+
+RECORDED = {
+    "benchmark", "split", "metric", "value", "loss", "n", "best_constant", "checkpoint", "update",
+    "epoch", "params", "chunk_size", "seed", "date", "device", "versions", "commit",
+}  # fmt: skip
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def by_hand(checkpoint, split):
+    """Accuracy, loss in bits and best constant answer, item by item."""
+    state = torch.load(checkpoint)
+    model = toy_plugin.ToyModel(6, 0.0).eval()
+    model.load_state_dict(state["model"])
+    task = toy_plugin.ToyTask(None)
+    task.load_dataset(split)
+    data = task.dataset(split)
+    batch = data.collater([data[i] for i in range(len(data))])
+    logits = model(**batch["net_input"])
+    correct = (logits.argmax(-1) == batch["target"]).float().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits, batch["target"]).item()
+    constant = batch["target"].bincount().max().item() / len(data)
+    return 100 * correct, loss / torch.tensor(2.0).log().item(), 100 * constant
+
+
+@pytest.mark.parametrize(("split", "batch_size"), [("test", None), ("valid", 7), ("test", 1)])
+def test_numbers_equal_those_by_hand(run_copy, split, batch_size):
+    batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
+    checkpoint = run_copy / "checkpoint_best.pt"
+    assert evaluate.main([str(checkpoint), "--split", split, "--cpu", *batch]) == 0
+    (record,) = records(run_copy)
+    accuracy, loss, constant = by_hand(checkpoint, split)
+    assert record["value"] == pytest.approx(accuracy, abs=1e-3)
+    assert record["loss"] == pytest.approx(loss, abs=1e-4)
+    assert record["best_constant"] == pytest.approx(constant)
+    assert record["n"] == toy_plugin.SIZES[split]
+
+
+def test_the_record_says_what_was_evaluated(run_copy):
+    evaluate.main([str(run_copy / "checkpoint_last.pt"), "--cpu"])
+    (record,) = records(run_copy)
+    assert record.keys() == RECORDED
+    wanted = {
+        "benchmark": "toy", "split": "test", "metric": "accuracy", "checkpoint": "checkpoint_last.pt",
+        "update": 20, "epoch": 4, "params": 64, "chunk_size": 4, "seed": 3,
+    }  # fmt: skip
+    assert {name: record[name] for name in wanted} == wanted
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["megalodon_tasks"] == megalodon_tasks.__version__
+
+
+def test_a_checkpoint_between_epochs_counts_the_finished_ones(run_copy):
+    evaluate.main([str(run_copy / "checkpoint2.pt"), "--cpu"])
+    assert (records(run_copy)[0]["epoch"], records(run_copy)[0]["update"]) == (2, 12)
+
+
+def test_records_are_added_and_the_checkpoint_is_relative_to_them(run_copy, tmp_path):
+    file = tmp_path / "all" / "results.jsonl"
+    for name in ("best", "last"):
+        command = [str(run_copy / f"checkpoint_{name}.pt"), "--results", str(file), "--cpu"]
+        evaluate.main(command)
+    paths = [record["checkpoint"] for record in records(file.parent)]
+    assert paths == [f"../a run's folder/checkpoint_{name}.pt" for name in ("best", "last")]
+
+
+def test_prints_the_result_beside_the_published_ones(run_copy, capsys):
+    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--recipe", "lra/listops", "--cpu"])
+    title, ours, constant, full, chunked, place = capsys.readouterr().out.splitlines()
+    assert title.startswith("lra/listops: accuracy on test (10 items, loss ")
+    assert ours.split()[:3] == ["this", "checkpoint", f"{records(run_copy)[0]['value']:.2f}"]
+    assert constant.split() == ["best", "constant", "answer", "40.00"]
+    assert full.split()[:2] == ["lra/listops", "63.79"]
+    assert chunked.split()[:2] == ["lra/listops-chunk128", "62.23"]
+    assert place == f"recorded in {run_copy / 'results.jsonl'}"
+
+
+def test_data_replaces_the_folder_of_training(run_copy, tmp_path):
+    checkpoint = run_copy / "checkpoint_best.pt"
+    trained = evaluate.load(checkpoint, str(tmp_path), torch.device("cpu"))
+    assert trained.cfg.task.data == str(tmp_path)
+    assert not trained.model.training
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.pt: there is no such checkpoint"):
+        evaluate.main([str(tmp_path / "nowhere.pt")])
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"PK half")
+    with pytest.raises(UserError, match="checkpoint_best.pt: the checkpoint is truncated"):
+        evaluate.main([str(tmp_path / "checkpoint_best.pt")])
+
+
+def test_a_model_that_the_code_builds_otherwise_is_named(run_copy):
+    state = torch.load(run_copy / "checkpoint_best.pt")
+    state["model"]["more"] = torch.ones(1)
+    torch.save(state, run_copy / "checkpoint_best.pt")
+    with pytest.raises(UserError, match=r"(?s)does not fit the model .*more"):
+        evaluate.main([str(run_copy / "checkpoint_best.pt")])
+    assert not (run_copy / "results.jsonl").exists()
+
+
+def test_unknown_metric_is_named_with_those_that_there_are(run_copy):
+    state = torch.load(run_copy / "checkpoint_best.pt")
+    state["cfg"]["checkpoint"]["best_checkpoint_metric"] = "f1"
+    torch.save(state, run_copy / "checkpoint_best.pt")
+    with pytest.raises(UserError, match="'f1' is not logged by the criterion, which logs accuracy"):
+        evaluate.main([str(run_copy / "checkpoint_best.pt")])
+
+
+def test_ctrl_c_records_nothing(run_copy, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    assert evaluate.main([str(run_copy / "checkpoint_best.pt")]) == 130
+    assert "nothing was recorded" in capsys.readouterr().err
+    assert not (run_copy / "results.jsonl").exists()
+
+
+def test_lines_of_many_writers_stay_whole(tmp_path):
+    file = tmp_path / "results.jsonl"
+
+    def write(name):
+        for number in range(50):
+            results.append(file, {"name": name, "number": number, "filling": "x" * 500})
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = [(record["name"], record["number"]) for record in records(tmp_path)]
+    assert sorted(found) == [(name, number) for name in range(4) for number in range(50)]
+
+
+def test_a_torn_line_does_not_swallow_the_next(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"value": 1}\n{"val')
+    results.append(file, {"value": 2})
+    lines = file.read_text().splitlines()
+    assert [json.loads(lines[0]), lines[1], json.loads(lines[2])] == [
+        {"value": 1}, '{"val', {"value": 2},
+    ]  # fmt: skip
+
+
+def test_one_write_reaches_the_disk(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(results.os, "fsync", lambda descriptor: order.append("fsync"))
+    write = os.write
+    monkeypatch.setattr(results.os, "write", lambda d, b: (order.append("write"), write(d, b))[1])
+    results.append(tmp_path / "results.jsonl", {"value": 1})
+    assert order == ["write", "fsync"]
+
+
+def test_the_table_of_results_is_complete():
+    columns = [
+        "id", "metric", "paper_value", "paper_source", "our_mean", "our_std", "seeds", "params",
+        "early_metric@epoch", "time_per_epoch", "device", "commit", "status",
+    ]  # fmt: skip
+    path = Path(megalodon_tasks.__file__).parent.parent / "recipes" / "results.csv"
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == columns
+    assert len({row["id"] for row in rows}) == len(rows) > 0
+    for row in rows:
+        assert float(row["paper_value"]) > 0
+        assert row["paper_source"]
+        assert row["status"] in ("measured", "smoke-only", "not-run")
+        assert bool(row["our_mean"]) == (row["status"] == "measured")
