@@ -41,7 +41,7 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "listops": Task("megalodon_lra_listops", 2048, 4, 128, ClassifierInputs("tokens", 10, 18)),
+    "listops": Task("megalodon_lra_listops", 2048, 4, 128, ClassifierInputs("tokens", 10, 17)),
     "text": Task("megalodon_lra_text", 4096, 2, 128, ClassifierInputs("tokens", 2, 258)),
     "retrieval": Task(
         "megalodon_lra_retrieval", 4096, 1, 128, ClassifierInputs("tokens", 2, 258, pair=True)
