@@ -1,0 +1,51 @@
+"""Names in a state_dict are a promise: models/README.md lists them, and this holds both to it."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from megalodon_tasks.models.causal_lm import CausalLM
+from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.sequence_classifier import SequenceClassifier
+
+README = Path(__file__).parents[2] / "models" / "README.md"
+SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
+
+
+def documented_names() -> set[str]:
+    """All names of the README's table, braces expanded, with 0 for the block's number."""
+    table = README.read_text().split("## Names in a `state_dict`")[1]
+    names = set()
+    for row in re.findall(r"^\| (.+?) \|", table, re.MULTILINE):
+        for pattern in re.findall(r"`([^`]+)`", row):
+            parts = re.split(r"\{([^}]*)\}", pattern.replace("{i}", "0"))
+            choices = [p.split(",") if i % 2 else [p] for i, p in enumerate(parts)]
+            names.update("".join(choice) for choice in product(*choices))
+    return names
+
+
+def build_all() -> set[str]:
+    tokens = {"vocab_size": 5, "num_classes": 2}
+    encoder, decoder = MegalodonConfig(**SIZES), MegalodonConfig(**SIZES, causal=True)
+    models = [
+        SequenceClassifier(encoder, ClassifierInputs("tokens", **tokens)),
+        SequenceClassifier(encoder, ClassifierInputs("pixels", num_classes=2)),
+        SequenceClassifier(encoder, ClassifierInputs("tokens", pair=True, **tokens)),
+        CausalLM(decoder, vocab_size=5),
+    ]
+    return {name for model in models for name in model.state_dict()}
+
+
+def test_documented_names_are_the_real_ones():
+    assert documented_names() == build_all()
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_documented_rows_of_cema(bidirectional):
+    config = MegalodonConfig(**SIZES, causal=not bidirectional)
+    model = SequenceClassifier(config, ClassifierInputs("pixels", num_classes=2))
+    rows = model.state_dict()["stack.blocks.0.attention.cema.alpha"].shape[0]
+    assert rows == config.model_dim * (2 if bidirectional else 1)
