@@ -1,5 +1,6 @@
 """What has to be settled before any test imports a kernel."""
 
+import importlib.util
 import os
 
 import pytest
@@ -14,3 +15,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "not gpu" in config.option.markexpr or not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_third_parties() -> None:
+    """Known warnings of other packages are silenced as in a run; any other is worth reading."""
+    if importlib.util.find_spec("fairseq") is not None:
+        from megalodon_tasks.fairseq_compat import third_party_warnings
+
+        third_party_warnings.install()

@@ -1,0 +1,88 @@
+"""Every recipe's YAML loads and builds what it names; the three ways to a run give one configuration."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import models, options
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+YAMLS = sorted(RECIPES.rglob("*.yaml"))
+
+
+class TaskOf:
+    """As much of a task as building a classifier needs."""
+
+    inputs = ClassifierInputs("tokens", num_classes=10, vocab_size=17)
+
+
+def load_yaml(path: Path, *overrides: str):
+    """What fairseq-hydra-train makes of a YAML file and overrides."""
+    GlobalHydra.instance().clear()
+    hydra_init(cfg_name=path.stem)
+    with initialize_config_dir(str(path.parent), version_base="1.1"):
+        config = compose(config_name=path.stem, overrides=list(overrides))
+    add_defaults(config)
+    container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return OmegaConf.create(container)
+
+
+def load_command_line(*arguments: str):
+    """What fairseq-train makes of its arguments."""
+    parser = options.get_training_parser()
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, list(arguments)))
+
+
+def test_recipes_are_found():
+    assert {path.stem for path in YAMLS} >= {"listops", "listops_demo"}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_builds_the_model_that_it_names(path):
+    config = load_yaml(path, "task.data=DATA", "model.chunk_size=16")
+    assert config.model.chunk_size == 16
+    preset = CLASSIFIER_PRESETS[config.model._name]
+    written = OmegaConf.load(path).model
+    for field, value in preset.items():
+        assert config.model[field] == written.get(field, value), field
+    with torch.device("meta"):
+        model = models.build_model(config.model, TaskOf())
+    assert len(model.stack.blocks) == config.model.num_layers
+
+
+def test_command_line_and_yaml_build_the_same_configuration():
+    yaml = load_yaml(RECIPES / "lra" / "listops.yaml", "task.data=DATA", "model.chunk_size=128")
+    words = """DATA --user-dir megalodon_tasks --task lra_text --arch megalodon_lra_listops
+        --benchmark listops --max-positions 2002 --chunk-size 128 --dropout 0.1
+        --criterion classification --optimizer adamw_groups --adam-betas (0.9,0.98)
+        --weight-decay 0.01 --clip-norm 1.0 --lr 0.001 --lr-scheduler linear_decay
+        --warmup-updates 3000 --max-update 90000 --batch-size 64 --batch-size-valid 32
+        --required-batch-size-multiple 1 --num-workers 2 --seed 1 --save-dir outputs/lra/listops
+        --keep-last-epochs 1 --best-checkpoint-metric accuracy --log-format json
+        --maximize-best-checkpoint-metric"""
+    line = load_command_line(*words.split())
+    for section in ("task", "model", "criterion", "optimizer", "lr_scheduler"):
+        ours, theirs = dict(yaml[section]), dict(line[section])
+        differing = {
+            key: (ours.get(key), theirs.get(key))
+            for key in ours.keys() & theirs.keys()
+            if _plain(ours[key]) != _plain(theirs[key])
+        }
+        assert differing == {}, section
+    for section in ("dataset", "optimization", "checkpoint"):
+        assert _plain(yaml[section]) == _plain(line[section]), section
+
+
+def _plain(value: object) -> object:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+    return re.sub(r"\s", "", value) if isinstance(value, str) else value
