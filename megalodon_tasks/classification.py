@@ -34,6 +34,8 @@ class ClassificationConfig(FairseqDataclass):
         metadata={"help": "longest sequence to accept, in steps; default: the longest there is"},
     )
     seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
     # fairseq's switch, read from here.  A default of True would make the flag turn it off.
     rebuild_batches: bool = field(
         default=False,
@@ -103,12 +105,12 @@ class ClassificationTask(FairseqTask):
 
     @user_errors()
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
-        """Load ``train`` (shuffled anew each epoch) or another split (sorted by length)."""
+        """Load a split: that for training is shuffled anew each epoch, others are sorted by length."""
         self.datasets[split] = SequenceDataset(
             self.prepared.split(split),
             padding_value=self.padding_idx,
             max_length=self._max_positions,
-            shuffle=split == "train",
+            shuffle=split == self.cfg.train_subset,
             seed=self.cfg.seed,
         )
         logger.info(f"{split}: {len(self.datasets[split])} items of {self.prepared.folder}")
@@ -142,8 +144,10 @@ class ClassificationTask(FairseqTask):
         Their batches are made anew for each epoch all the same (``rebuild_batches``).  An iterator that
         is dropped leaves its workers to the garbage collector, which takes 5 seconds to end them, or
         runs inside a worker of the next epoch, where torch then prints a traceback.
+
+        A split that is trained on and evaluated too needs two iterators, though fairseq keeps one.
         """
-        return True
+        return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
 
     def max_positions(self) -> int:
         """The length of the longest sequence that is accepted, in steps."""

@@ -29,7 +29,8 @@ def data(tmp_path):
 
 
 def task_with(data, seed=1, **changes):
-    cfg = OmegaConf.structured(ClassificationConfig(_name="lra_text", seed=seed))
+    fields = {"seed": seed, "train_subset": "train", "valid_subset": "valid"}
+    cfg = OmegaConf.structured(ClassificationConfig(_name="lra_text", **fields))
     return setup_task(OmegaConf.merge(cfg, {"data": data and str(data), **changes}))
 
 
@@ -179,6 +180,20 @@ def test_resumed_process_has_the_same_batches(data, data_workers, num_workers, f
         for task in (running, resumed)
     ]
     assert following[0] == following[1] != rest
+
+
+def test_training_split_may_be_evaluated_too(data):
+    task = task_with(data, train_subset="valid", valid_subset="test,valid")
+    task.load_dataset("valid")
+    assert task.dataset("valid").shuffle
+    settings = {"max_sentences": BATCH, "seed": 1}
+    training = task.get_batch_iterator(task.dataset("valid"), **settings)
+    batches = training.next_epoch_itr()
+    next(batches)
+    evaluation = task.get_batch_iterator(task.dataset("valid"), **settings)
+    assert sorted(sum(ids(evaluation.next_epoch_itr(shuffle=False)), [])) == list(range(12))
+    assert len(ids(batches)) == 1
+    assert training.epoch == 1
 
 
 MODEL = "--arch megalodon_lra_listops --model-dim 8 --value-dim 8 --z-dim 4 --ffn-hidden-dim 8"
