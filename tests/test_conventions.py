@@ -67,7 +67,7 @@ def too_long() -> Iterator[str]:
         if source.lines > (600 if source.holds_kernels else 500):
             yield f"{source.name}: {source.lines} lines; is there a second job in it?"
         for function in source.functions():
-            if length(function) > (120 if source.holds_kernels else 80):
+            if length(function) > (140 if source.holds_kernels else 80):
                 yield source.at(function, f"{function.name} has {length(function)} lines")
 
 

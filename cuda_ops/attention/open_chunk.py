@@ -19,13 +19,11 @@ def extend(
         return ChunkAttentionState(k_BLHK, v_BLHV, padding_mask)
     key = torch.cat([state.key.to(k_BLHK.dtype), k_BLHK], dim=1)
     value = torch.cat([state.value.to(v_BLHV.dtype), v_BLHV], dim=1)
-    masks = state.padding_mask, padding_mask
-    if masks == (None, None):
+    if state.padding_mask is None and padding_mask is None:
         return ChunkAttentionState(key, value)
-    steps = state.key, k_BLHK
     masks = [
-        step.new_zeros(step.shape[:2], dtype=torch.bool) if mask is None else mask
-        for mask, step in zip(masks, steps, strict=True)
+        steps.new_zeros(steps.shape[:2], dtype=torch.bool) if mask is None else mask
+        for mask, steps in ((state.padding_mask, state.key), (padding_mask, k_BLHK))
     ]
     return ChunkAttentionState(key, value, torch.cat(masks, dim=1))
 

@@ -342,7 +342,7 @@ def chunk_attention_queries_kernel(
         seen = _seen(
             seed, i_bh, o_q[:, None], o_s[None, :], real_s[None, :], start, past, dropout_p, CAUSAL
         )
-        weights = tl.where(seen, tl.exp2(scores - b_lse), 0.0)
+        weights = tl.exp2(tl.where(seen, scores - b_lse, float("-inf")))
         if V <= BV:
             b_v = _load_rows(v, o_s, o_v, v_stride_l, real_s, V, OPERAND)
             by_weight = _dot(b_grad, tl.trans(b_v), tl.zeros((BM, BN), tl.float32))
@@ -467,7 +467,7 @@ def chunk_attention_keys_kernel(
         seen = _seen(
             seed, i_bh, o_q[None, :], o_s[:, None], real_s[:, None], start, past, dropout_p, CAUSAL
         )
-        weights = tl.where(seen, tl.exp2(scores - b_lse), 0.0)
+        weights = tl.exp2(tl.where(seen, scores - b_lse, float("-inf")))
         if V <= BV or grad_v is not None:
             b_grad = _load_rows(grad, o_q - past, o_v, grad_stride_l, real_q, V, OPERAND)
         if grad_v is not None:

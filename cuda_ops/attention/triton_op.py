@@ -60,8 +60,11 @@ def chunk_attention_op(
     causal: bool,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, L, H, K), k (B, S, H, K), v (B, S, H, V) of one dtype, mask (B, S): the last L of S steps
-    are the queries.  Returns y (B, L, H, V) and for the backward log2 sum exp of the scores (B, H, L)."""
+    """q (B, L, H, K), k (B, S, H, K), v (B, S, H, V) of one dtype, mask (B, S).
+
+    The last L of the S steps are the queries.  Returns y (B, L, H, V) and, for the backward,
+    ``log2 sum exp`` of the scores (B, H, L).
+    """
     q, k, v = (_last_axis_dense(tensor) for tensor in (q, k, v))
     y = q.new_empty(*q.shape[:3], v.shape[3])
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)

@@ -22,6 +22,8 @@ PROGRAMS = 2048
 SCAN_ELEMENTS = 2048
 SCAN_GROUPS = 8
 WARPS = 8
+# A group of one feature has as many moments in registers as there are numbers.
+WARPS_OF_SINGLES = 16
 
 
 class Plan(NamedTuple):
@@ -75,7 +77,7 @@ class Plan(NamedTuple):
             "BT": self.steps,
             "BG": self.tile_groups,
             "BJ": triton.next_power_of_2(self.features),
-            "num_warps": WARPS,
+            "num_warps": WARPS_OF_SINGLES if self.features == 1 else WARPS,
         }
 
 

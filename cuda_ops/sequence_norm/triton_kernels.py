@@ -69,7 +69,7 @@ def sequence_norm_kernel(
     real = real_steps(mask, i_b, o_t, L)
     inside = real[:, None] & inside_d[None, :]
     b_x = _load_tile(x, i_b, o_t, o_d, stride_b, stride_l, inside)
-    b_x, _ = _normalise(b_x, total, i_b, o_d, inside_d, inside, plane, G, eps, J)
+    b_x, rstd = _normalise(b_x, total, i_b, o_d, inside_d, inside, plane, G, eps, J)
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     b_bias = tl.load(bias + o_d, mask=inside_d, other=0.0).to(tl.float32)
     b_y = tl.where(inside, b_x * b_scale[None, :] + b_bias[None, :], 0.0)
@@ -102,7 +102,8 @@ def sequence_norm_sums_kernel(
     D = G * J
     runs = tl.cdiv(N, blocks)
     i_b, i_r = (tl.program_id(0) // runs).to(tl.int64), tl.program_id(0) % runs
-    _, o_d, inside_d = _offsets(0, tl.program_id(1), D, BT, BD)
+    o_d = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside_d = o_d < D
     by_scale = tl.zeros((BD,), tl.float32)
     by_bias = tl.zeros((BD,), tl.float32)
     for i_n in range(i_r * blocks, tl.minimum(N, (i_r + 1) * blocks)):
@@ -110,7 +111,7 @@ def sequence_norm_sums_kernel(
         inside = real_steps(mask, i_b, o_t, L)[:, None] & inside_d[None, :]
         b_x = _load_tile(x, i_b, o_t, o_d, stride_b, stride_l, inside)
         b_grad = _load_tile(grad, i_b, o_t, o_d, grad_stride_b, grad_stride_l, inside)
-        b_x, _ = _normalise(b_x, total, i_b, o_d, inside_d, inside, plane, G, eps, J)
+        b_x, rstd = _normalise(b_x, total, i_b, o_d, inside_d, inside, plane, G, eps, J)
         by_scale += tl.sum(b_grad * b_x, 0)
         by_bias += tl.sum(b_grad, 0)
     at = partial + (i_b * runs + i_r) * 2 * D + o_d

@@ -38,6 +38,15 @@ class Times(NamedTuple):
         padded_N = padded_steps(self.padding_mask, piece)
         return Times(self.before_BL1[piece.index], self.count_BL1[piece.index], mask, padded_N)
 
+    def base(self, mean_BG: torch.Tensor, coarse_BLG: torch.Tensor) -> torch.Tensor:
+        """What means are counted from in a piece: the mean before it, else that of its first step."""
+        if self.padding_mask is None:
+            first_BG = coarse_BLG[:, 0]
+        else:
+            at_B1 = self.padding_mask.int().argmin(1, keepdim=True)
+            first_BG = coarse_BLG.take_along_dim(at_B1[..., None], 1)[:, 0]
+        return torch.where(self.before_BL1[:, 0] == 0, first_BG, mean_BG)
+
 
 class Later(NamedTuple):
     """What all later steps send back: sums over them, see README.md, equation 10.
@@ -71,28 +80,35 @@ class Later(NamedTuple):
 
 
 def running_moments(
-    step_BLG: torch.Tensor,
+    coarse_BLG: torch.Tensor,
+    rest_BLG: torch.Tensor,
     square_BLG: torch.Tensor,
-    low_BG: torch.Tensor,
+    base_BG: torch.Tensor,
     var_BG: torch.Tensor,
     now: Times,
     moved_BLG: torch.Tensor,
     var_BLG: torch.Tensor,
-) -> None:
+) -> torch.Tensor:
     """Write the moments of all steps up to each one: the mean as its distance from ``base``.
 
-    ``step`` is the mean of each step, counted from ``base`` without its ``low`` part.  All steps before
-    the piece have the mean ``base``, so they only count.  The sum of squares grows at a step by its own
-    and by ``before / count`` times the squared distance to the mean before it: no difference of large
-    numbers.  Overwrites its first two arguments.
+    All steps before the piece have the mean ``base``, so they only count.  The sum of squares grows at a
+    step by its own and by ``before / count`` times the squared distance to the mean before it: no
+    difference of large numbers.  Returns ``coarse - mean``; overwrites its first three arguments.
     """
-    jump_BLG = mask_(step_BLG.sub_(low_BG[:, None]), now.padded_N)
-    torch.cumsum(jump_BLG, 1, out=moved_BLG).div_(now.count_BL1)
+    wide = coarse_BLG.dtype
+    high_BG = base_BG.to(wide)
+    low_BG = (base_BG - high_BG).to(wide)
+    coarse_BLG.sub_(high_BG[:, None]).sub_(low_BG[:, None])
+    step_BLG = rest_BLG.add_(coarse_BLG)
+    mask_(step_BLG, now.padded_N)
+    torch.cumsum(step_BLG, 1, out=moved_BLG).div_(now.count_BL1)
+    jump_BLG = step_BLG
     jump_BLG[:, 1:] -= moved_BLG[:, :-1]
     square_BLG.addcmul_(jump_BLG.square_(), now.before_BL1 / now.count_BL1)
     mask_(square_BLG, now.padded_N)
     square_BLG[:, 0] += now.before_BL1[:, 0] * var_BG
     torch.cumsum(square_BLG, 1, out=var_BLG).div_(now.count_BL1)
+    return coarse_BLG.sub_(moved_BLG)
 
 
 def running_backward(

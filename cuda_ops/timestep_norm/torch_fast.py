@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
-from megalodon_tasks.cuda_ops.pieces import Workspace, mask_
+from megalodon_tasks.cuda_ops.pieces import Piece, Workspace, mask_
 from megalodon_tasks.cuda_ops.timestep_norm.running import (
     Later,
     Times,
@@ -78,17 +78,21 @@ class _TimestepNorm(torch.autograd.Function):
         bases = []
         for piece in work.pieces:
             now = times.cut(piece)
-            work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+            work_BLD = work.result_of(piece)
             moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
-            base_BG = _base(mean_BG[piece.rows], x[piece.index], now)
-            low_BG = _subtract_base(x[piece.index], base_BG, now.padded_N, work_BLD)
-            moments = _step_moments(work_BLD, groups, scratch_BLD)
-            running_moments(*moments, low_BG, var_BG[piece.rows], now, moved, rstd)
+            coarse_BLG = _centre_steps(x[piece.index], now.padded_N, groups, work_BLD)
+            moments = _step_moments(work_BLD, groups, work, piece)
+            base_BG = now.base(mean_BG[piece.rows], coarse_BLG)
+            offset_BLG = running_moments(
+                coarse_BLG, *moments, base_BG, var_BG[piece.rows], now, moved, rstd
+            )
             bases.append(base_BG)
             mean_BG[piece.rows] = base_BG + moved[:, -1]
             var_BG[piece.rows] = rstd[:, -1]
             rstd.add_(eps).rsqrt_()
-            _normalise_(work_BLD, moved, rstd, low_BG)
+            offset_BLG.mul_(rstd)
+            work_BLGJ = work_BLD.unflatten(-1, (groups, -1))
+            work_BLGJ.mul_(rstd[..., None]).add_(offset_BLG[..., None])
             torch.addcmul(bias_wide, work_BLD, scale_wide, out=work_BLD)
             work.store(piece, mask_(work_BLD, now.padded_N))
         ctx.save_for_backward(x, scale, moved_BLG, rstd_BLG, *times[:3], *bases)
@@ -124,8 +128,7 @@ class _TimestepNorm(torch.autograd.Function):
             moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
             grad_BLD = work.load("grad", piece, grad_y, now.padded_N)
             work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
-            low_BG = _subtract_base(x[piece.index], base_BG, now.padded_N, work_BLD)
-            mask_(_normalise_(work_BLD, moved, rstd, low_BG), now.padded_N)
+            _normalise(x[piece.index], base_BG, moved, rstd, now.padded_N, work_BLD)
             torch.mul(grad_BLD, work_BLD, out=scratch_BLD)
             grad_bias += grad_BLD.flatten(0, 1).sum(0)
             grad_scale += scratch_BLD.flatten(0, 1).sum(0)
@@ -146,52 +149,59 @@ class _TimestepNorm(torch.autograd.Function):
 
 @without_autocast
 def _group_means(values_BLD: torch.Tensor, groups: int) -> torch.Tensor:
-    """Mean over the features of each group, as a product with a vector: faster than a short sum."""
+    """Mean over the features of each group; short rows are faster as a product with a vector."""
     batch, length, dim = values_BLD.shape
-    weights_J = values_BLD.new_full((dim // groups,), groups / dim)
-    return torch.mv(values_BLD.reshape(-1, dim // groups), weights_J).view(batch, length, groups)
+    features = dim // groups
+    if features >= 32:
+        return values_BLD.unflatten(-1, (groups, features)).mean(-1)
+    weights_J = values_BLD.new_full((features,), 1 / features)
+    return torch.mv(values_BLD.reshape(-1, features), weights_J).view(batch, length, groups)
 
 
-def _base(mean_BG: torch.Tensor, x_BLD: torch.Tensor, now: Times) -> torch.Tensor:
-    """What means are counted from in a piece: the mean before it, else that of its first real step."""
-    if now.padding_mask is None:
-        first_BD = x_BLD[:, 0]
-    else:
-        at_B1 = now.padding_mask.int().argmin(1, keepdim=True)
-        first_BD = x_BLD.take_along_dim(at_B1[..., None], 1)[:, 0]
-    first_BG = first_BD.unflatten(1, (mean_BG.shape[1], -1)).mean(-1, dtype=torch.float64)
-    return torch.where(now.before_BL1[:, 0] == 0, first_BG, mean_BG)
-
-
-def _subtract_base(
-    x_BLD: torch.Tensor, base_BG: torch.Tensor, padded_N: torch.Tensor | None, out_BLD: torch.Tensor
+def _centre_steps(
+    x_BLD: torch.Tensor, padded_N: torch.Tensor | None, groups: int, out_BLD: torch.Tensor
 ) -> torch.Tensor:
-    """Write ``x`` minus ``base`` rounded, zero at padding; return what rounding took from ``base``."""
-    high_BG = base_BG.to(out_BLD.dtype)
-    shape = (base_BG.shape[1], -1)
-    high_B1G1 = high_BG[:, None, :, None]
-    torch.sub(x_BLD.unflatten(-1, shape), high_B1G1, out=out_BLD.unflatten(-1, shape))
-    mask_(out_BLD, padded_N)
-    return (base_BG - high_BG).to(out_BLD.dtype)
+    """Write ``x`` minus a rounded mean of each step and group, zero at padding; return the mean."""
+    if padded_N is not None or x_BLD.dtype != out_BLD.dtype:
+        x_BLD = mask_(out_BLD.copy_(x_BLD), padded_N)
+    coarse_BLG = _group_means(x_BLD, groups)
+    shape = (groups, -1)
+    torch.sub(x_BLD.unflatten(-1, shape), coarse_BLG[..., None], out=out_BLD.unflatten(-1, shape))
+    return coarse_BLG
 
 
 def _step_moments(
-    shifted_BLD: torch.Tensor, groups: int, scratch_BLD: torch.Tensor
+    centred_BLD: torch.Tensor, groups: int, work: Workspace, piece: Piece
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of each step and group, and mean square around this mean."""
-    mean_BLG = _group_means(shifted_BLD, groups)
-    square_BLG = _group_means(torch.mul(shifted_BLD, shifted_BLD, out=scratch_BLD), groups)
+    mean_BLG = _group_means(centred_BLD, groups)
+    features = centred_BLD.shape[-1] // groups
+    if features >= 16:  # this reads once and needs no room, but is slow for short rows
+        centred_BLGJ = centred_BLD.unflatten(-1, (groups, features))
+        square_BLG = torch.linalg.vector_norm(centred_BLGJ, dim=-1).square_().div_(features)
+    else:
+        squares_BLD = torch.mul(centred_BLD, centred_BLD, out=work.room("scratch", piece))
+        square_BLG = _group_means(squares_BLD, groups)
     return mean_BLG, square_BLG.addcmul_(mean_BLG, mean_BLG, value=-1.0).clamp_(min=0.0)
 
 
-def _normalise_(
-    shifted_BLD: torch.Tensor, moved_BLG: torch.Tensor, rstd_BLG: torch.Tensor, low_BG: torch.Tensor
-) -> torch.Tensor:
-    """Turn ``x - base`` into ``(x - mean) / sqrt(var + eps)``, in place."""
+def _normalise(
+    x_BLD: torch.Tensor,
+    base_BG: torch.Tensor,
+    moved_BLG: torch.Tensor,
+    rstd_BLG: torch.Tensor,
+    padded_N: torch.Tensor | None,
+    out_BLD: torch.Tensor,
+) -> None:
+    """Write ``(x - mean) / sqrt(var + eps)``, zero at padding."""
+    shape = (rstd_BLG.shape[-1], -1)
+    out_BLGJ = out_BLD.unflatten(-1, shape)
+    high_BG = base_BG.to(rstd_BLG.dtype)
+    low_BG = (base_BG - high_BG).to(rstd_BLG.dtype)
+    torch.sub(x_BLD.unflatten(-1, shape), high_BG[:, None, :, None], out=out_BLGJ)
     offset_BLG = (moved_BLG + low_BG[:, None]).mul_(rstd_BLG)
-    shifted_BLGJ = shifted_BLD.unflatten(-1, (rstd_BLG.shape[-1], -1))
-    shifted_BLGJ.mul_(rstd_BLG[..., None]).sub_(offset_BLG[..., None])
-    return shifted_BLD
+    out_BLGJ.mul_(rstd_BLG[..., None]).sub_(offset_BLG[..., None])
+    mask_(out_BLD, padded_N)
 
 
 def _combine(

@@ -213,7 +213,7 @@ def timestep_norm_lines_kernel(
     """
     runs = tl.cdiv(N, blocks)
     i_b, i_r = (tl.program_id(0) // runs).to(tl.int64), tl.program_id(0) % runs
-    _, o_g, o_j = _tile(0, tl.program_id(1), BT, BG, BJ)
+    o_g, o_j = tl.program_id(1) * BG + tl.arange(0, BG), tl.arange(0, BJ)
     inside_d = (o_g < G)[None, :, None] & (o_j < J)[None, None, :]
     o_d = o_g[None, :, None] * J + o_j[None, None, :]
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)

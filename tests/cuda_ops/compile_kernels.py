@@ -17,6 +17,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
+OPS = "megalodon_tasks.cuda_ops"
+# Bytes that a program may have, of the generations 80 (A100), 89 (Ada) and 90 (H100).
+SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+
 
 class AbsentGPU:
     """The part of Triton's driver that compilation asks for."""
@@ -71,7 +75,7 @@ def resources(kernel: object) -> dict[str, object]:
 
 def cema(dtype: torch.dtype) -> None:
     """Both kinds of call: causal with a state, and bidirectional with padding."""
-    run = importlib.import_module("megalodon_tasks.cuda_ops.cema.triton_op").cema_triton
+    run = importlib.import_module(f"{OPS}.cema.triton_op").cema_triton
     batch, length, dim, order = 2, 1000, 64, 16
     for bidirectional in (False, True):
         rows = 2 * dim if bidirectional else dim
@@ -85,9 +89,58 @@ def cema(dtype: torch.dtype) -> None:
         loss.backward()
 
 
+def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
+
+
+def timestep_norm(dtype: torch.dtype) -> None:
+    """Many blocks with a state and padding, and one block: wide groups and single features."""
+    run = importlib.import_module(f"{OPS}.timestep_norm.triton_op").timestep_norm_triton
+    kind = importlib.import_module(f"{OPS}.timestep_norm.state").TimestepNormState
+    batch, dim = 2, 1024
+    for groups in (1, 32, dim):
+        moments = _zeros(batch, groups), _zeros(batch, groups)
+        for length, state in ((2000, kind(_zeros(batch, dtype=torch.int64), *moments)), (3, None)):
+            tensors = _zeros(batch, length, dim, dtype=dtype), _zeros(dim), _zeros(dim)
+            mask = None if state is None else _zeros(batch, length, dtype=torch.bool)
+            y, end = run(*tensors, groups, eps=1e-5, state=state, padding_mask=mask)
+            (y.float().sum() + end.mean.sum() + end.var.sum()).backward()
+
+
+def sequence_norm(dtype: torch.dtype) -> None:
+    """With padding and without: wide groups and single features."""
+    run = importlib.import_module(f"{OPS}.sequence_norm.triton_op").sequence_norm_triton
+    batch, length, dim = 2, 2000, 1024
+    for groups in (1, 32, dim):
+        tensors = _zeros(batch, length, dim, dtype=dtype), _zeros(dim), _zeros(dim)
+        mask = None if groups == 1 else _zeros(batch, length, dtype=torch.bool)
+        run(*tensors, groups, eps=1e-5, padding_mask=mask).float().sum().backward()
+
+
+def chunk_attention(dtype: torch.dtype, sizes: tuple = ((64, 160), (96, 320), (256, 2048))) -> None:
+    """Widths of the presets: narrow and encoding, wide and causal with DropKey."""
+    run = importlib.import_module(f"{OPS}.attention.triton_op").chunk_attention_triton
+    for key, value in sizes:
+        causal = value > 256
+        widths = (key, key, value)
+        tensors = [_zeros(2, 4096, 1, width, dtype=dtype) for width in widths]
+        y, _ = run(
+            *tensors,
+            chunk_size=2048,
+            causal=causal,
+            dropout_p=0.1 if causal else 0.0,
+            padding_mask=_zeros(2, 4096, dtype=torch.bool),
+            state=None,
+        )
+        y.float().sum().backward()
+
+
 if __name__ == "__main__":
     op, dtype, arch = sys.argv[1:]
     kernels = compile_launches(int(arch))
-    {"cema": cema}[op](getattr(torch, dtype))
+    tiles = importlib.import_module(f"{OPS}.attention.triton_launch")
+    tiles.SHARED_MEMORY = SHARED_MEMORY[int(arch)]
+    ops = (cema, timestep_norm, sequence_norm, chunk_attention)
+    {function.__name__: function for function in ops}[op](getattr(torch, dtype))
     for kernel in {id(kernel): kernel for kernel in kernels}.values():
         print(json.dumps(resources(kernel)))

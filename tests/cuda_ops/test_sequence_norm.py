@@ -16,6 +16,8 @@ def evaluate(backend, dtype, x, groups, mask, wide_parameters=False):
     """Output and all gradients, by name; the same random loss for every backend and dtype."""
     parameter_dtype = torch.float32 if wide_parameters else dtype
     dim = x.shape[-1]
+    if mask is not None:
+        x = x.masked_fill(mask[..., None], torch.nan)
     leaves = {
         "x": x.to(dtype),
         "scale": (1 + randn(dim, seed=1) / 2).to(dtype).to(parameter_dtype),

@@ -24,6 +24,8 @@ def evaluate(backend, dtype, x, groups, *, mask=None, state=None, wide_parameter
     """Outputs and all gradients, by name; the same random loss for every backend and dtype."""
     parameter_dtype = torch.float32 if wide_parameters else dtype
     dim, batch = x.shape[-1], x.shape[0]
+    if mask is not None:
+        x = x.masked_fill(mask[..., None], torch.nan)
     leaves = {
         "x": x.to(dtype),
         "scale": (1 + randn(dim, seed=1) / 2).to(dtype).to(parameter_dtype),
