@@ -16,12 +16,14 @@ from megalodon_tasks.cuda_ops.attention import triton_kernels as kernels
 WIDEST_KEY = 512
 # Rows that a program owns and rows that it walks over at a time, largest first; the first pair whose
 # operands fit the shared memory is taken.
-TILES = ((128, 64), (64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
+TILES = ((128, 64), (128, 32), (64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
 STAGES = 2
 # Under the interpreter: small, so that short sequences have several, and unequal.
 INTERPRETED_TILE = (32, 16)
 # Shared memory assumed where there is no GPU to ask, that of the smaller GPUs of today.
 SHARED_MEMORY = 99 * 1024
+# GPUs with more than this have instructions for groups of warps, whose operands need no registers.
+LARGE_MEMORY = 200 * 1024
 # float32 operands are split in two for tf32, in registers: everything is taken in small pieces.
 NARROW = 32
 _INTERPRETED = not isinstance(kernels.chunk_attention_kernel, triton.JITFunction)
@@ -84,7 +86,7 @@ def _fit(
         if rows[0] <= most[0] and rows[1] <= most[1] and fits:
             break
     numbers = rows[0] * operands.accumulated + 2 * rows[0] * rows[1]
-    warps = 4 if numbers <= 16384 and not narrow else 8
+    warps = 4 if numbers <= 12288 and not narrow else 8
     if _INTERPRETED:
         rows = INTERPRETED_TILE
     return Tile(*rows, key_width, value_width, NARROW if narrow else key_width, warps)
@@ -128,6 +130,7 @@ class Call:
         self.keys, self.value = v.shape[1], v.shape[3]
         self.chunk = chunk
         self.narrow = q.element_size() > 2
+        self.large = _shared_memory(q.device) > LARGE_MEMORY
         self.key_width = _power(self.key)
         self.arguments = {
             **_strides(q=q, k=k, v=v),
@@ -156,7 +159,10 @@ class Call:
         operands = Operands((NARROW if self.narrow else key, 0), (0, key + value), value)
         if self.narrow:
             operands = Operands((0, 0), (NARROW, NARROW + value), value)
-        most = (64, 32) if self.narrow else (128, 64)
+        most = (64, 32) if self.narrow else (128, 64) if self.large else (64, 64)
+        if self.seed is not None:
+            # Drawing random numbers takes registers.
+            most = (most[0], 32)
         tile = _fit(y, key, value, operands, most)
         blocks = self.blocks(tile.own)
         kernels.chunk_attention_kernel[self._grid(blocks * triton.cdiv(self.value, value))](
@@ -193,7 +199,7 @@ class Call:
         operands = Operands((key, key), (value, value), key)
         if value >= self.value:
             operands = Operands((key + value, 0), (0, key + value), key)
-        most = (32, 32) if self.narrow else (128, 64) if key <= 128 else (64, 64)
+        most = (32, 32) if self.narrow else (128, 64) if self.large and key <= 128 else (64, 64)
         tile = _fit(grad_q, key, value, operands, most)
         blocks = self.blocks(tile.own)
         kernels.chunk_attention_queries_kernel[self._grid(blocks)](
@@ -214,19 +220,21 @@ class Call:
     ) -> None:
         """Fill ``grad_k`` (B, S, H, K) and ``grad_v`` (B, S, H, V), at once if a tile holds both."""
         key, value = self.key_width, self._piece(256)
-        if value >= self.value and not self.narrow:
+        if value >= self.value and not self.narrow and (self.large or key + value <= 192):
             operands = Operands((key + value, 0), (0, key + value), key + value)
             tile = _fit(grad_k, key, value, operands, (64, 32))
             self._grad_keys(known, grad_k, grad_v, tile)
             return
         operands = Operands((key, key), (value, value), key)
-        most = (32, 32) if self.narrow else (64, 64)
+        if value >= self.value:
+            operands = Operands((key + value, 0), (0, key + value), key)
+        most = (32, 32) if self.narrow else (64, 64) if self.large else (64, 32)
         self._grad_keys(known, grad_k, None, _fit(grad_k, key, value, operands, most))
         value = _value_width(key, self.value, 64 if self.narrow else 256)
         operands = Operands((key, 0), (0, key + value), value)
         if self.narrow:
             operands = Operands((0, 0), (NARROW, NARROW + value), value)
-        most = (64, 32) if self.narrow else (64, 64)
+        most = (64, 64) if self.large and not self.narrow else (64, 32)
         self._grad_keys(known, None, grad_v, _fit(grad_v, key, value, operands, most))
 
     def _grad_keys(
