@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda_ops.compile_kernels import SHARED_MEMORY
+
 ROOT = Path(__file__).resolve().parents[2]
-# Bytes that a program may have, of the generations 80 (A100) and 90 (H100).
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
-# A few registers may spill; hundreds of bytes mean that a tile is too large.
-SPILLS = 100
+# Bytes stored and loaded again: a few registers may spill, more mean that a tile is too large.
+# Attention with wide values on an sm_80 keeps two accumulators and needs more than the rest.
+SPILLS = {"chunk_attention": 256}
+FEW_SPILLS = 100
 
 
 def compiled(op, dtype, arch):
@@ -28,12 +30,20 @@ def compiled(op, dtype, arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("op", ["cema"])
+@pytest.mark.parametrize(
+    ("op", "arch"),
+    [
+        (op, arch)
+        for op in ("cema", "timestep_norm", "sequence_norm", "chunk_attention")
+        for arch in SHARED_MEMORY
+        # CEMA takes fewer channels where a GPU has less memory than it wants, and asks the GPU itself.
+        if (op, arch) != ("cema", 89)
+    ],
+)
 def test_kernels_compile_and_fit(op, dtype, arch):
     kernels = compiled(op, dtype, arch)
     assert kernels
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY[arch], kernel
-        assert kernel["spills"] <= SPILLS, kernel
+        assert kernel["spills"] <= SPILLS.get(op, FEW_SPILLS), kernel
