@@ -24,7 +24,7 @@ class Workspace:
     """Room to compute a result (batch, length, dim) piece by piece in the type ``wide``.
 
     It is the result itself where that has the type.  A fresh tensor for every step of every piece
-    would cost more than the arithmetic, because the allocator returns large ones to the system.
+    would cost more than the arithmetic, because the allocator returns memory to the system.
     """
 
     def __init__(self, result: torch.Tensor, wide: torch.dtype) -> None:
@@ -48,10 +48,15 @@ class Workspace:
         """All pieces, those of the same rows one after the other in time."""
         return [piece for pieces in self.pieces_by_rows for piece in pieces]
 
-    def room(self, name: str, piece: Piece) -> torch.Tensor:
-        """Scratch of the piece's shape; the same name is the same memory."""
+    def room(
+        self, name: str, piece: Piece, width: int | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Scratch of the piece's shape, or of another last axis; the same name is the same memory."""
         if name not in self._rooms:
-            self._rooms[name] = self.result.new_empty(self._shape, dtype=self.wide)
+            rows, steps, dim = self._shape
+            self._rooms[name] = self.result.new_empty(
+                rows, steps, width or dim, dtype=dtype or self.wide
+            )
         batch, length, _ = self.result[piece.index].shape
         return self._rooms[name][:batch, :length]
 

@@ -114,19 +114,21 @@ def running_moments(
 def running_backward(
     direct_BLG: torch.Tensor,
     along_BLG: torch.Tensor,
+    rate_BLG: torch.Tensor,
     moved_BLG: torch.Tensor,
     rstd_BLG: torch.Tensor,
-    now: Times,
     later: Later,
+    rooms: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``shift_i`` and ``slope_i``: an element receives ``shift_i + slope_i (x_ij - mean_i)``.
+    """The gradient of an element as ``shift_i + slope_i (x_ij - mean_i) rstd_i``.
 
-    They come from the moments of step i and of all after it.  Overwrites its first two arguments.
+    This part of it comes from the moments of step i and of all after it.  ``rate`` is ``rstd / count``.
+    Overwrites its first three arguments, of which it returns two, and works in three float64 rooms.
     """
-    rate_BLG = rstd_BLG / now.count_BL1
-    shift_BLG = direct_BLG.mul_(rate_BLG).neg_().double()
-    slope_BLG = along_BLG.mul_(rate_BLG).mul_(rstd_BLG).neg_().double()
-    sums_BLG = shift_BLG.cumsum(1)
+    shift_BLG, slope_BLG, sums_BLG = rooms
+    shift_BLG.copy_(direct_BLG.mul_(rate_BLG).neg_())
+    slope_BLG.copy_(along_BLG.mul_(rate_BLG).mul_(rstd_BLG).neg_())
+    torch.cumsum(shift_BLG, 1, out=sums_BLG)
     later.shift_BG.add_(sums_BLG[:, -1])
     shift_BLG.sub_(sums_BLG).add_(later.shift_BG[:, None])
     torch.cumsum(slope_BLG, 1, out=sums_BLG)
@@ -139,4 +141,4 @@ def running_backward(
     way_BLG.mul_(slope_BLG).cumsum_(1)
     later.way_BG.add_(way_BLG[:, -1])
     shift_BLG.add_(way_BLG).sub_(later.way_BG[:, None])
-    return shift_BLG, slope_BLG
+    return direct_BLG.copy_(shift_BLG), along_BLG.copy_(slope_BLG).div_(rstd_BLG)

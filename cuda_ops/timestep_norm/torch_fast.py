@@ -80,11 +80,12 @@ class _TimestepNorm(torch.autograd.Function):
             now = times.cut(piece)
             work_BLD = work.result_of(piece)
             moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
-            coarse_BLG = _centre_steps(x[piece.index], now.padded_N, groups, work_BLD)
-            moments = _step_moments(work_BLD, groups, work, piece)
+            coarse_BLG, rest_BLG, square_BLG = (work.room(n, piece, groups) for n in "abc")
+            _centre_steps(x[piece.index], now.padded_N, work_BLD, coarse_BLG)
+            _step_moments(work_BLD, work, piece, rest_BLG, square_BLG)
             base_BG = now.base(mean_BG[piece.rows], coarse_BLG)
             offset_BLG = running_moments(
-                coarse_BLG, *moments, base_BG, var_BG[piece.rows], now, moved, rstd
+                coarse_BLG, rest_BLG, square_BLG, base_BG, var_BG[piece.rows], now, moved, rstd
             )
             bases.append(base_BG)
             mean_BG[piece.rows] = base_BG + moved[:, -1]
@@ -119,7 +120,8 @@ class _TimestepNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         grad_scale = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
         grad_bias = torch.zeros_like(grad_scale)
-        features = x.shape[-1] // rstd_BLG.shape[-1]
+        groups = rstd_BLG.shape[-1]
+        features = x.shape[-1] // groups
         elements_B1 = count_BL1[:, -1].double() * features
         later = Later.after_last(grad_mean, grad_var, rstd_BLG[:, -1], elements_B1)
         work = Workspace(grad_x, scale.dtype)
@@ -128,15 +130,17 @@ class _TimestepNorm(torch.autograd.Function):
             moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
             grad_BLD = work.load("grad", piece, grad_y, now.padded_N)
             work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
-            _normalise(x[piece.index], base_BG, moved, rstd, now.padded_N, work_BLD)
+            along_BLG, direct_BLG, spare_BLG = (work.room(n, piece, groups) for n in "abc")
+            _normalise(x[piece.index], base_BG, moved, rstd, now.padded_N, work_BLD, spare_BLG)
             torch.mul(grad_BLD, work_BLD, out=scratch_BLD)
             grad_bias += grad_BLD.flatten(0, 1).sum(0)
             grad_scale += scratch_BLD.flatten(0, 1).sum(0)
-            along_BLG = _group_means(scratch_BLD.mul_(scale), rstd.shape[-1])
-            torch.mul(grad_BLD, scale, out=scratch_BLD)
-            direct_BLG = _group_means(scratch_BLD, rstd.shape[-1])
+            _group_means(scratch_BLD.mul_(scale), along_BLG)
+            _group_means(torch.mul(grad_BLD, scale, out=scratch_BLD), direct_BLG)
+            rooms = [work.room(n, piece, groups, torch.float64) for n in "def"]
+            rate_BLG = torch.div(rstd, now.count_BL1, out=spare_BLG)
             shift_BLG, slope_BLG = running_backward(
-                direct_BLG, along_BLG, moved, rstd, now, later.of(piece)
+                direct_BLG, along_BLG, rate_BLG, moved, rstd, later.of(piece), rooms
             )
             _combine(work_BLD, scratch_BLD, rstd, shift_BLG, slope_BLG)
             work.store(piece, mask_(work_BLD, now.padded_N))
@@ -148,41 +152,49 @@ class _TimestepNorm(torch.autograd.Function):
 
 
 @without_autocast
-def _group_means(values_BLD: torch.Tensor, groups: int) -> torch.Tensor:
-    """Mean over the features of each group; short rows are faster as a product with a vector."""
-    batch, length, dim = values_BLD.shape
-    features = dim // groups
+def _group_means(values_BLD: torch.Tensor, out_BLG: torch.Tensor) -> None:
+    """Write the means over each group's features; short rows are faster as a product with a vector."""
+    groups = out_BLG.shape[-1]
+    features = values_BLD.shape[-1] // groups
     if features >= 32:
-        return values_BLD.unflatten(-1, (groups, features)).mean(-1)
+        torch.mean(values_BLD.unflatten(-1, (groups, features)), -1, out=out_BLG)
+        return
     weights_J = values_BLD.new_full((features,), 1 / features)
-    return torch.mv(values_BLD.reshape(-1, features), weights_J).view(batch, length, groups)
+    torch.mv(values_BLD.reshape(-1, features), weights_J, out=out_BLG.view(-1))
 
 
 def _centre_steps(
-    x_BLD: torch.Tensor, padded_N: torch.Tensor | None, groups: int, out_BLD: torch.Tensor
-) -> torch.Tensor:
-    """Write ``x`` minus a rounded mean of each step and group, zero at padding; return the mean."""
+    x_BLD: torch.Tensor,
+    padded_N: torch.Tensor | None,
+    out_BLD: torch.Tensor,
+    mean_BLG: torch.Tensor,
+) -> None:
+    """Write a rounded mean of each step and group, and ``x`` minus it, both zero at padding."""
     if padded_N is not None or x_BLD.dtype != out_BLD.dtype:
         x_BLD = mask_(out_BLD.copy_(x_BLD), padded_N)
-    coarse_BLG = _group_means(x_BLD, groups)
-    shape = (groups, -1)
-    torch.sub(x_BLD.unflatten(-1, shape), coarse_BLG[..., None], out=out_BLD.unflatten(-1, shape))
-    return coarse_BLG
+    _group_means(x_BLD, mean_BLG)
+    shape = (mean_BLG.shape[-1], -1)
+    torch.sub(x_BLD.unflatten(-1, shape), mean_BLG[..., None], out=out_BLD.unflatten(-1, shape))
 
 
 def _step_moments(
-    centred_BLD: torch.Tensor, groups: int, work: Workspace, piece: Piece
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of each step and group, and mean square around this mean."""
-    mean_BLG = _group_means(centred_BLD, groups)
+    centred_BLD: torch.Tensor,
+    work: Workspace,
+    piece: Piece,
+    mean_BLG: torch.Tensor,
+    square_BLG: torch.Tensor,
+) -> None:
+    """Write the mean of each step and group, and the mean square around this mean."""
+    _group_means(centred_BLD, mean_BLG)
+    groups = mean_BLG.shape[-1]
     features = centred_BLD.shape[-1] // groups
     if features >= 16:  # this reads once and needs no room, but is slow for short rows
         centred_BLGJ = centred_BLD.unflatten(-1, (groups, features))
-        square_BLG = torch.linalg.vector_norm(centred_BLGJ, dim=-1).square_().div_(features)
+        torch.linalg.vector_norm(centred_BLGJ, dim=-1, out=square_BLG).square_().div_(features)
     else:
-        squares_BLD = torch.mul(centred_BLD, centred_BLD, out=work.room("scratch", piece))
-        square_BLG = _group_means(squares_BLD, groups)
-    return mean_BLG, square_BLG.addcmul_(mean_BLG, mean_BLG, value=-1.0).clamp_(min=0.0)
+        squares_BLD = work.room("scratch", piece)
+        _group_means(torch.mul(centred_BLD, centred_BLD, out=squares_BLD), square_BLG)
+    square_BLG.addcmul_(mean_BLG, mean_BLG, value=-1.0).clamp_(min=0.0)
 
 
 def _normalise(
@@ -192,14 +204,15 @@ def _normalise(
     rstd_BLG: torch.Tensor,
     padded_N: torch.Tensor | None,
     out_BLD: torch.Tensor,
+    offset_BLG: torch.Tensor,
 ) -> None:
-    """Write ``(x - mean) / sqrt(var + eps)``, zero at padding."""
+    """Write ``(x - mean) / sqrt(var + eps)``, zero at padding; ``offset`` is room to work in."""
     shape = (rstd_BLG.shape[-1], -1)
     out_BLGJ = out_BLD.unflatten(-1, shape)
     high_BG = base_BG.to(rstd_BLG.dtype)
     low_BG = (base_BG - high_BG).to(rstd_BLG.dtype)
     torch.sub(x_BLD.unflatten(-1, shape), high_BG[:, None, :, None], out=out_BLGJ)
-    offset_BLG = (moved_BLG + low_BG[:, None]).mul_(rstd_BLG)
+    torch.add(moved_BLG, low_BG[:, None], out=offset_BLG).mul_(rstd_BLG)
     out_BLGJ.mul_(rstd_BLG[..., None]).sub_(offset_BLG[..., None])
     mask_(out_BLD, padded_N)
 
@@ -212,9 +225,7 @@ def _combine(
     slope_BLG: torch.Tensor,
 ) -> None:
     """Turn ``normed`` into the gradient of x, in place; ``direct`` is the part of each step itself."""
-    wide = normed_BLD.dtype
     shape = (rstd_BLG.shape[-1], -1)
     normed_BLGJ, direct_BLGJ = normed_BLD.unflatten(-1, shape), direct_BLD.unflatten(-1, shape)
-    slope_BLG1 = slope_BLG.to(wide).div_(rstd_BLG)[..., None]
-    shift_BLG1 = shift_BLG.to(wide)[..., None]
-    normed_BLGJ.mul_(slope_BLG1).add_(shift_BLG1).addcmul_(direct_BLGJ, rstd_BLG[..., None])
+    normed_BLGJ.mul_(slope_BLG[..., None]).add_(shift_BLG[..., None])
+    normed_BLGJ.addcmul_(direct_BLGJ, rstd_BLG[..., None])

@@ -266,6 +266,20 @@ def test_any_memory_layout(backend, layout):
     assert_close("gradient", grad, true_grad, 1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend):
+    def run():
+        x = randn(2, 9, 6).requires_grad_()
+        y, state = timestep_norm(x, randn(6, seed=1), randn(6, seed=2), 3, backend=backend)
+        y.square().sum().backward()
+        return y, state.mean, state.var, x.grad
+
+    plain = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = run()
+    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+
+
 def two_pass(x, groups, eps=1e-5):
     """Cumulative moments in float64 around the mean of the whole: exact enough to judge float32."""
     x = x.double()
