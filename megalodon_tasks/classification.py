@@ -53,6 +53,7 @@ class ClassificationTask(FairseqTask):
 
     prepare_commands: ClassVar[dict[str, str]] = {}
     padding_idx: ClassVar[int] = 0
+    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
 
     def __init__(self, cfg: ClassificationConfig, **kwargs: Any) -> None:
         super().__init__(cfg, **kwargs)

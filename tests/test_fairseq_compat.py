@@ -22,8 +22,14 @@ from omegaconf import OmegaConf
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import atomic_files, jobs, safe_globals, third_party_warnings
-from tests.toy_plugin import runs
+from megalodon_tasks.fairseq_compat import (
+    atomic_files,
+    frequent_last,
+    jobs,
+    safe_globals,
+    third_party_warnings,
+)
+from tests.toy_plugin import ToyTask, runs
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,30 @@ def test_stopped_between_updates_goes_on_exactly(whole_run, tmp_path, monkeypatc
         with pytest.raises(Killed):
             runs.train(tmp_path, "--save-interval-updates", "4", events=events)
     runs.train(tmp_path, "--save-interval-updates", "4", events=events)
+    assert events == whole_run[1]
+    runs.assert_equal(runs.state_of(tmp_path), runs.state_of(whole_run[0]))
+
+
+@pytest.mark.parametrize("stop", [2, 5, 7, 13])
+def test_a_task_may_keep_its_last_checkpoint_fresh(whole_run, tmp_path, monkeypatch, stop):
+    """Written at every update and killed: goes on from there, and validates no more often."""
+    monkeypatch.setattr(ToyTask, "saves_last_often", True, raising=False)
+    monkeypatch.setattr(frequent_last, "SECONDS", 0.0)
+    monkeypatch.setattr(frequent_last, "SHARE", 1e9)
+    events, step, seen = {}, Trainer.train_step, []
+
+    def train_step(self, *args, **kwargs):
+        seen.append(self.get_num_updates())
+        if seen.count(stop) == 1 and seen[-1] == stop:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(Killed):
+        runs.train(tmp_path, "--save-interval-updates", "4", events=events)
+    seen_before = len(seen)
+    runs.train(tmp_path, "--save-interval-updates", "4", events=events)
+    assert seen[seen_before] == stop
     assert events == whole_run[1]
     runs.assert_equal(runs.state_of(tmp_path), runs.state_of(whole_run[0]))
 

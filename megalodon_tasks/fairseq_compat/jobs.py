@@ -28,6 +28,7 @@ from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.fairseq_compat import frequent_last
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
@@ -74,6 +75,7 @@ def _forget_last_job(cfg: Any) -> None:
         vars(train.should_stop_early).clear()
         keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
         replace(train, "get_valid_stats", _with_metric_check)
+        frequent_last.install(train)
 
 
 def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
