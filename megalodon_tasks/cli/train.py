@@ -27,6 +27,9 @@ from megalodon_tasks.errors import UserError
 logger = logging.getLogger("megalodon_tasks.cli.train")
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+# Of these sections hydra knows only the fields that the YAML writes out, and wants ++ before any other;
+# fairseq checks the names afterwards all the same.
+COMPONENT_FIELD = re.compile(r"(model|task|criterion|optimizer|lr_scheduler)\.\w+=")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +69,8 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         overrides.append(f"task.data={quoted(os.path.abspath(options.data))}")
     if options.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(options.save_dir))}")
-    return ["--config-dir", folder, "--config-name", name, *overrides, *rest]
+    given = [f"++{word}" if COMPONENT_FIELD.match(word) else word for word in rest]
+    return ["--config-dir", folder, "--config-name", name, *overrides, *given]
 
 
 def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def test_overrides_of_the_user_come_last(config_dir):
     line = prepared("--config-dir", str(config_dir), "--config-name", "toy.yaml",
                     "common.log_format=none", "--cfg", "job", "model.dim=3")  # fmt: skip
     assert line[:4] == ["--config-dir", str(config_dir), "--config-name", "toy"]
-    assert line[-4:] == ["common.log_format=none", "--cfg", "job", "model.dim=3"]
+    assert line[-4:] == ["common.log_format=none", "--cfg", "job", "++model.dim=3"]
     assert any(part.startswith("hydra.run.dir=") for part in line)
 
 
