@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
+from megalodon_tasks.cuda_ops.attention.open_chunk import extend
 from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
 
 # PyTorch has a fused kernel for equal widths of keys and values only.  Padding the narrower keys is
@@ -45,7 +46,7 @@ def chunk_attention_torch(
 
     outputs = []
     if head:
-        opened = _extend(state, _map(lambda t: t[:, :head], new))
+        opened = _opened(state, _map(lambda t: t[:, :head], new))
         drop = None if drop_BHLW is None else drop_BHLW[:, :, :head, : past + head]
         outputs.append(_attend(q[:, :head], opened, drop, causal))
     if head < start:
@@ -85,22 +86,15 @@ def _fold(tensor_BL: torch.Tensor, start: int, stop: int, chunk: int) -> torch.T
     return tensor_BL[:, start:stop].unflatten(1, (-1, chunk)).flatten(0, 1)
 
 
-def _extend(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttentionState:
-    """The open chunk with new steps at its end."""
-    old = ChunkAttentionState(
-        state.key.to(new.key.dtype), state.value.to(new.value.dtype), state.padding_mask
+def _opened(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttentionState:
+    """The open chunk with new steps at its end, zeros at its padded steps."""
+    opened = extend(state, *new)
+    if state.padding_mask is None:
+        return opened  # the padded ones among the new steps are zero already
+    padded_N = opened.padding_mask.flatten().nonzero()[:, 0]
+    return opened._replace(
+        key=_zero_steps(opened.key, padded_N), value=_zero_steps(opened.value, padded_N)
     )
-    if old.padding_mask is None and new.padding_mask is None:
-        return ChunkAttentionState(
-            torch.cat([old.key, new.key], dim=1), torch.cat([old.value, new.value], dim=1)
-        )
-    if old.padding_mask is None:
-        old = old._replace(padding_mask=old.key.new_zeros(old.key.shape[:2], dtype=torch.bool))
-    if new.padding_mask is None:
-        new = new._replace(padding_mask=new.key.new_zeros(new.key.shape[:2], dtype=torch.bool))
-    padded_N = old.padding_mask.flatten().nonzero()[:, 0]
-    old = old._replace(key=_zero_steps(old.key, padded_N), value=_zero_steps(old.value, padded_N))
-    return ChunkAttentionState(*(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True)))
 
 
 def _attend(

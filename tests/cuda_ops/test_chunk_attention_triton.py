@@ -8,7 +8,13 @@ import torch
 
 from megalodon_tasks.cuda_ops import BackendUnavailable, ChunkAttentionState, chunk_attention
 from tests.cuda_ops.compare import assert_close
-from tests.cuda_ops.triton_cases import assert_like_reference, evaluate, randn, some_padding
+from tests.cuda_ops.triton_cases import (
+    assert_compiles_whole,
+    assert_like_reference,
+    evaluate,
+    randn,
+    some_padding,
+)
 
 MODULES = "megalodon_tasks.cuda_ops.attention"
 LAUNCH = importlib.import_module(f"{MODULES}.triton_launch")
@@ -225,14 +231,7 @@ def test_operators_are_registered(device, causal):
 def test_torch_compile_takes_the_whole_graph(device, masked):
     tensors = {name: leaf.float().to(device) for name, leaf in leaves(past=3).items()}
     masks = (some_padding(2, 33), some_padding(2, 3)) if masked else ()
-
-    def run(**all_):
-        return attention(*masks, chunk_size=12, causal=True)("triton", device, **all_)
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for eager, traced in zip(evaluate(run, tensors), evaluate(compiled, tensors), strict=True):
-        for name, value in eager.items():
-            assert_close(name, traced[name], value, 1e-6)
+    assert_compiles_whole(attention(*masks, chunk_size=12, causal=True), tensors, device)
 
 
 def test_what_the_kernels_cannot_hold_is_refused(device):

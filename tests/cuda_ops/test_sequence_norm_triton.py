@@ -8,7 +8,13 @@ import torch
 
 from megalodon_tasks.cuda_ops import BackendUnavailable, sequence_norm
 from tests.cuda_ops.compare import assert_close
-from tests.cuda_ops.triton_cases import assert_like_reference, evaluate, randn, some_padding
+from tests.cuda_ops.triton_cases import (
+    assert_compiles_whole,
+    assert_like_reference,
+    evaluate,
+    randn,
+    some_padding,
+)
 
 # The package's name `sequence_norm` is the function, so that modules below it are reached by name.
 LAUNCH = importlib.import_module("megalodon_tasks.cuda_ops.moments.triton_launch")
@@ -122,14 +128,7 @@ def test_operators_are_registered(device, length):
 
 def test_torch_compile_takes_the_whole_graph(device):
     tensors = {name: leaf.float().to(device) for name, leaf in leaves(2, 20, 6).items()}
-
-    def run(**all_):
-        return norm(3)("triton", device, **all_)
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for eager, traced in zip(evaluate(run, tensors), evaluate(compiled, tensors), strict=True):
-        for name, value in eager.items():
-            assert_close(name, traced[name], value, 1e-6)
+    assert_compiles_whole(norm(3), tensors, device)
 
 
 def test_float64_is_refused(device):

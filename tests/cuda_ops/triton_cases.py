@@ -54,3 +54,15 @@ def assert_like_reference(function, leaves, device, dtype=torch.float32, wide=()
         error = ((grad.cpu().double() - true_grads[name]).norm() / scale).item()
         assert error <= BACKWARD[dtype], f"gradient of {name}: relative error {error:.1e}"
     return got, grads
+
+
+def assert_compiles_whole(function, tensors, device):
+    """``torch.compile`` takes the call without a graph break and computes the same."""
+
+    def run(**all_):
+        return function("triton", device, **all_)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for eager, traced in zip(evaluate(run, tensors), evaluate(compiled, tensors), strict=True):
+        for name, value in eager.items():
+            assert_close(name, traced[name], value, 1e-6)
