@@ -44,13 +44,21 @@ class SequenceDataset(FairseqDataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"id", "label"}`` and one 1-D tensor per column (integers as int64)."""
+        """``{"id", "label"}`` and one 1-D tensor per column: int64 symbols, or float32 samples.
+
+        Samples of a signal are scaled as ``spec.scale`` says.
+        """
         item = {"id": int(index), "label": int(self.split.labels[index])}
         for name in self.split.spec.columns:
             values = self.split.sequence(name, index)
-            dtype = np.float32 if values.dtype.kind == "f" else np.int64
-            item[name] = torch.from_numpy(values.astype(dtype))
+            item[name] = torch.from_numpy(self._input(values))
         return item
+
+    def _input(self, stored: np.ndarray) -> np.ndarray:
+        scale = self.split.spec.scale
+        if scale is not None:
+            return scale.apply(stored)
+        return stored.astype(np.float32 if stored.dtype.kind == "f" else np.int64)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch; ``{}`` for no samples, which fairseq asks for when processes have uneven shares.

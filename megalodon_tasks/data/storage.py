@@ -42,12 +42,33 @@ class ColumnSpec:
 
 
 @dataclass(frozen=True)
+class ValueScale:
+    """How stored numbers become the model's input: ``(stored / divisor - mean) / std``."""
+
+    divisor: float
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (self.divisor > 0 and self.std > 0):
+            raise ValueError(
+                f"divisor={self.divisor} and std={self.std} of a value scale must be positive"
+            )
+
+    def apply(self, stored: np.ndarray) -> np.ndarray:
+        """float32 of the same shape."""
+        factor, shift = 1 / (self.divisor * self.std), self.mean / self.std
+        return stored.astype(np.float32) * np.float32(factor) - np.float32(shift)
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """What holds for all splits.
 
     ``benchmark`` names the data (``listops``), ``kind`` the input as in ``ClassifierInputs``,
     ``vocabulary`` the symbol of each token (empty where values are not symbols), ``classes`` the name of
-    each label, and ``source`` is any JSON that says what the data was prepared from, and how.
+    each label, and ``source`` is any JSON that says what the data was prepared from, and how.  ``scale``
+    is there where values are samples of a signal (pixels, audio) and not symbols.
     """
 
     benchmark: str
@@ -56,6 +77,7 @@ class DatasetSpec:
     classes: tuple[str, ...]
     vocabulary: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+    scale: ValueScale | None = None
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
@@ -63,6 +85,11 @@ class DatasetSpec:
                 raise ValueError(f"column {name!r}: dtype {column.dtype!r} is none of {DTYPES}")
         if not self.columns or not self.classes:
             raise ValueError(f"data set {self.benchmark!r} needs at least one column and one class")
+        if self.scale is not None and self.vocabulary:
+            raise ValueError(
+                f"data set {self.benchmark!r} has a vocabulary and a value scale: values are either "
+                "symbols or samples of a signal"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,6 +171,7 @@ class PreparedDataset:
                 classes=tuple(description["classes"]),
                 vocabulary=tuple(description["vocabulary"]),
                 source=description["source"],
+                scale=_scale(description.get("scale")),
             )
             self.arrays = self.folder / description["arrays"]
             infos = {k: SplitInfo(**v) for k, v in description["splits"].items()}
@@ -198,6 +226,10 @@ class PreparedDataset:
                     f"{path} {state}, wanted {expected['bytes']} bytes: the copy was cut short or "
                     "changed; copy it again or prepare the data again"
                 )
+
+
+def _scale(description: dict[str, float] | None) -> ValueScale | None:
+    return None if description is None else ValueScale(**description)
 
 
 def is_prepared(folder: str | os.PathLike) -> bool:

@@ -7,7 +7,7 @@ import torch
 from fairseq.tasks import FairseqTask
 
 from megalodon_tasks.data.sequence_dataset import SequenceDataset
-from megalodon_tasks.data.storage import ColumnSpec
+from megalodon_tasks.data.storage import ColumnSpec, PreparedDataset, ValueScale
 from tests.data.prepared import random_items, spec_of, write_items, write_random
 
 
@@ -42,6 +42,31 @@ def test_batch_holds_the_items_padded_on_the_right(tmp_path):
         assert inputs[row].tolist() == expected + [0] * (longest - len(expected))
     assert batch["nsentences"] == 3
     assert batch["ntokens"] == int(lengths.sum())
+
+
+def test_samples_of_a_signal_are_scaled(tmp_path):
+    columns = {"inputs": ColumnSpec("int16", 3)}
+    scale = ValueScale(divisor=32768, mean=0.25, std=0.5)
+    spec = spec_of(kind="waveform", columns=columns, vocabulary=(), scale=scale)
+    item = (2, {"inputs": np.array([-32768, 8192, 32767], np.int16)})
+    write_items(tmp_path, spec, {"train": [item]})
+    dataset = SequenceDataset(PreparedDataset(tmp_path).split("train"))
+    inputs = dataset.collater([dataset[0]])["net_input"]["inputs"]
+    assert inputs.dtype == torch.float32
+    torch.testing.assert_close(inputs, torch.tensor([[-2.5, 0.0, 1.5 - 2 / 32768]]))
+
+
+@pytest.mark.parametrize(
+    "scale", [{"divisor": 0.0, "mean": 0.0, "std": 1.0}, {"divisor": 1.0, "mean": 0.0, "std": -1.0}]
+)
+def test_a_scale_that_divides_by_nothing_is_refused(scale):
+    with pytest.raises(ValueError, match="must be positive"):
+        ValueScale(**scale)
+
+
+def test_symbols_have_no_scale():
+    with pytest.raises(ValueError, match="a vocabulary and a value scale"):
+        spec_of(scale=ValueScale(255, 0.5, 0.5))
 
 
 def test_pairs_and_fixed_lengths(tmp_path):
