@@ -47,6 +47,7 @@ setup(
         "fairseq-fixed>=0.12.3.1,<0.13",
         "omegaconf>=2.3,<2.4",
         "hydra-core>=1.3.2,<1.4",
+        "hydra-joblib-launcher>=1.2,<1.3",
         "numpy>=2,<3",
         "tqdm>=4.66",
         "matplotlib>=3.8",
@@ -61,6 +62,8 @@ setup(
         "console_scripts": [
             "megalodon-train = megalodon_tasks.cli.train:main",
             "megalodon-evaluate = megalodon_tasks.cli.evaluate:main",
+            "megalodon-sweep = megalodon_tasks.cli.sweep:main",
+            "megalodon-report = megalodon_tasks.cli.report:main",
         ]
     },
     extras_require={

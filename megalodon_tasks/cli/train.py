@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,7 +100,9 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
         try:
-            return run(cfg)
+            result = run(cfg)
+            _log_peak_memory()
+            return result
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)
             if message is None:
@@ -110,6 +113,12 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
             raise SystemExit(1) from None
 
     return run_with_messages
+
+
+def _log_peak_memory() -> None:
+    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss: bytes there, else KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1024**2
+    logger.info(f"peak memory of the process: {peak:.2f} GB", extra=FILE_ONLY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
