@@ -1,0 +1,124 @@
+"""The report on runs, through its command."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from megalodon_tasks.cli import report
+from megalodon_tasks.errors import UserError
+from tests.reports.conftest import record
+
+
+class Tags(HTMLParser):
+    """The page's tags must close in order, and it must load nothing from elsewhere."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def made(tmp_path, *folders):
+    assert report.main([*map(str, folders), "--output", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert all(source.startswith("data:image/") for source in tags.sources)
+    return page, (tmp_path / "page" / "report.md").read_text()
+
+
+def section(markdown, title):
+    """The lines of the table under a heading, as cells."""
+    text = markdown.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in lines
+        if "---" not in line
+    ]
+
+
+def test_final_metrics_stand_beside_the_papers(tmp_path, make_run):
+    old, new = record(value=1.0), record(value=51.25)
+    _, markdown = made(
+        tmp_path, make_run("run", records=[old, new, record(split="valid", value=9)])
+    )
+    lines = section(markdown, "Final metrics")[1:]
+    assert [line[:2] for line in lines] == [["run", "51.25"], ["run", "9.00"]]
+    published = {line[0]: line[1] for line in section(markdown, "Published")[1:]}
+    assert published["lra/listops"] == "63.79"
+
+
+def test_differing_fields_are_shown_once(tmp_path, make_run):
+    for seed in (1, 2):
+        config = {
+            "common": {"seed": seed}, "task": {"seed": seed, "data": f"d{seed}"},
+            "model": {"chunk_size": None if seed == 1 else 64, "z_dim": 3},
+            "checkpoint": {"save_dir": f"s{seed}"},
+        }  # fmt: skip
+        make_run(f"runs/{seed}", records=[record()], config=config)
+    _, markdown = made(tmp_path, tmp_path / "runs")
+    assert section(markdown, "What differs") == [
+        ["run", "common.seed", "model.chunk_size"], ["1", "1", "null"], ["2", "2", "64"],
+    ]  # fmt: skip
+
+
+def test_equal_runs_and_runs_without_results(tmp_path, make_run):
+    config = {"task": {"_name": "lra_text"}, "checkpoint": {"best_checkpoint_metric": "accuracy"}}
+    make_run("runs/a", config=config)
+    make_run("runs/b", config=config)
+    page, markdown = made(tmp_path, tmp_path / "runs")
+    assert "All runs have the same configuration." in markdown
+    assert section(markdown, "Final metrics")[1][:4] == [
+        "a",
+        "not evaluated",
+        "accuracy",
+        "lra_text",
+    ]
+    assert page.count("data:image/svg+xml") == 1
+
+
+def test_one_picture_per_benchmark(tmp_path, make_run):
+    make_run("runs/a", records=[record()])
+    make_run("runs/b", records=[record(benchmark="lra/text")])
+    page, _ = made(tmp_path, tmp_path / "runs")
+    assert re.findall(r"Curves: (\S+)</h2>", page) == ["lra/listops", "lra/text"]
+
+
+def test_names_are_escaped(tmp_path, make_run):
+    page, markdown = made(tmp_path, make_run("a", records=[record(device="<b>|card</b>")]))
+    assert "&lt;b&gt;|card&lt;/b&gt;" in page
+    assert "<b>\\|card</b>" in markdown
+    assert "0123456789ab-dirty" in markdown
+
+
+def test_a_log_without_losses_and_a_torn_last_line(tmp_path, make_run):
+    folder = make_run("run", records=[record()], curve=())
+    (folder / "train.log").write_text("starting\n")
+    with open(folder / "results.jsonl", "a") as stream:
+        stream.write('{"benchmark": "lra/li')
+    _, markdown = made(tmp_path, folder)
+    assert section(markdown, "Final metrics")[1][1] == "51.25"
+
+
+def test_what_cannot_be_read_is_named(tmp_path, make_run):
+    with pytest.raises(UserError, match="there is no such folder"):
+        report.main([str(tmp_path / "none")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds train.log or results.jsonl"):
+        report.main([str(tmp_path / "empty")])
+    folder = make_run("run", records=[record(), record()])
+    (folder / "results.jsonl").write_text("nonsense\n{}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a result"):
+        report.main([str(folder)])
