@@ -63,6 +63,7 @@ setup(
             "megalodon-train = megalodon_tasks.cli.train:main",
             "megalodon-evaluate = megalodon_tasks.cli.evaluate:main",
             "megalodon-sweep = megalodon_tasks.cli.sweep:main",
+            "megalodon-inspect = megalodon_tasks.cli.inspect:main",
             "megalodon-report = megalodon_tasks.cli.report:main",
         ]
     },
