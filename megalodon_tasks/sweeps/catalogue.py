@@ -1,6 +1,7 @@
 """The recipes that there are, and whether their configuration takes a setting."""
 
 import difflib
+import importlib.resources
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,11 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import megalodon_tasks.recipes
 from megalodon_tasks.cli.train import COMPONENT_FIELD
 from megalodon_tasks.models.config import MegalodonConfig
 
-RECIPES = Path(os.path.abspath(megalodon_tasks.recipes.__path__[0]))
+RECIPES = Path(str(importlib.resources.files("megalodon_tasks.recipes")))
 
 
 @dataclass(frozen=True)
