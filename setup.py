@@ -56,12 +56,16 @@ setup(
         "pillow>=10.3",
         "soundfile>=0.12",
         "safetensors>=0.4.3",
+        "sentencepiece>=0.2",
         "jinja2>=3.1",
     ],
     entry_points={
         "console_scripts": [
             "megalodon-train = megalodon_tasks.cli.train:main",
             "megalodon-evaluate = megalodon_tasks.cli.evaluate:main",
+            "megalodon-evaluate-lm = megalodon_tasks.cli.evaluate_lm:main",
+            "megalodon-sample = megalodon_tasks.cli.sample:main",
+            "megalodon-convert = megalodon_tasks.cli.convert:main",
             "megalodon-sweep = megalodon_tasks.cli.sweep:main",
             "megalodon-inspect = megalodon_tasks.cli.inspect:main",
             "megalodon-report = megalodon_tasks.cli.report:main",

@@ -12,6 +12,8 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from torch.nn import functional as F
 
+TOP = 5
+
 
 @dataclass
 class ClassificationCriterionConfig(FairseqDataclass):
@@ -30,7 +32,10 @@ class ClassificationCriterion(FairseqCriterion):
     Soft targets are distributions over the classes, as mixing samples gives.  Label smoothing replaces a
     target t by ``(1 - smoothing) * t + smoothing / classes`` in training; evaluation is without it, so
     that losses compare between runs.  The logged loss is in bits, as fairseq's; ``accuracy`` is in
-    percent, rounded to 4 places because fairseq picks the best checkpoint by the rounded value.
+    percent, rounded to 4 places because fairseq picks the best checkpoint by the rounded value.  With
+    more than 5 classes ``top5`` is logged too: how often the class is among the 5 highest scores.  Of a
+    soft target both count the class of the largest weight, so for mixed training samples they are a
+    rough guide alone; evaluation has hard targets.
     """
 
     def __init__(self, task: FairseqTask, label_smoothing: float) -> None:
@@ -62,17 +67,17 @@ class ClassificationCriterion(FairseqCriterion):
         loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
         classes = target.argmax(dim=-1) if soft else target
         nsentences = target.shape[0]
-        return (
-            loss,
-            nsentences,
-            {
-                "loss": loss.detach(),
-                "correct": (logits.argmax(dim=-1) == classes).sum(),
-                "ntokens": sample["ntokens"],
-                "nsentences": nsentences,
-                "sample_size": nsentences,
-            },
-        )
+        logged = {
+            "loss": loss.detach(),
+            "correct": (logits.argmax(dim=-1) == classes).sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": nsentences,
+            "sample_size": nsentences,
+        }
+        if logits.shape[-1] > TOP:
+            best_B5 = logits.topk(TOP, dim=-1).indices
+            logged["correct_top5"] = (best_B5 == classes.unsqueeze(-1)).sum()
+        return loss, nsentences, logged
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
@@ -83,6 +88,9 @@ class ClassificationCriterion(FairseqCriterion):
         )
         metrics.log_scalar("loss", loss / count / math.log(2), count, round=4)
         metrics.log_scalar("accuracy", 100.0 * correct / count, count, round=4)
+        if any("correct_top5" in log for log in logging_outputs):
+            top5 = sum(utils.item(log.get("correct_top5", 0)) for log in logging_outputs)
+            metrics.log_scalar("top5", 100.0 * top5 / count, count, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -104,6 +104,11 @@ class ClassificationTask(FairseqTask):
             pair=len(spec.columns) == 2,
         )
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in the order of its number."""
+        return self.prepared.spec.classes
+
     @user_errors()
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Load a split: that for training is shuffled anew each epoch, others are sorted by length."""

@@ -36,6 +36,10 @@ class AdamWGroupsConfig(FairseqDataclass):
     weight_decay: float = field(
         default=0.0, metadata={"help": "decoupled weight decay; tagged parameters take none"}
     )
+    spare_vectors: bool = field(
+        default=False,
+        metadata={"help": "no weight decay on biases, scales and all else that is no matrix"},
+    )
     lr: List[float] = II("optimization.lr")
 
 
@@ -44,8 +48,9 @@ class AdamWGroups(FairseqOptimizer):
     """``torch.optim.AdamW``, fused where all parameters allow it, in at most two groups.
 
     Decay is decoupled: ``p <- p - lr * weight_decay * p``, as in fairseq's adam.  Parameters with
-    ``param_group == "no_weight_decay"`` form a group without it.  Unlike fairseq's adam, ``adam_eps`` is
-    added after the bias correction, as Adam (arXiv 1412.6980, algorithm 1) has it.
+    ``param_group == "no_weight_decay"`` form a group without it; with ``spare_vectors`` so do all that
+    extend along one axis at most, as is usual for vision.  Unlike fairseq's adam, ``adam_eps`` is added
+    after the bias correction, as Adam (arXiv 1412.6980, algorithm 1) has it.
 
     With ``common.bf16`` or ``common.fp16`` and ``common.fp16_no_flatten_grads`` the updates are made on
     float32 masters.  Flattened fp16 gradients have no groups and are refused by fairseq unless
@@ -57,8 +62,8 @@ class AdamWGroups(FairseqOptimizer):
         super().__init__(cfg)
         params = list(params)
         self._fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in params)
-        decayed = [p for p in params if getattr(p, "param_group", None) != NO_WEIGHT_DECAY]
-        exempt = [p for p in params if getattr(p, "param_group", None) == NO_WEIGHT_DECAY]
+        decayed = [p for p in params if not self._is_exempt(p)]
+        exempt = [p for p in params if self._is_exempt(p)]
         groups: list[dict[str, Any]] = [
             {"params": decayed},
             {"params": exempt, "weight_decay": 0.0},
@@ -66,6 +71,11 @@ class AdamWGroups(FairseqOptimizer):
         self._optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], **self.optimizer_config
         )
+
+    def _is_exempt(self, parameter: torch.nn.Parameter) -> bool:
+        tagged = getattr(parameter, "param_group", None) == NO_WEIGHT_DECAY
+        is_vector = sum(size > 1 for size in parameter.shape) <= 1
+        return tagged or (self.cfg.spare_vectors and is_vector)
 
     @property
     def optimizer_config(self) -> dict[str, Any]:

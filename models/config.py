@@ -51,8 +51,16 @@ class MegalodonConfig:
     hidden_dropout: float = field(
         default=0.0, metadata=_help("dropout after CEMA, on gated attention and inside the FFN")
     )
+    drop_path: float = field(
+        default=0.0,
+        metadata=_help("stochastic depth: a branch is dropped with 0 (first) to this (last block)"),
+    )
     init_mode: str = field(
         default="he", metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
+    )
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata=_help("keep each block's input alone and compute the rest again going backward"),
     )
     causal: bool = field(
         default=False,
@@ -75,7 +83,7 @@ class MegalodonConfig:
                 f"model.norm_num_groups={self.norm_num_groups} does not divide "
                 f"model.model_dim={self.model_dim}; choose a divisor, or 0 for one group per feature"
             )
-        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+        for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"model.{name}={value} is not a probability in [0, 1)")
@@ -103,6 +111,10 @@ class MegalodonConfig:
                 f"model.z_dim={self.z_dim} / model.num_heads={self.num_heads} is odd; rotary "
                 "embedding turns pairs of dimensions, so choose sizes with an even quotient"
             )
+
+    def drop_path_at(self, layer_index: int) -> float:
+        """The probability of dropping a branch of block ``layer_index``: a line from 0 to the last."""
+        return self.drop_path * layer_index / max(self.num_layers - 1, 1)
 
     @property
     def norm_groups(self) -> int:

@@ -1,4 +1,4 @@
-"""From the vectors of a sequence to class scores.  Legend: B batch, L length, D dim."""
+"""From the vectors of a sequence to scores.  Legend: B batch, L length, D dim, V vocabulary."""
 
 import torch
 from torch import nn
@@ -31,12 +31,12 @@ class MeanPool(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Dropout and one linear layer without bias (Xavier)."""
+    """Dropout and one linear layer (Xavier, bias 0); the bias is there for images alone."""
 
-    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_classes: int, dropout: float, bias: bool = False) -> None:
         super().__init__()
         self.dropout = dropout
-        self.proj = nn.Linear(dim, num_classes, bias=False)
+        self.proj = nn.Linear(dim, num_classes, bias=bias)
         init_linear(self.proj, "xavier")
 
     def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
@@ -60,3 +60,20 @@ class PairHead(nn.Module):
         """Two (B, D) -> (B, classes)."""
         joined = torch.cat((a_BD, b_BD, a_BD * b_BD, a_BD - b_BD), dim=-1)
         return self.head(F.gelu(self.hidden(joined)))
+
+
+class TokenOutput(nn.Linear):
+    """Scores of the next token: one matrix without bias, truncated N(0, 1/d)."""
+
+    def __init__(self, dim: int, vocab_size: int) -> None:
+        super().__init__(dim, vocab_size, bias=False)
+        nn.init.trunc_normal_(self.weight, std=dim**-0.5)
+
+    def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, L, V), whose ``log_softmax`` are log-probabilities."""
+        return self(x_BLD)
+
+    def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of ``targets`` (B, L) in nats: (B, L) float32."""
+        logits_BVL = self(x_BLD).float().transpose(1, 2)
+        return F.cross_entropy(logits_BVL, targets_BL, reduction="none")

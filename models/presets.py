@@ -3,9 +3,14 @@
 Source: Mega (arXiv 2209.10655), table 8, whose architecture sizes the paper takes over (appendix C).
 Feed-forward width: 2.5 d, which gives back the parameters of the update gate that Megalodon removed
 and matches the widths of the authors' code after that removal.  Norm groups are published nowhere.
+
+ImageNet: Mega's table 11 (base) and its repository (tiny), with the same rule for that width.  Groups of
+the norm over time have 32 features there, as in the released language models; one group per feature, the
+default of the interim code, makes the norm slower.
 """
 
 _LRA_COMMON = {"num_heads": 1, "cema_ndim": 16}
+_IMAGENET_COMMON = {"num_layers": 12, "num_heads": 1, "cema_ndim": 16}
 
 CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
     "megalodon_lra_listops": _LRA_COMMON
@@ -20,4 +25,35 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
     | {"num_layers": 6, "model_dim": 128, "value_dim": 256, "z_dim": 64, "ffn_hidden_dim": 320},
     "megalodon_lra_pathx": _LRA_COMMON
     | {"num_layers": 4, "model_dim": 64, "value_dim": 128, "z_dim": 32, "ffn_hidden_dim": 160},
+    "megalodon_imagenet_tiny": _IMAGENET_COMMON
+    | {"model_dim": 192, "value_dim": 384, "z_dim": 64, "ffn_hidden_dim": 480}
+    | {"norm_num_groups": 6},
+    "megalodon_imagenet_base": _IMAGENET_COMMON
+    | {"model_dim": 768, "value_dim": 1536, "z_dim": 256, "ffn_hidden_dim": 1920}
+    | {"norm_num_groups": 24},
+}
+
+# Language models.  The released sizes and pg19: the authors' table of models (mega.py of
+# github.com/XuezheMax/megalodon at 53cbaa3a).  Of its two models of 7B this is the one with SwiGLU, as in the
+# paper, with the paper's chunk of 4096 and RoPE base of 100,000 (section 4.1).  wikitext103 and enwik8: Mega's
+# table 9 and repository; v = 2048 gives the published 252M, the table's 1536 does not; the feed-forward width
+# follows the rule above.
+LM_PRESETS: dict[str, dict[str, object]] = {
+    "megalodon_lm_wikitext103": {"num_layers": 16, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
+    | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 2048, "norm_num_groups": 32}
+    | {"scale_emb": True, "share_emb": True, "adaptive_cutoffs": "20000,60000"}
+    | {"adaptive_dropout": 0.2},
+    "megalodon_lm_enwik8": {"num_layers": 12, "model_dim": 512, "num_heads": 1, "z_dim": 128}
+    | {"value_dim": 1024, "ffn_hidden_dim": 1280, "chunk_size": 2048, "norm_num_groups": 16}
+    | {"scale_emb": True, "share_emb": True},
+    "megalodon_lm_pg19": {"num_layers": 24, "model_dim": 2048, "num_heads": 2, "z_dim": 512}
+    | {"value_dim": 4096, "ffn_hidden_dim": 3584, "chunk_size": 2048, "norm_num_groups": 64}
+    | {"scale_emb": True, "share_emb": True, "swiglu": True},
+    "megalodon_lm_200m": {"num_layers": 12, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
+    | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 2048, "norm_num_groups": 32},
+    "megalodon_lm_1.3b": {"num_layers": 24, "model_dim": 2048, "num_heads": 2, "z_dim": 512}
+    | {"value_dim": 4096, "ffn_hidden_dim": 4864, "chunk_size": 2048, "norm_num_groups": 64},
+    "megalodon_lm_7b": {"num_layers": 32, "model_dim": 4096, "num_heads": 4, "z_dim": 1024}
+    | {"value_dim": 8192, "ffn_hidden_dim": 8192, "chunk_size": 4096, "norm_num_groups": 64}
+    | {"swiglu": True, "rope_base": 100000.0},
 }

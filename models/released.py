@@ -51,6 +51,11 @@ _OUTER_NAMES = {
 # Keys of a released configuration that say how it was trained or run and not what the model is.
 _IGNORED_KEYS = ("efficient_attn", "layerwise_ckpt", "head_dim", "attention_window", "output_size")
 _OWN_KEYS = ("vocab_size", "scale_emb", "share_emb", "norm_affine")
+# Without these the defaults of another project would decide.
+_NEEDED_KEYS = (
+    "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim",
+    "cema_ndim", "chunk_size", "norm_num_groups",
+)  # fmt: skip
 
 
 def released_name(name: str) -> str:
@@ -62,7 +67,15 @@ def released_name(name: str) -> str:
 
 
 def config_from_released(config: Mapping[str, object]) -> MegalodonConfig:
-    """The configuration of the same model here.  Raises ``ValueError`` naming a key it cannot honour."""
+    """The configuration of the same model here.
+
+    Raises ``ValueError`` naming a key that is missing, unknown, or has a value it cannot honour.
+    """
+    missing = [key for key in _NEEDED_KEYS if config.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"the released configuration lacks {', '.join(missing)}; add what is missing"
+        )
     ours = {field.name for field in fields(MegalodonConfig)}
     unknown = sorted(set(config) - ours - set(_OWN_KEYS) - set(_IGNORED_KEYS))
     if unknown:
@@ -91,8 +104,6 @@ def load_released(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, o
     Raises ``ValueError`` naming every missing, surplus or misshapen tensor.
     """
     ours = config_from_released(config)
-    if "vocab_size" not in config:
-        raise ValueError("the released configuration has no vocab_size; add it")
     options = {key: bool(config.get(key, False)) for key in ("scale_emb", "share_emb")}
     with torch.device("meta"):
         model = CausalLM(ours, int(config["vocab_size"]), **options)
@@ -112,6 +123,27 @@ def to_released(model: CausalLM) -> dict[str, torch.Tensor]:
     result = {released_name(name): tensor.detach() for name, tensor in model.state_dict().items()}
     result["rope.freqs"] = _rope_frequencies(model.config)
     return result
+
+
+def config_to_released(model: CausalLM) -> dict[str, object]:
+    """The released configuration of ``model``, complete.
+
+    Raises ``ValueError`` for full attention, which the released model does not have.
+    """
+    if model.config.chunk_size is None:
+        raise ValueError(
+            "chunk_size=None: the released model has no full attention; convert a model with chunks"
+        )
+    own = {"causal", "checkpoint_activations", "drop_path"}
+    values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
+    return {
+        **{key: value for key, value in values.items() if key not in own},
+        "norm_num_groups": model.config.norm_groups,
+        "norm_affine": True,
+        "vocab_size": model.vocab_size,
+        "scale_emb": model.scale_emb,
+        "share_emb": model.share_emb,
+    }
 
 
 def _rope_frequencies(config: MegalodonConfig) -> torch.Tensor:

@@ -5,7 +5,7 @@ norm, and keys and values of the attention chunk in progress.  Its size does not
 that has been read, unless attention is full.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,3 +53,74 @@ def detach_state(state: StackState) -> StackState:
 def reorder_state(state: StackState, order: torch.Tensor) -> StackState:
     """Select rows of the batch.  ``order``: (new batch,) int64; repeats are allowed (beam search)."""
     return map_state(state, lambda tensor: tensor.index_select(0, order))
+
+
+def join_states(states: Sequence[StackState]) -> StackState:
+    """Several states as one batch, in that order.  Their open chunks must be equally long.
+
+    Optional parts that only some of them have (padding of the open chunk, low bits of the mean) are
+    zeros in the others.
+    """
+    return _join(states)
+
+
+def _join(items: Sequence) -> object:
+    present = [item for item in items if item is not None]
+    if not present:
+        return None
+    if isinstance(present[0], torch.Tensor):
+        filled = [torch.zeros_like(present[0]) if item is None else item for item in items]
+        return torch.cat(filled)
+    children = [_join(column) for column in zip(*items, strict=True)]
+    return type(items[0])(*children) if hasattr(items[0], "_fields") else tuple(children)
+
+
+def split_state(state: StackState) -> list[StackState]:
+    """One state of batch 1 per row, the inverse of :func:`join_states`."""
+    rows = state.norm.count.shape[0]
+    return [map_state(state, lambda tensor, row=row: tensor[row : row + 1]) for row in range(rows)]
+
+
+def open_steps(state: StackState | None) -> int:
+    """How many steps of the open attention chunk (all that were read, if attention is full)."""
+    return 0 if state is None else state.blocks[0].attention.key.shape[1]
+
+
+def state_to_plain(state: StackState) -> dict[str, object]:
+    """Nested dicts, lists and tensors alone, which ``torch.load(weights_only=True)`` reads back."""
+    blocks = [
+        {name: _plain(part) for name, part in block._asdict().items()} for block in state.blocks
+    ]
+    return {"blocks": blocks, "norm": _plain(state.norm)}
+
+
+def _plain(part: object) -> object:
+    return part._asdict() if hasattr(part, "_asdict") else part
+
+
+def state_from_plain(plain: dict[str, object]) -> StackState:
+    """The state that :func:`state_to_plain` wrote."""
+    blocks = tuple(
+        BlockState(
+            TimestepNormState(**block["norm"]),
+            block["cema"],
+            ChunkAttentionState(**block["attention"]),
+        )
+        for block in plain["blocks"]
+    )
+    return StackState(blocks, TimestepNormState(**plain["norm"]))
+
+
+class Carried:
+    """A place where a model leaves its state for the next piece of a stream, cut from the graph.
+
+    Passed to a model inside a batch, where the return value goes to someone else (a criterion).
+    ``state`` None: the next piece is the first.
+    """
+
+    def __init__(self, state: object = None) -> None:
+        self.state = state
+
+    def leave(self, state: object) -> None:
+        """Keep ``state``, a StackState or one per row, for the next call."""
+        self.state = detach_state(state)

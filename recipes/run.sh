@@ -7,6 +7,8 @@
 # defines prepare_data, which brings $DATA_DIR into the form that training reads and sets PREPARED to
 # that folder, and ends with: run_recipe "$@"
 # prepare_data finds DATA_DIR and DEMO (1 or 0), and calls Python modules with run_python.
+# A recipe that is evaluated otherwise than by megalodon_tasks.cli.evaluate defines evaluate_recipe, which
+# is given the id of the result.
 
 set -euo pipefail
 
@@ -107,8 +109,14 @@ train() {
 evaluate() {
     local recipe=$RECIPE
     ((DEMO)) && recipe=$RECIPE-demo
-    run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
-        --recipe "$recipe" --results "$SAVE_DIR/results.jsonl"
+    if declare -F evaluate_recipe > /dev/null; then
+        evaluate_recipe "$recipe"
+    else
+        run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
+            --recipe "$recipe" --results "$SAVE_DIR/results.jsonl" \
+            --predictions "$SAVE_DIR/predictions.csv" --confusion "$SAVE_DIR/confusion.png" \
+            --by-length "$SAVE_DIR/accuracy_by_length.csv" --by-class "$SAVE_DIR/accuracy_by_class.csv"
+    fi
     if [[ -f $SAVE_DIR/train.log ]]; then
         run_python megalodon_tasks.cli.plot "$SAVE_DIR"
     fi

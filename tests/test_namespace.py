@@ -166,7 +166,7 @@ def test_wheel_brings_its_commands(wheel, tmp_path):
     load = "import importlib.metadata as m; e = m.distribution('megalodon-tasks').entry_points"
     done = wheel.run("-c", f"{load}; print(*(p.name for p in e if p.load()))", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    commands = set(re.findall(r'"(megalodon-\w+) = ', (REPOSITORY / "setup.py").read_text()))
+    commands = set(re.findall(r'"(megalodon-[\w-]+) = ', (REPOSITORY / "setup.py").read_text()))
     assert commands >= {"megalodon-train", "megalodon-evaluate", "megalodon-sweep"}
     assert set(done.stdout.splitlines()[-1].split()) == commands
     assert all((wheel.python.parent / command).is_file() for command in commands)

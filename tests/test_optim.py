@@ -97,6 +97,16 @@ def test_only_untagged_parameters_decay():
     torch.testing.assert_close(model[0].weight, before[0] * (1 - 0.01 * 0.1))
 
 
+def test_vectors_can_be_spared():
+    """As usual for vision: biases, scales and all that extends along one axis alone."""
+    shapes = [(4, 8), (8,), (8, 1), (1, 1, 3), (), (2, 8, 1)]
+    given = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for spare, exempt in ((False, []), (True, [(8,), (8, 1), (1, 1, 3), ()])):
+        optimizer = fairseq_optim.build_optimizer(optimizer_settings(spare_vectors=spare), given)
+        without = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
+        assert [tuple(p.shape) for group in without for p in group["params"]] == exempt
+
+
 @pytest.mark.parametrize("tagged", ["none", "all"])
 def test_one_group_is_enough(tagged):
     model = torch.nn.Linear(2, 2)

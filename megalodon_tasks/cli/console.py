@@ -5,13 +5,15 @@ losses.  Here the terminal shows the losses, checkpoints and warnings, and a bar
 """
 
 import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fairseq.logging import progress_bar
 from tqdm import tqdm
 
+INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 FILE_ONLY = {"console": False}  # logging's ``extra`` for a line that only the log file gets
 
 NOTICES = (
@@ -24,6 +26,16 @@ NOTICES = (
     "done training",
 )
 BAR_STATISTICS = ("loss", "accuracy", "ppl")
+
+
+def exit_status(work: Callable[[], object], interrupted: str) -> int:
+    """Do ``work``; returns 0, or 130 after Ctrl-C, which ends it with the message ``interrupted``."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 class ConsoleHandler(logging.StreamHandler):

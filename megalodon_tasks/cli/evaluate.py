@@ -1,28 +1,34 @@
 """Evaluate a checkpoint: ``python -m megalodon_tasks.cli.evaluate CHECKPOINT --data DIR``.
 
 The model, task and criterion are those of the checkpoint.  The result is printed beside the best
-constant answer and the published numbers of ``recipes/results.csv``, and appended to a file of JSON
-lines.
+constant answer and the published numbers (``recipes/published.csv``), and appended to a file of JSON
+lines.  For classifiers, predictions, a confusion matrix and the accuracy by length and class can be
+written too, and ``--time-step 2`` evaluates on a signal of half the sampling rate without retraining.
 """
 
 import argparse
+import difflib
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from fairseq import checkpoint_utils, utils
 from fairseq.logging import metrics
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import open_dict
 from tqdm import tqdm
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli import results
+from megalodon_tasks.cli import confusion, console, predictions, results
+from megalodon_tasks.cli.predictions import Predictions
 from megalodon_tasks.errors import UserError, user_errors
 
-INTERRUPTED = 130  # 128 + SIGINT
+# Up to so many classes the accuracy of each is printed.
+LISTED_CLASSES = 40
 
 
 @dataclass(frozen=True)
@@ -40,21 +46,41 @@ class Trained:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model reached on one split; ``constant`` is the percentage of its commonest class."""
+    """What a model reached on one split; ``predictions`` is None where items have no single class."""
 
     statistics: dict[str, float]
     count: int
-    constant: float | None
+    predictions: Predictions | None
+
+    @property
+    def constant(self) -> float | None:
+        """Percentage of the commonest class of the split."""
+        return None if self.predictions is None else self.predictions.best_constant
 
 
-def load(path: Path, data: str | None, device: torch.device) -> Trained:
+def load(
+    path: Path,
+    data: str | None,
+    device: torch.device,
+    ema: bool = False,
+    task_overrides: Mapping[str, Any] | None = None,
+) -> Trained:
     """Build what ``path`` holds, on ``device``; ``data`` replaces the folder it was trained on.
 
+    ``task_overrides``: other values for fields of the task.
+
+    ``ema`` takes the weights that training averaged (``ema.store_ema=true``) instead of the last ones.
+
     Nothing but tensors and settings is read from the file.  Raises :class:`UserError` where the file is
-    missing, damaged, or of a model that this version builds otherwise.
+    missing, damaged, or of a model that this version builds otherwise, and for an unknown field.
     """
     overrides = {} if data is None else {"data": str(Path(data).resolve())}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    _override_task(state["cfg"].task, task_overrides or {})
+    if ema:
+        if "ema" not in state["extra_state"]:
+            raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
+        state["model"] = state["extra_state"]["ema"]
     history, position = state["optimizer_history"][-1], state["extra_state"]["train_iterator"]
     try:
         (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
@@ -78,6 +104,32 @@ def load(path: Path, data: str | None, device: torch.device) -> Trained:
     )
 
 
+def _override_task(task: Any, overrides: Mapping[str, Any]) -> None:
+    """Set fields of the task's configuration, which may be newer than the checkpoint."""
+    registered = TASK_DATACLASS_REGISTRY.get(task._name)
+    known = set(task) | set(getattr(registered, "__dataclass_fields__", ())) - {"_name"}
+    for name, value in overrides.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise UserError(
+                f"--task-override {name}={value}: the task {task._name} has no field {name!r}; "
+                f"there is {', '.join(near)}"
+            )
+        with open_dict(task):
+            task[name] = value
+
+
+def set_time_step(model: torch.nn.Module, factor: int) -> None:
+    """Make ``model`` read a signal sampled ``factor`` times more slowly than that of training.
+
+    Raises :class:`UserError` for a model that has no notion of a time step.
+    """
+    if not hasattr(model, "set_time_step"):
+        raise UserError(f"--time-step {factor}: {type(model).__name__} has no time step to change")
+    with user_errors():
+        model.set_time_step(factor)
+
+
 def evaluate(
     trained: Trained, split: str, batch_size: int | None, num_workers: int, device: torch.device
 ) -> Score:
@@ -93,7 +145,8 @@ def evaluate(
         ),
         num_workers=num_workers,
     ).next_epoch_itr(shuffle=False, set_dataset_epoch=False)
-    labels: Counter[int] | None = Counter()
+    collector = predictions.Collector()
+    hook = trained.model.register_forward_hook(collector.hook)
     count = 0
     with metrics.aggregate(new_root=True) as meters, torch.inference_mode():
         for sample in tqdm(batches, desc=split, unit="batch", disable=not sys.stderr.isatty()):
@@ -101,19 +154,52 @@ def evaluate(
             _, _, logged = task.valid_step(sample, trained.model, trained.criterion)
             task.reduce_metrics([logged], trained.criterion)
             count += sample["id"].numel()
-            labels = _counted(labels, sample.get("target"))
+            collector.add(sample)
+    hook.remove()
     if count != len(dataset):
         raise UserError(f"split {split}: {count} of {len(dataset)} items were evaluated, not all")
-    constant = 100 * labels.most_common(1)[0][1] / count if labels else None
-    return Score(dict(meters.get_smoothed_values()), count, constant)
+    found = collector.result(getattr(task, "class_names", None))
+    return Score(dict(meters.get_smoothed_values()), count, found)
 
 
-def _counted(labels: Counter[int] | None, target: torch.Tensor | None) -> Counter[int] | None:
-    """Add the classes of a batch; None once an item has no single class."""
-    if labels is None or target is None or target.dim() != 1 or target.is_floating_point():
-        return None
-    labels.update(target.tolist())
-    return labels
+def write_details(score: Score, title: str, options: argparse.Namespace) -> dict[str, Path]:
+    """Write the files that the options ask for, and print the tables; returns what was written.
+
+    Raises :class:`UserError` if the items have no single class each, as in language modelling.
+    """
+    wanted = {
+        "predictions": options.predictions,
+        "confusion": options.confusion,
+        "by_length": options.by_length,
+        "by_class": options.by_class,
+    }
+    wanted = {name: path for name, path in wanted.items() if path is not None}
+    found = score.predictions
+    if found is None:
+        if wanted:
+            raise UserError(
+                "predictions, confusion matrix and accuracy by length or class need items with one "
+                "class each, and a model that gives a score for each class"
+            )
+        return {}
+    by_length, by_class = predictions.by_length(found), predictions.by_class(found)
+    if len(by_class) <= LISTED_CLASSES:
+        print("\n".join(predictions.table("class", by_class)))
+    if by_length:
+        print("\n".join(predictions.table("length", by_length)))
+    elif "by_length" in wanted:
+        print(f"all items have length {found.length[0]}: no accuracy by length")
+        del wanted["by_length"]
+    writers = {
+        "predictions": lambda path: predictions.write_predictions(found, path),
+        "confusion": lambda path: confusion.draw(found, title, path),
+        "by_length": lambda path: predictions.write_groups("length", by_length, path),
+        "by_class": lambda path: predictions.write_groups("class", by_class, path),
+    }
+    for name, path in wanted.items():
+        writers[name](path)
+        print(f"wrote {path}")
+    return wanted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,12 +212,46 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="which split (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="items per batch (default: as in training)")
     parser.add_argument("--num-workers", type=int, default=0, help="data loading processes")
+    parser.add_argument("--ema", action="store_true", help="use the weights averaged in training")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument(
         "--results", type=Path, help="file of JSON lines (default: results.jsonl beside CHECKPOINT)"
     )
     parser.add_argument("--recipe", help="id in recipes/results.csv (default: the task's name)")
+    parser.add_argument(
+        "--task-override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a field of the task, such as sample_rate=8000; may be repeated",
+    )
+    parser.add_argument(
+        "--time-step",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the signal is sampled N times more slowly than in training (2: half the rate)",
+    )
+    files = parser.add_argument_group("files to write, for classifiers")
+    files.add_argument("--predictions", type=Path, metavar="CSV", help="one row per item (or .tsv)")
+    files.add_argument("--confusion", type=Path, metavar="PNG", help="picture of the confusions")
+    files.add_argument("--by-length", type=Path, metavar="CSV", help="accuracy by length")
+    files.add_argument("--by-class", type=Path, metavar="CSV", help="accuracy by class")
     return parser
+
+
+def task_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` words as a dictionary; values as in YAML.  Raises :class:`UserError` for others."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UserError(f"--task-override {word}: write KEY=VALUE, such as sample_rate=8000")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--task-override {word}: its value is not YAML: {error}") from None
+    return found
 
 
 @user_errors()
@@ -141,13 +261,19 @@ def run(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if cuda else "cpu")
     if not options.checkpoint.is_file():
         raise UserError(f"{options.checkpoint}: there is no such checkpoint")
-    trained = load(options.checkpoint, options.data, device)
+    overrides = task_overrides(options.task_override)
+    trained = load(options.checkpoint, options.data, device, options.ema, overrides)
+    if options.time_step != 1:
+        set_time_step(trained.model, options.time_step)
     score = evaluate(trained, options.split, options.batch_size, options.num_workers, device)
     benchmark = options.recipe or trained.cfg.task._name
     file = options.results or options.checkpoint.parent / "results.jsonl"
     record = describe(trained, score, benchmark, options.split, file, device)
-    results.append(file, record)
+    record |= {"task_overrides": overrides, "time_step": options.time_step}
     print("\n".join(results.summary(record, results.published(benchmark))))
+    written = write_details(score, f"{benchmark}, {options.split}", options)
+    record["files"] = {k: results.relative(path, file.parent) for k, path in written.items()}
+    results.append(file, record)
     print(f"recorded in {file}")
 
 
@@ -167,6 +293,7 @@ def describe(
         "metric": metric,
         "value": float(score.statistics[metric]),
         "loss": float(score.statistics["loss"]),
+        **{k: float(v) for k, v in score.statistics.items() if k in ("top5",) and k != metric},
         "n": score.count,
         "best_constant": score.constant,
         "checkpoint": results.relative(trained.path, file.parent),
@@ -183,12 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = build_parser().parse_args(arguments)
     fairseq_compat.install()
-    try:
-        run(options)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was recorded", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return console.exit_status(lambda: run(options), "interrupted; nothing was recorded")
 
 
 if __name__ == "__main__":

@@ -24,27 +24,37 @@ STYLES = {
 
 
 def draw(events: dict[str, Points], constant: float | None, title: str, output: Path) -> None:
-    """Write a picture of loss and accuracy against updates to ``output``."""
+    """Write a picture of loss and accuracy (perplexity without one) against updates to ``output``."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    loss, second = figure.subplots(1, 2)
     train = events.get("train_inner") or events.get("train", {})
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+    metric = "ppl" if _logs(events, "ppl") and not _logs(events, "accuracy") else "accuracy"
+    for axes, name in ((loss, "loss"), (second, metric)):
         _draw_line(axes, train, name, "train", "training (running average)")
         _draw_line(axes, events.get("valid", {}), name, "valid", "validation")
         axes.set_xlabel("updates")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     loss.set_ylabel("loss (bits)")
-    accuracy.set_ylabel("accuracy (%)")
+    loss.set_ylim(bottom=0)
+    if metric == "accuracy":
+        second.set_ylabel("accuracy (%)")
+        second.set_ylim(0, 100)
+    else:
+        second.set_ylabel("perplexity per token")
+        second.set_yscale("log")
     if constant is not None:
         label = f"best constant answer ({constant:.1f} %)"
-        accuracy.axhline(constant, label=label, **STYLES["constant"])
-    loss.set_ylim(bottom=0)
-    accuracy.set_ylim(0, 100)
-    for axes in (loss, accuracy):
-        axes.legend(frameon=False)
+        second.axhline(constant, label=label, **STYLES["constant"])
+    for axes in (loss, second):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(output, dpi=150)
+
+
+def _logs(events: dict[str, Points], name: str) -> bool:
+    return any(name in statistics for points in events.values() for statistics in points.values())
 
 
 def _draw_line(axes: Axes, points: Points, name: str, style: str, label: str) -> None:

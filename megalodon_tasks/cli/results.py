@@ -97,26 +97,44 @@ def _commit() -> str | None:
 
 def published(benchmark: str) -> list[dict[str, str]]:
     """The rows of ``recipes/results.csv`` for ``benchmark`` and its variants (``benchmark-...``)."""
-    table = importlib.resources.files("megalodon_tasks.recipes").joinpath("results.csv")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _table("results.csv")
     return [row for row in rows if row["id"] == benchmark or row["id"].startswith(f"{benchmark}-")]
 
 
+def peers(benchmark: str) -> list[dict[str, str]]:
+    """The rows of ``recipes/published.csv`` for ``benchmark``: what each published system reached."""
+    return [row for row in _table("published.csv") if row["id"] == benchmark]
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    table = importlib.resources.files("megalodon_tasks.recipes").joinpath(name)
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
-    """The lines to print: the result, the best constant answer, and the published numbers."""
+    """The lines to print: the result, the best constant answer, ``rows`` of this project's recipes,
+    and other published systems.
+    """
     found = [("this checkpoint", record["value"], _position(record))]
+    if "top5" in record:
+        found.append(("this checkpoint, top 5", record["top5"], ""))
     if record["best_constant"] is not None:
         found.append(("best constant answer", record["best_constant"], ""))
-    found += [(row["id"], float(row["paper_value"]), row["paper_source"]) for row in rows]
+    found += [
+        (r["id"], float(r["paper_value"]), r["paper_source"]) for r in rows if r["paper_value"]
+    ]
+    others = [
+        row for row in peers(record["benchmark"]) if not row["system"].startswith("Megalodon")
+    ]
+    found += [(row["system"], float(row["value"]), row["source"]) for row in others if row["value"]]
     width = max(len(name) for name, _, _ in found)
     title = (
         f"{record['benchmark']}: {record['metric']} on {record['split']} "
         f"({record['n']} items, loss {record['loss']:.3f})"
     )
-    return [title] + [
-        f"  {name:{width}}  {value:6.2f}  {note}".rstrip() for name, value, note in found
-    ]
+    lines = [f"  {name:{width}}  {value:6.2f}  {note}".rstrip() for name, value, note in found]
+    return [title, *lines]
 
 
 def _position(record: dict[str, Any]) -> str:

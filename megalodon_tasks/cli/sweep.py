@@ -98,9 +98,7 @@ def asked_for(options: argparse.Namespace, fixed: dict[str, str]) -> Request:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
     both = sorted(axes.keys() & fixed.keys())
     if both:
-        raise UserError(
-            f"{both[0]} is swept and given as key=value as well; leave out one of them"
-        )
+        raise UserError(f"{both[0]} is swept and given as key=value as well; leave out one of them")
     axes = {field: list(dict.fromkeys(values)) for field, values in axes.items()}
     request = Request(recipe.id, os.path.abspath(options.data), options.demo, fixed, axes)
     for run in request.runs():

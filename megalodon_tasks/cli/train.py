@@ -22,12 +22,11 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
-from megalodon_tasks.cli.console import FILE_ONLY
+from megalodon_tasks.cli.console import FILE_ONLY, exit_status
 from megalodon_tasks.errors import UserError
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
 
-INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 # Of these sections hydra knows only the fields that the YAML writes out, and wants ++ before any other;
 # fairseq checks the names afterwards all the same.
 COMPONENT_FIELD = re.compile(r"(model|task|criterion|optimizer|lr_scheduler)\.\w+=")
@@ -128,12 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv = ["fairseq-hydra-train", *hydra_arguments(options, rest)]
     if not {"--multirun", "-m"} & set(rest):
         hydra_train._hydra_main = _with_messages(hydra_train._hydra_main)
-    try:
-        hydra_train.cli_main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    again = "interrupted; the same command goes on from the last checkpoint"
+    return exit_status(hydra_train.cli_main, again)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,17 @@ def install() -> None:
     quiet_import.install()
     from megalodon_tasks import errors
     from megalodon_tasks.fairseq_compat import (
+        adaptive_loss,
         atomic_files,
+        byte_encoder,
         checkpoint_errors,
+        gather_before_save,
         jobs,
         log_file,
         safe_globals,
     )
 
     errors.install_excepthook()
-    for mend in (safe_globals, atomic_files, checkpoint_errors, log_file, jobs):
+    mends = (safe_globals, atomic_files, checkpoint_errors, log_file, jobs)
+    for mend in (*mends, gather_before_save, adaptive_loss, byte_encoder):
         mend.install()

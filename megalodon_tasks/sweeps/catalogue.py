@@ -33,7 +33,7 @@ class Recipe:
 
 def recipes() -> list[Recipe]:
     """All recipes, by id."""
-    scripts = sorted(RECIPES.glob("*/*.sh"))
+    scripts = [p for p in sorted(RECIPES.glob("*/*.sh")) if p.with_suffix(".yaml").is_file()]
     return [Recipe(f"{path.parent.name}/{path.stem}", path) for path in scripts]
 
 

@@ -10,11 +10,15 @@ from megalodon_tasks.models.state import BlockState
 
 
 class MegalodonBlock(nn.Module):
-    """``Y^ = Attention(Norm(X)) + X;  Y = FFN(Norm(Y^)) + X`` (arXiv 2404.08801, eq. 11)."""
+    """``Y^ = Attention(Norm(X)) + X;  Y = FFN(Norm(Y^)) + X`` (arXiv 2404.08801, eq. 11).
+
+    With ``config.drop_path`` each of the two branches is dropped by itself, per sample.  Both residuals
+    come from X, so a sample whose feed-forward branch is dropped leaves the block as it came.
+    """
 
     def __init__(self, config: MegalodonConfig, layer_index: int) -> None:
         super().__init__()
-        self.attention = GatedAttention(config)
+        self.attention = GatedAttention(config, layer_index)
         self.feed_forward = NormalizedFeedForward(config, layer_index)
 
     def forward(

@@ -26,6 +26,7 @@ class ComplexEMA(nn.Module):
         super().__init__()
         self.dim = dim
         self.bidirectional = bidirectional
+        self.time_step = 1
         rows = 2 * dim if bidirectional else dim
         self.alpha = nn.Parameter(torch.empty(rows, ndim, 1))
         self.delta = nn.Parameter(torch.empty(rows, ndim, 1))
@@ -61,7 +62,38 @@ class ComplexEMA(nn.Module):
         padding_mask_BL: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) -> (B, L, D) and the state (B, D, h) complex (None when bidirectional)."""
+        """(B, L, D) -> (B, L, D) and the state (B, D, h) complex (None when bidirectional).
+
+        With ``time_step`` f > 1 a step of x stands for f steps of the signal that the parameters were
+        trained on.  x is held for f steps, and the output averaged over them, which is the kernel
+        ``K_f[l] = 1/f sum_{r, s < f} K[f l + r - s]`` of what the trained kernel K is on all integers:
+        its time constants in seconds and its sum, the response to a constant, stay the same in both
+        directions.  (In terms of q that is ``q^f`` with a geometric sum over p; it is computed by the
+        held steps because ``f * angle`` can exceed the range of the parameters, and then it averages the
+        oscillation away, as sampling below its Nyquist rate must.)
+        """
+        if self.time_step > 1:
+            return self._with_held_steps(x_BLD, padding_mask_BL, state)
+        return self._average(x_BLD, padding_mask_BL, state)
+
+    def _with_held_steps(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None,
+        state: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        held_BLD = x_BLD.repeat_interleave(self.time_step, dim=1)
+        if padding_mask_BL is not None:
+            padding_mask_BL = padding_mask_BL.repeat_interleave(self.time_step, dim=1)
+        y_BLD, state = self._average(held_BLD, padding_mask_BL, state)
+        return y_BLD.unflatten(1, (-1, self.time_step)).mean(dim=2), state
+
+    def _average(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None,
+        state: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return cema(
             x_BLD,
             self.alpha,

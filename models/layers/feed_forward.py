@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.layers.drop_path import drop_path
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import LayerNorm
 
@@ -25,6 +26,7 @@ class NormalizedFeedForward(nn.Module):
         self.fc2 = nn.Linear(f, d, bias=False)
         self.dropout = config.dropout
         self.hidden_dropout = config.hidden_dropout
+        self.drop_path = config.drop_path_at(layer_index)
         self.layer_scale = (
             nn.Parameter(torch.full((d,), 0.1 * 0.5**layer_index)) if config.rescale_nffn else None
         )
@@ -41,4 +43,4 @@ class NormalizedFeedForward(nn.Module):
         out_BLD = F.dropout(self.fc2(hidden_BLF), self.dropout, self.training)
         if self.layer_scale is not None:
             out_BLD = out_BLD * self.layer_scale
-        return out_BLD + residual_BLD
+        return drop_path(out_BLD, self.drop_path, self.training) + residual_BLD

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from megalodon_tasks.cuda_ops import chunk_attention
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.layers.drop_path import drop_path
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
@@ -22,7 +23,7 @@ from megalodon_tasks.models.state import BlockState
 class GatedAttention(nn.Module):
     """``x + h`` with h the gated attention of the normed x (eq. 11, first line)."""
 
-    def __init__(self, config: MegalodonConfig) -> None:
+    def __init__(self, config: MegalodonConfig, layer_index: int = 0) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.chunk_size = config.chunk_size
@@ -30,6 +31,7 @@ class GatedAttention(nn.Module):
         self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
         self.hidden_dropout = config.hidden_dropout
+        self.drop_path = config.drop_path_at(layer_index)
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
         self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
@@ -96,7 +98,8 @@ class GatedAttention(nn.Module):
         gated = attended_BLHV.flatten(2) * F.silu(self.gate_proj(mx_BLD))
         gated = F.dropout(gated, self.hidden_dropout, self.training)
         h_BLD = self.skip_proj(mx_BLD) + self.out_proj(gated)
-        out_BLD = F.dropout(h_BLD, self.dropout, self.training) + x_BLD
+        h_BLD = F.dropout(h_BLD, self.dropout, self.training)
+        out_BLD = drop_path(h_BLD, self.drop_path, self.training) + x_BLD
         if not self.causal:
             return out_BLD, None
         return out_BLD, BlockState(norm_state, cema_state, attention_state)

@@ -16,19 +16,21 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.dim = dim
         self.base = base
+        self.time_step = 1  # positions that a step stands for
         self._table: torch.Tensor | None = None
+        self._table_step = 1
 
     def _turns(self, length: int, like: torch.Tensor) -> torch.Tensor:
         """(length, K/2) complex: exp(i * position * frequency).  Kept for the next call."""
         table = self._table
         stale = table is None or table.device != like.device or table.dtype != like.dtype
-        if stale or table.shape[0] < length:
+        if stale or table.shape[0] < length or self._table_step != self.time_step:
             # Angles in double precision: at long positions float32 loses whole degrees.
             exponent = torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim
-            position = torch.arange(length, dtype=torch.float64)
+            position = torch.arange(length, dtype=torch.float64) * self.time_step
             angle = position[:, None] * self.base**-exponent
             table = torch.polar(torch.ones_like(angle), angle).to(like.device, like.dtype)
-            self._table = table
+            self._table, self._table_step = table, self.time_step
         return table[:length]
 
     def forward(self, x_BLHK: torch.Tensor, offset: int, chunk_size: int | None) -> torch.Tensor:

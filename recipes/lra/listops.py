@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from megalodon_tasks.recipes.lra import finding
 from megalodon_tasks.recipes.lra.listops_grammar import evaluate, tokenize
 
 FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -24,6 +25,7 @@ _FOLDERS = (
     "lra_release/lra_release/listops-1000",
     "listops",
 )
+_ARCHIVES = ("lra_release.gz", "lra_release.tar.gz")
 
 
 class Row(NamedTuple):
@@ -33,29 +35,27 @@ class Row(NamedTuple):
     label: int
 
 
-def find_files(source: Path) -> dict[str, Path]:
-    """The three files in ``source`` or where the LRA release has them below it.
+def find_files(source: Path) -> dict[str, Path] | None:
+    """The three files in ``source`` or where the LRA release has them below it; None if there is none.
 
-    Raises ``ValueError`` naming the folders looked at, or the file that is missing beside the others.
+    Raises ``ValueError`` if ``source`` is no folder, or naming the file that is missing beside others.
     """
-    if not source.is_dir():
-        raise ValueError(
-            f"{source} is not a folder; wanted the one with {', '.join(FILES.values())}"
-        )
-    for folder in _FOLDERS:
-        files = {split: source / folder / name for split, name in FILES.items()}
-        missing = [path for path in files.values() if not path.is_file()]
-        if not missing:
-            return files
-        if len(missing) < len(files):
-            raise ValueError(
-                f"{missing[0]} is missing beside the other files of ListOps; copy it there, or generate "
-                "all three with python -m megalodon_tasks.recipes.lra.listops_generator"
-            )
-    raise ValueError(
-        f"{source} holds no {', '.join(FILES.values())}, neither itself nor in "
-        f"{', '.join(filter(None, _FOLDERS))}; pass the folder listops-1000 of the LRA release, or "
-        f"generate the files with python -m megalodon_tasks.recipes.lra.listops_generator {source}"
+    finding.check_source(source, f"the one with {', '.join(FILES.values())}")
+    return finding.find_files(
+        source,
+        FILES,
+        _FOLDERS,
+        "copy it there, or generate all three with python -m "
+        "megalodon_tasks.recipes.lra.listops_generator",
+    )
+
+
+def how_to_get(source: Path) -> str:
+    """What to do where ``source`` holds no ListOps."""
+    return (
+        f"{finding.packed_inside(source, _ARCHIVES)}pass the folder listops-1000 of the LRA release or "
+        "the folder listops of Mega's processed files, or generate the files with python -m "
+        f"megalodon_tasks.recipes.lra.listops_generator {source}"
     )
 
 

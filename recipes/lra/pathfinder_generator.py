@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=128,
         help=f"height and width (default: %(default)s); {presets} have the parameters of Long Range "
-        "Arena, any other one those of the next smaller of these",
+        "Arena, any other one those of the next smaller of these, or of the smallest",
     )
     lengths = ", ".join(map(str, DIFFICULTIES.values()))
     add(

@@ -166,21 +166,20 @@ PRESETS = {
 def settings_for(resolution: int, difficulty: str = "hard", **overrides: Any) -> PathfinderSettings:
     """Settings of Long Range Arena at a resolution and difficulty, with some of them replaced.
 
-    A resolution between those of ``PRESETS`` takes the values of the next smaller one.  As in the
+    A resolution between those of ``PRESETS`` takes the values of the next smaller one, one below all of
+    them those of the smallest, of which some must then be made smaller too.  As in the
     public generator a distractor is a third as long as a target, and their number is what a fixed
     total of paddles gives (both rounded down), also when ``contour_length`` is overridden.
 
-    Raises ``ValueError`` for a resolution below the smallest preset, an unknown difficulty or
-    parameter, and for what ``PathfinderSettings`` refuses.
+    Raises ``ValueError`` for an unknown difficulty or parameter, and for what ``PathfinderSettings``
+    refuses.
     """
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty={difficulty!r} is none of {', '.join(DIFFICULTIES)}")
-    if resolution < min(PRESETS):
-        raise ValueError(f"resolution={resolution} is below the smallest one, {min(PRESETS)}")
     known = [entry.name for entry in fields(PathfinderSettings) if entry.name != "resolution"]
     if unknown := sorted(set(overrides) - set(known)):
         raise ValueError(f"no parameter named {', '.join(unknown)}; there are {', '.join(known)}")
-    preset = PRESETS[max(size for size in PRESETS if size <= resolution)]
+    preset = PRESETS[max((size for size in PRESETS if size <= resolution), default=min(PRESETS))]
     contour_length = overrides.get("contour_length", DIFFICULTIES[difficulty])
     distractor_length = overrides.get("distractor_length", max(contour_length // 3, 1))
     derived = {

@@ -7,8 +7,30 @@ from megalodon_tasks.classification import ClassificationConfig, ClassificationT
 
 @register_task("lra_text", dataclass=ClassificationConfig)
 class LraTextTask(ClassificationTask):
-    """Classify sequences of symbols: ListOps (17 tokens, 10 classes)."""
+    """Classify sequences of symbols or bytes, or pairs of them.
+
+    ListOps (17 tokens, 10 classes), Text (256 tokens, 2 classes), Retrieval (pairs, 256 tokens, 2
+    classes).
+    """
 
     prepare_commands = {
         "listops": "python -m megalodon_tasks.recipes.lra.prepare_listops SOURCE {data}",
+        "text": "python -m megalodon_tasks.recipes.lra.prepare_text SOURCE {data}",
+        "retrieval": "python -m megalodon_tasks.recipes.lra.prepare_retrieval SOURCE {data}",
+    }
+
+
+@register_task("lra_image", dataclass=ClassificationConfig)
+class LraImageTask(ClassificationTask):
+    """Classify images as sequences of pixels.
+
+    Image (CIFAR-10, 1,024 pixels, 10 classes), Pathfinder (1,024 pixels, 2 classes), Path-X (16,384
+    pixels, 2 classes).
+    """
+
+    prepare_commands = {
+        "image": "python -m megalodon_tasks.recipes.lra.prepare_image SOURCE {data}",
+        "pathfinder": "python -m megalodon_tasks.recipes.lra.prepare_pathfinder SOURCE {data}",
+        "pathx": "python -m megalodon_tasks.recipes.lra.prepare_pathfinder SOURCE {data} "
+        "--benchmark pathx",
     }

@@ -90,3 +90,15 @@ def test_a_curve_without_accuracy_can_be_drawn(tmp_path):
     output = tmp_path / "other.png"
     plot.main([str(tmp_path), "--output", str(output)])
     assert output.exists()
+
+
+def test_a_language_model_has_perplexity_in_place_of_accuracy(tmp_path, monkeypatch):
+    lines = [
+        f"[valid][INFO] - epoch 001 | loss {9 - n} | ppl {2 ** (9 - n)} | num_updates {n}\n"
+        for n in (3, 6)
+    ]
+    (tmp_path / "train.log").write_text("".join(lines))
+    labels = []
+    monkeypatch.setattr(plot.Axes, "set_ylabel", lambda axes, label: labels.append(label))
+    plot.main([str(tmp_path)])
+    assert labels == ["loss (bits)", "perplexity per token"]

@@ -132,3 +132,14 @@ def test_metrics_of_batches_are_those_of_all_samples():
     # else a checkpoint, which holds these, could not be loaded safely
     assert {type(found[key].avg) for key in ("loss", "accuracy")} == {float}
     assert ClassificationCriterion.logging_outputs_can_be_summed()
+
+
+@pytest.mark.parametrize("classes", [5, 7])
+def test_top5_is_logged_where_it_says_something(classes):
+    scores = torch.arange(float(classes)).repeat(2, 1)  # the best of 7 are 6, 5, 4, 3, 2
+    _, _, log = criterion_with()(Scores(scores), sample_with(torch.tensor([2, 1])))
+    with metrics.aggregate(new_root=True) as meters:
+        ClassificationCriterion.reduce_metrics([log])
+    logged = meters.get_smoothed_values()
+    assert logged["accuracy"] == 0.0
+    assert logged.get("top5") == (50.0 if classes == 7 else None)

@@ -34,6 +34,9 @@ def build_all() -> set[str]:
         SequenceClassifier(encoder, ClassifierInputs("tokens", **tokens)),
         SequenceClassifier(encoder, ClassifierInputs("pixels", num_classes=2)),
         SequenceClassifier(encoder, ClassifierInputs("tokens", pair=True, **tokens)),
+        SequenceClassifier(
+            encoder, ClassifierInputs("patches", num_classes=2, image_size=(16, 16))
+        ),
         CausalLM(decoder, vocab_size=5),
     ]
     return {name for model in models for name in model.state_dict()}

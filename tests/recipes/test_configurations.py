@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import models, options
+from fairseq.data import Dictionary
 from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from hydra import compose, initialize_config_dir
@@ -13,16 +14,24 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from megalodon_tasks.models.inputs import ClassifierInputs
-from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
+from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 YAMLS = sorted(RECIPES.rglob("*.yaml"))
 
 
+def dictionary_of(size: int) -> Dictionary:
+    dictionary = Dictionary()
+    for word in range(size):
+        dictionary.add_symbol(f"w{word}")
+    return dictionary
+
+
 class TaskOf:
-    """As much of a task as building a classifier needs."""
+    """As much of a task as building a classifier or a language model needs."""
 
     inputs = ClassifierInputs("tokens", num_classes=10, vocab_size=17)
+    source_dictionary = dictionary_of(70_000)  # more than the cutoffs of any adaptive softmax
 
 
 def load_yaml(path: Path, *overrides: str):
@@ -50,13 +59,14 @@ def test_recipes_are_found():
 def test_yaml_builds_the_model_that_it_names(path):
     config = load_yaml(path, "task.data=DATA", "model.chunk_size=16")
     assert config.model.chunk_size == 16
-    preset = CLASSIFIER_PRESETS[config.model._name]
-    written = OmegaConf.load(path).model
+    preset = (CLASSIFIER_PRESETS | LM_PRESETS)[config.model._name]
+    written = {**OmegaConf.load(path).model, "chunk_size": 16}
     for field, value in preset.items():
         assert config.model[field] == written.get(field, value), field
     with torch.device("meta"):
         model = models.build_model(config.model, TaskOf())
-    assert len(model.stack.blocks) == config.model.num_layers
+    stack = model.decoder.lm.stack if config.model._name in LM_PRESETS else model.stack
+    assert len(stack.blocks) == config.model.num_layers
 
 
 def test_command_line_and_yaml_build_the_same_configuration():

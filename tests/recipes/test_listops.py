@@ -143,8 +143,9 @@ def test_files_are_found_where_the_release_has_them(tmp_path, below):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path / 'none'} is not a folder"):
         find_files(tmp_path / "none")
+    assert find_files(tmp_path) is None
     with pytest.raises(ValueError, match=f"{tmp_path} holds no basic_train.tsv.*listops_generator"):
-        find_files(tmp_path)
+        prepare(tmp_path, tmp_path / "out")
     write_files(tmp_path / "listops-1000")
     path = tmp_path / "listops-1000" / "basic_val.tsv"
     path.unlink()

@@ -76,7 +76,7 @@ def test_other_resolutions_take_the_next_smaller_preset():
         ({"snake_contrast": (0.9, 0.0)}, "must be above 0"),
         ({"continuity": -1.0}, "continuity=-1.0 must be at least 0"),
         ({"difficulty": "absurd"}, "difficulty='absurd' is none of easy, medium, hard"),
-        ({"resolution": 16}, "resolution=16 is below the smallest one, 32"),
+        ({"resolution": 16}, "seed_distance=7 leaves no place"),
         ({"paddle_width": 3}, "no parameter named paddle_width"),
     ],
 )

@@ -73,7 +73,7 @@ def test_four_chunk_sizes_and_two_seeds_killed_twice(tmp_path):
     second.send_signal(signal.SIGINT)
     assert second.wait(90) == 130
 
-    assert start(tmp_path, *words).wait(1800) == 0
+    assert start(tmp_path, *words).wait(1800) == 0, (tmp_path / "sweep.txt").read_text()[-4000:]
     rows = check_outcome(tmp_path, ["8", "16", "32", "full"], 2)
     assert min(float(row["accuracy"]) for row in rows) > 30  # the best constant answer: 12
     attempts = [

@@ -1,0 +1,228 @@
+"""Text to the tokens of a corpus and back: bytes, SentencePiece pieces, or words.
+
+All three give fairseq's numbering: 0 to 3 are ``<s> <pad> </s> <unk>``, then the dictionary in its
+order.  Bytes are named by fairseq's own byte alphabet and pieces by their own text, so that fairseq's
+tools work on the same data with ``--bpe bytes`` and ``--bpe sentencepiece``.
+"""
+
+import codecs
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+from fairseq.data import Dictionary
+from fairseq.data.encoders.byte_utils import BYTE_TO_BCHAR, SPACE, SPACE_ESCAPE
+
+from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.data.storage import sha256_of
+
+SPECIALS = 4
+MODEL_FILE = "sentencepiece.model"
+# 32,000 pieces become the 32,128 rows of T5's vocabulary, which PG-19's baselines use.
+PIECES_MULTIPLE = 128
+
+
+class Tokenizer(Protocol):
+    """What all tokenizers do.
+
+    ``eos``: fairseq's end token.  ``ends_document``: it ends a document, and not a line.
+    """
+
+    eos: int
+    ends_document: bool
+
+    def description(self) -> dict[str, Any]:
+        """What ``corpus.json`` keeps of it."""
+        ...
+
+    def dictionary(self) -> Dictionary:
+        """fairseq's dictionary."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """(tokens,) int64 without an end token."""
+        ...
+
+    def text_tokens(self) -> range:
+        """The tokens that stand for text."""
+        ...
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of ``tokens`` in parts, each as soon as it is certain."""
+        ...
+
+
+class ByteTokenizer:
+    """Each byte of the UTF-8 text is a token: 4 + its value."""
+
+    eos, ends_document = 2, True
+
+    def description(self) -> dict[str, Any]:
+        """What ``corpus.json`` keeps of it."""
+        return {"kind": "bytes"}
+
+    def dictionary(self) -> Dictionary:
+        """The same 260 symbols for every corpus."""
+        result = Dictionary()
+        for byte in range(256):
+            result.add_symbol(BYTE_TO_BCHAR[byte].replace(SPACE, SPACE_ESCAPE))
+        return result
+
+    def encode(self, text: str) -> np.ndarray:
+        """(bytes,) int64."""
+        return self.encode_bytes(text.encode("utf-8"))
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        """(bytes,) int64, of any bytes."""
+        return np.frombuffer(data, np.uint8).astype(np.int64) + SPECIALS
+
+    def text_tokens(self) -> range:
+        """All but the special ones."""
+        return range(SPECIALS, SPECIALS + 256)
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """A character as soon as its last byte is there; what is no UTF-8 becomes U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in tokens:
+            if token >= SPECIALS:
+                yield decoder.decode(bytes([token - SPECIALS]))
+        yield decoder.decode(b"", final=True)
+
+
+class SentencePieceTokenizer:
+    """The pieces of a SentencePiece model; its own control symbols give way to fairseq's."""
+
+    eos, ends_document = 2, True
+
+    def __init__(self, model: Path) -> None:
+        if not model.is_file():
+            raise ValueError(f"there is no SentencePiece model {model}")
+        self.model = model
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{model} is not a SentencePiece model: {error}") from None
+        special = (self.processor.is_unknown, self.processor.is_control, self.processor.is_unused)
+        pieces = range(self.processor.get_piece_size())
+        self._pieces = [i for i in pieces if not any(test(i) for test in special)]
+        self._ids = np.full(len(pieces), Dictionary().unk())
+        self._ids[self._pieces] = np.arange(len(self._pieces)) + SPECIALS
+
+    def __getstate__(self) -> Path:
+        return self.model
+
+    def __setstate__(self, model: Path) -> None:
+        self.__init__(model)
+
+    def description(self) -> dict[str, Any]:
+        """What ``corpus.json`` keeps of it."""
+        return {"kind": "sentencepiece", "model": MODEL_FILE, "sha256": sha256_of(self.model)}
+
+    @functools.cached_property
+    def keeps_line_breaks(self) -> bool:
+        """Whether a line break in the text survives (T5's model makes a space of it)."""
+        return self.processor.decode(self.processor.encode("a\nb")) == "a\nb"
+
+    def dictionary(self) -> Dictionary:
+        """The pieces in the model's order, filled up to a multiple of 128.
+
+        Raises ``ValueError`` for a piece that fairseq's ``dict.txt`` cannot hold.
+        """
+        result = Dictionary()
+        for i in self._pieces:
+            piece = self.processor.id_to_piece(i)
+            if piece in result or set(piece) & set(" \n\r"):
+                raise ValueError(
+                    f"{self.model}: piece {i}, {piece!r}, is special or has a space or line break in "
+                    "it, which fairseq's dict.txt cannot hold; train the model on lines of text"
+                )
+            result.add_symbol(piece)
+        result.pad_to_multiple_(PIECES_MULTIPLE)
+        return result
+
+    def encode(self, text: str) -> np.ndarray:
+        """(pieces,) int64."""
+        return self._ids[np.asarray(self.processor.encode(text), np.int64)]
+
+    def text_tokens(self) -> range:
+        """All but the special ones and those that fill up the vocabulary."""
+        return range(SPECIALS, SPECIALS + len(self._pieces))
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """What each piece adds to the text; a character of several byte pieces comes with its last."""
+        pieces: list[int] = []
+        shown = ""
+        for token in tokens:
+            if token not in self.text_tokens():
+                continue
+            pieces.append(self._pieces[token - SPECIALS])
+            text = self.processor.decode(pieces)
+            if text.endswith("\ufffd"):
+                continue
+            yield text[len(shown) :]
+            shown = text
+            if len(pieces) > 64:  # keep two, so that spaces at the seam stay as they are
+                pieces = pieces[-2:]
+                shown = self.processor.decode(pieces)
+
+
+class WordTokenizer:
+    """Words between spaces, an end token at each line: what ``fairseq-preprocess`` makes of text."""
+
+    eos, ends_document = 2, False
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self._dictionary = dictionary
+
+    def description(self) -> dict[str, Any]:
+        """What ``corpus.json`` keeps of it."""
+        return {"kind": "words"}
+
+    def dictionary(self) -> Dictionary:
+        """The words by frequency."""
+        return self._dictionary
+
+    def encode(self, text: str) -> np.ndarray:
+        """(words,) int64: a line break is the end token, an unknown word ``<unk>``."""
+        lines = text.split("\n")
+        ids = [
+            self._dictionary.encode_line(
+                line, add_if_not_exist=False, append_eos=i < len(lines) - 1
+            )
+            for i, line in enumerate(lines)
+        ]
+        return np.concatenate([part.numpy() for part in ids]).astype(np.int64)
+
+    def text_tokens(self) -> range:
+        """All words, the unknown one among them."""
+        return range(self._dictionary.unk(), len(self._dictionary))
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Words with a space after each, and line breaks."""
+        for token in tokens:
+            yield "\n" if token == self.eos else f"{self._dictionary[token]} "
+
+
+def tokenizer_of(folder: Path, description: dict[str, Any], dictionary: Dictionary) -> Tokenizer:
+    """The tokenizer that ``corpus.json`` in ``folder`` describes.
+
+    Raises ``ValueError`` if its kind is unknown, a file is missing, or ``dictionary`` is another's.
+    """
+    kind = description.get("kind")
+    if kind == "words":
+        return WordTokenizer(dictionary)
+    if kind == "bytes":
+        result: Tokenizer = ByteTokenizer()
+    elif kind == "sentencepiece":
+        result = SentencePieceTokenizer(folder / description["model"])
+    else:
+        raise ValueError(f"{folder}: tokenizer kind {kind!r} is unknown; prepare the data again")
+    if result.dictionary() != dictionary:
+        raise ValueError(
+            f"{folder / DICTIONARY} is not the dictionary of the corpus's {kind} tokenizer; "
+            "prepare the data again"
+        )
+    return result

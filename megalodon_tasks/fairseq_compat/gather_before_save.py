@@ -1,0 +1,28 @@
+"""Before a checkpoint is written, let the task gather what its other processes hold.
+
+fairseq saves on all processes at the same moment but asks only the one that writes for the state of the
+task (checkpoint_utils.py:48, get_checkpoint_dict): what the others hold, such as the state of their rows
+of text, would be lost.  A task with ``gather_for_checkpoint`` is called on each of them first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fairseq import checkpoint_utils
+
+from megalodon_tasks.fairseq_compat.patching import replace
+
+
+def install() -> None:
+    """Hang the call on fairseq's ``save_checkpoint``."""
+    replace(checkpoint_utils, "save_checkpoint", _after_gathering)
+
+
+def _after_gathering(stock: Callable) -> Callable:
+    def save_checkpoint(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        gather = getattr(trainer.task, "gather_for_checkpoint", None)
+        if gather is not None and not cfg.no_save:
+            gather()
+        return stock(cfg, trainer, *args, **kwargs)
+
+    return save_checkpoint

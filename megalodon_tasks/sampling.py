@@ -1,0 +1,70 @@
+"""Text from a language model, token by token, at a memory that does not grow with what was read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megalodon_tasks.models.causal_lm import LanguageModelCore
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn.
+
+    ``temperature`` divides the scores (0: the likeliest token).  Then only the ``top_k`` likeliest stay
+    (0: all), and of these the fewest that have a probability of ``top_p`` together (1: all).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must be at least 0")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be at least 0 (0: no limit)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (1: no limit)")
+
+    def draw(self, scores_V: torch.Tensor, generator: torch.Generator) -> int:
+        """One token.  scores: (V,) on the CPU, unnormalised log-probabilities; -inf is never drawn."""
+        if self.temperature == 0:
+            return int(scores_V.argmax())
+        probabilities_V = (scores_V.double() / self.temperature).softmax(-1)
+        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+        if self.top_k:
+            sorted_V, order_V = sorted_V[: self.top_k], order_V[: self.top_k]
+        sorted_V = sorted_V / sorted_V.sum()
+        before_V = sorted_V.cumsum(-1) - sorted_V
+        sorted_V = sorted_V.where(before_V < self.top_p, 0.0)
+        return int(order_V[torch.multinomial(sorted_V, 1, generator=generator)])
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModelCore,
+    prompt: torch.Tensor,
+    choose: Callable[[torch.Tensor], int],
+    *,
+    piece: int,
+    allowed: torch.Tensor,
+) -> Iterator[int]:
+    """Yield tokens that follow ``prompt``, without end.
+
+    prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
+    that may be drawn.  ``choose`` draws from scores (V,).
+    Raises ``ValueError`` for a token that is not in the model's vocabulary.
+    """
+    device = next(model.parameters()).device
+    state = None
+    for part in prompt[:-1].split(piece):
+        if len(part):
+            _, state = model.features(part[None].to(device), state)
+    token = int(prompt[-1])
+    while True:
+        scores_11V, state = model(torch.tensor([[token]], device=device), state)
+        scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
+        token = choose(scores_V)
+        yield token

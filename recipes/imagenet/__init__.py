@@ -1,0 +1,1 @@
+"""ImageNet-1K from a torchvision ImageFolder tree, with the augmentation of DeiT."""

@@ -1,0 +1,189 @@
+"""What happens to an image between the file and the model, through timm's own parts.
+
+timm and torchvision draw from the global generators of ``random``, numpy and torch.  :func:`seeded`
+gives these the state of a key for the time of a block, so that an image's augmentation depends on (seed,
+epoch, image, repeat) alone: not on the number of workers, nor on whether the run was interrupted.
+
+timm is imported where it is used: all tasks are loaded in every run, and it takes two seconds.
+"""
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from PIL import Image
+
+Transform = Callable[[Image.Image], torch.Tensor]
+_INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "random")
+
+
+@dataclass
+class AugmentationConfig:
+    """Settings of the images, in the units of timm's.  Defaults are DeiT's as Mega used them."""
+
+    image_size: int = field(default=224, metadata={"help": "side of the images, in pixels"})
+    crop_pct: float = field(
+        default=0.875,
+        metadata={
+            "help": "evaluation: resize the shorter side to image_size / crop_pct, then crop"
+        },
+    )
+    interpolation: str = field(default="bicubic", metadata={"help": "of resizing"})
+    smallest_crop: float = field(
+        default=0.08, metadata={"help": "least share of the area that a random crop has"}
+    )
+    hflip: float = field(default=0.5, metadata={"help": "probability of a mirror image"})
+    auto_augment: Optional[str] = field(
+        default="rand-m9-mstd0.5-inc1",
+        metadata={"help": "timm's name of a policy; null for none"},
+    )
+    color_jitter: float = field(
+        default=0.3, metadata={"help": "used only without auto_augment, as timm has it"}
+    )
+    random_erasing: float = field(
+        default=0.25, metadata={"help": "probability of noise in place of one rectangle"}
+    )
+    mixup: float = field(default=0.8, metadata={"help": "alpha of mixup; 0 = no mixup"})
+    cutmix: float = field(default=1.0, metadata={"help": "alpha of cutmix; 0 = no cutmix"})
+    mix_prob: float = field(default=1.0, metadata={"help": "probability of mixing a batch"})
+    mix_switch_prob: float = field(
+        default=0.5, metadata={"help": "probability of cutmix where mixup is on too"}
+    )
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` naming the field for a value out of range."""
+        for name in ("hflip", "random_erasing", "mix_prob", "mix_switch_prob"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(
+                    f"task.{name}={getattr(self, name)} is not a probability in [0, 1]"
+                )
+        for name in ("crop_pct", "smallest_crop"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"task.{name}={getattr(self, name)} must be above 0 and at most 1")
+        for name in ("mixup", "cutmix", "color_jitter"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"task.{name}={getattr(self, name)} must not be negative")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(
+                f"task.interpolation={self.interpolation!r} is none of {', '.join(_INTERPOLATIONS)}"
+            )
+
+
+def training_transform(config: AugmentationConfig) -> Transform:
+    """Crop, flip, RandAugment, normalise, erase: RGB image -> (3, size, size) float32.
+
+    Mean and deviation of the colours are ImageNet's, timm's default.  Raises ``ValueError`` for an
+    ``auto_augment`` that timm does not know.
+    """
+    from timm.data import create_transform
+
+    try:
+        transform = create_transform(
+            input_size=config.image_size,
+            is_training=True,
+            scale=(config.smallest_crop, 1.0),
+            hflip=config.hflip,
+            color_jitter=config.color_jitter or None,
+            auto_augment=config.auto_augment or None,
+            interpolation=config.interpolation,
+            re_prob=config.random_erasing,
+            re_mode="pixel",
+            re_count=1,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"task.auto_augment={config.auto_augment!r} is no policy of timm's ({error!r}); "
+            "write one such as rand-m9-mstd0.5-inc1, or null"
+        ) from None
+    for step in transform.transforms:
+        _let_posterize_keep_no_bit(step)
+    return transform
+
+
+def _let_posterize_keep_no_bit(step: Any) -> None:
+    """At full strength timm keeps 0 bits, which Pillow made black and from version 13 on refuses."""
+    nested = getattr(step, "policy", None) or [getattr(step, "ops", None) or []]
+    for operation in (operation for operations in nested for operation in operations):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = functools.partial(_posterize, operation.aug_fn)
+
+
+def _posterize(
+    stock: Callable, image: Image.Image, bits_to_keep: int, **options: Any
+) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return stock(image, bits_to_keep, **options)
+
+
+def evaluation_transform(config: AugmentationConfig) -> Transform:
+    """Resize, centre crop, normalise: RGB image -> (3, size, size) float32."""
+    from timm.data import create_transform
+
+    return create_transform(
+        input_size=config.image_size,
+        is_training=False,
+        crop_pct=config.crop_pct,
+        interpolation="bicubic" if config.interpolation == "random" else config.interpolation,
+    )
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Give the global generators of the CPU the state of ``key`` (integers from 0), and theirs back."""
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
+    python, numpy, generator = random.getstate(), np.random.get_state(), torch.default_generator
+    saved = generator.get_state()
+    random.seed(words[0])
+    np.random.seed(words[1])
+    # Not torch.manual_seed, which seeds the accelerators too, and they are the model's.
+    generator.manual_seed(words[2])
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        generator.set_state(saved)
+
+
+class Mixer:
+    """Mixup and cutmix of whole batches (timm's ``Mixup`` in batch mode): soft targets come out.
+
+    Label smoothing is left to the criterion, which gives the same: smoothing the mixture of two targets
+    is mixing the two smoothed ones.
+    """
+
+    def __init__(self, config: AugmentationConfig, num_classes: int, seed: int) -> None:
+        from timm.data.mixup import Mixup
+
+        self.seed = seed
+        self.enabled = config.mix_prob > 0 and (config.mixup > 0 or config.cutmix > 0)
+        self._mixup = Mixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mix_prob,
+            switch_prob=config.mix_switch_prob,
+            mode="batch",
+            label_smoothing=0.0,
+            num_classes=num_classes,
+        )
+
+    def __call__(self, sample: dict[str, Any], key: int) -> dict[str, Any]:
+        """A batch with its images mixed with those of the reverse order, on their device.
+
+        ``key`` tells the batch from all others of the run.  The batch that is given keeps its images.
+        """
+        if not self.enabled:
+            return sample
+        with seeded(_MIX, self.seed, key):
+            images, target = self._mixup(sample["net_input"]["inputs"].clone(), sample["target"])
+        return {**sample, "net_input": {**sample["net_input"], "inputs": images}, "target": target}
+
+
+# Tells this use of a seed from others; any constant will do.
+_MIX = 0x313

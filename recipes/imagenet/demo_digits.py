@@ -1,0 +1,62 @@
+"""Handwritten digits as an ImageFolder tree: the demo's stand-in for ImageNet.
+
+    python -m megalodon_tasks.recipes.imagenet.demo_digits OUT
+
+The 1,797 grey images of 8 x 8 pixels that ship with scikit-learn, as PNG files ``OUT/train/<digit>/``
+(1,297), ``OUT/val`` (200) and ``OUT/test`` (300), each with its share of every digit.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from megalodon_tasks.data.atomic import atomic_file
+
+SPLIT_SEED = 0
+HELD_OUT = {"test": 300, "val": 200}
+
+
+def write_tree(out: Path) -> int:
+    """Write what is missing of the tree; returns the number of images.  The same files each time."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rest = np.arange(len(digits.target))
+    parts: dict[str, np.ndarray] = {}
+    for split, count in HELD_OUT.items():
+        rest, parts[split] = train_test_split(
+            rest, test_size=count, stratify=digits.target[rest], random_state=SPLIT_SEED
+        )
+    for split, indices in {**parts, "train": rest}.items():
+        for index in indices:
+            folder = out / split / str(digits.target[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / f"{index:04d}.png").exists():
+                continue
+            pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+            with atomic_file(folder / f"{index:04d}.png") as stream:
+                Image.fromarray(pixels).save(stream, "PNG")
+    return len(digits.target)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.imagenet.demo_digits",
+        description="Write scikit-learn's digits as an ImageFolder tree.",
+    )
+    parser.add_argument("out", type=Path, help="folder for train/, val/ and test/")
+    args = parser.parse_args(arguments)
+    try:
+        count = write_tree(args.out)
+    except OSError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{args.out}: {count} images of digits")
+
+
+if __name__ == "__main__":
+    main()

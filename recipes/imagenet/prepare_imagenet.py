@@ -1,0 +1,169 @@
+"""Check an ImageFolder tree and index it: the images stay where they are.
+
+    python -m megalodon_tasks.recipes.imagenet.prepare_imagenet IMAGES OUT
+
+IMAGES is the folder with ``train/<class>/`` and ``val/<class>/``, OUT the data folder of the task
+``imagenet``; IMAGES/prepared is a good place.  The tree is read once; the command does nothing if no
+class folder changed since.
+
+Images of ``val`` (and ``test``) are also decoded once, on all cores, since evaluation refuses a damaged
+one: better now than after an epoch.  ``--verify all`` decodes the training images too; training replaces
+those that are damaged.  What is damaged or unusual is listed in ``OUT/<split>.unusual.tsv``.
+"""
+
+import argparse
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.data.parallel import in_turns, usable_cores
+from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.rejects import Rejects, describe
+from megalodon_tasks.recipes.imagenet.image_tree import (
+    FOLDERS,
+    ImageSplit,
+    ImageTree,
+    build_index,
+    is_indexed,
+    mark_verified,
+)
+from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_with_mode
+
+# Of ImageNet-1K (ILSVRC 2012).
+PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
+PUBLISHED_CLASSES = 1000
+VERIFY = {"none": (), "val": ("valid", "test"), "all": ("train", "valid", "test")}
+# Every photograph is of one of these; other modes are worth listing.
+USUAL_MODES = ("RGB", "L")
+DAMAGED = "damaged"
+
+
+def prepare(source: Path, out: Path, *, hidden: bool = False) -> tuple[ImageTree, bool]:
+    """Index ``source``; returns the tree and whether anything had to be done.
+
+    Raises ``ValueError`` for a tree that cannot be used (``image_tree.build_index``).
+    """
+    if is_indexed(out):
+        try:
+            tree = ImageTree(out)
+            if tree.is_current(source):
+                return tree, False
+        except ValueError:  # damaged or moved: made anew below
+            pass
+    if not source.is_dir():
+        raise ValueError(f"the folder of images {source} does not exist")
+    folders = [source / folder for folder in FOLDERS.values() if (source / folder).is_dir()]
+    total = sum(1 for folder in folders for entry in folder.iterdir() if entry.is_dir())
+    with progress_bar(total=total, label="reading names", unit="class", hidden=hidden) as bar:
+        return build_index(source, out, bar.update), True
+
+
+def verify(
+    tree: ImageTree, name: str, workers: int, *, hidden: bool = False
+) -> tuple[Counter[str], Rejects]:
+    """Decode every image of a split; returns how many there are of each mode, and what is damaged.
+
+    ``OUT/<split>.unusual.tsv`` gets a line for each image that is damaged, or of a mode that photographs
+    rarely have: path, mode or ``damaged``, reason.
+    """
+    split, modes, damaged = tree.split(name), Counter[str](), Rejects(limit=sys.maxsize)
+    decode = functools.partial(_decoded, split)
+    with atomic_file(tree.folder / f"{name}.unusual.tsv", "w") as stream:
+        results = progress_bar(
+            in_turns(decode, workers),
+            total=len(split),
+            label=f"decoding {split.info.folder}",
+            unit="image",
+            hidden=hidden,
+        )
+        for index, (mode, reason) in enumerate(results):
+            modes[mode] += 1
+            if mode == DAMAGED:
+                damaged.add(split.path(index), reason)
+            if mode not in USUAL_MODES:
+                stream.write(f"{split.path(index)}\t{mode}\t{reason}\n")
+    if len(damaged) == 0:
+        mark_verified(tree, name)
+    return modes, damaged
+
+
+def _decoded(split: ImageSplit, first: int, step: int) -> Iterator[tuple[str, str]]:
+    for index in range(first, len(split), step):
+        try:
+            yield read_with_mode(split.path(index))[1], ""
+        except DamagedImage as error:
+            yield DAMAGED, error.reason
+
+
+def report(tree: ImageTree) -> list[str]:
+    """Lines that say what a tree holds, and how that differs from ImageNet-1K."""
+    note = (
+        "" if len(tree.classes) == PUBLISHED_CLASSES else f" (ImageNet-1K has {PUBLISHED_CLASSES})"
+    )
+    lines = [f"{len(tree.classes)} classes{note}"]
+    for name, split in tree.splits.items():
+        counts, expected = split.info.counts, PUBLISHED_COUNTS.get(name)
+        differs = expected is not None and len(split) != expected
+        note = f" (ImageNet-1K has {expected:,})" if differs else ""
+        ignored = f"; {split.info.ignored} other files" if split.info.ignored else ""
+        lines.append(
+            f"{split.info.folder}: {len(split):,} images{note}, {min(counts)} to {max(counts)} in a "
+            f"class{ignored}"
+        )
+    return lines
+
+
+def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) -> list[str]:
+    """Decode the splits that ``which`` (a key of ``VERIFY``) names and are not known to be whole.
+
+    Returns lines for the reader.  Raises ``ValueError`` if an image for evaluation is damaged.
+    """
+    lines = []
+    for name in VERIFY[which]:
+        if name not in tree.splits or tree.splits[name].info.verified:
+            continue
+        modes, damaged = verify(tree, name, workers, hidden=hidden)
+        tree = ImageTree(tree.folder)
+        folder = tree.splits[name].info.folder
+        if len(damaged) and name != "train":
+            raise ValueError(
+                f"{tree.root / folder}: evaluation takes no damaged image; copy them again, or remove "
+                "them and say so with the result\n" + "\n".join(describe(damaged.reasons))
+            )
+        found = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+        lines.append(f"{folder}: {modes.total():,} images decoded: {found}")
+        lines += describe(damaged.reasons)
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.imagenet.prepare_imagenet",
+        description="Check an ImageFolder tree and index it for the task imagenet.",
+    )
+    parser.add_argument("source", type=Path, help="folder with train/<class>/ and val/<class>/")
+    parser.add_argument("out", type=Path, help="folder for the index")
+    parser.add_argument(
+        "--verify", choices=VERIFY, default="val", help="which images to decode (default: val)"
+    )
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that decode")
+    args = parser.parse_args(arguments)
+    try:
+        tree, done = prepare(args.source, args.out)
+        print("\n".join(report(tree)))
+        for line in verify_all(tree, args.verify, args.workers):
+            print(line)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; start the same command again\n")
+    state = "prepared" if done else "prepared already from the same images"
+    print(f"{args.out}: {state}")
+
+
+if __name__ == "__main__":
+    main()

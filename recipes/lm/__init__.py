@@ -1,0 +1,1 @@
+"""Language models: WikiText-103, enwik8, PG-19, and any folder of text."""

@@ -1,0 +1,103 @@
+"""Prepare PG-19: a folder of books, one text file each, as the release has them.
+
+    python -m megalodon_tasks.recipes.lm.prepare_pg19 SOURCE OUT [--sentencepiece-model FILE]
+
+SOURCE holds ``train/*.txt``, ``validation/*.txt``, ``test/*.txt`` and perhaps ``metadata.csv``.  Without
+a model, a SentencePiece vocabulary of 32,000 pieces is trained on the training books; ``--tokens bytes``
+takes bytes instead.  A book is a document, and the end token its last token.
+
+Word-level perplexity divides by words: by the published number where a split has as many books as the
+release (28,602, 50 and 100; Rae et al., arXiv 1911.05507, section 4.2), else by what is counted here.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from megalodon_tasks.data.corpus import Corpus, SplitInfo
+from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.recipes.lm import prepare_text, text_files
+
+NAME = "pg19"
+BOOKS = {"train": 28_602, "valid": 50, "test": 100}
+WORDS = {"train": 1_973_136_207, "valid": 3_007_061, "test": 6_966_499}
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    vocabulary: prepare_text.Vocabulary,
+    workers: int = 1,
+    rejects: Rejects | None = None,
+    *,
+    hidden: bool = False,
+) -> bool:
+    """Prepare PG-19 in ``out``; return False if it is there already, from the same files.
+
+    Raises ``ValueError`` for missing or damaged books, and for books that metadata.csv does not list.
+    """
+    _check_metadata(source)
+    rejects = Rejects() if rejects is None else rejects
+    preparation = prepare_text.TextPreparation(
+        NAME, source, vocabulary, workers, rejects, _take_published_words
+    )
+    return preparation.write(out, hidden=hidden)
+
+
+def _check_metadata(source: Path) -> None:
+    path = source / "metadata.csv"
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", newline="") as stream:
+        listed = {row[0].strip() for row in csv.reader(stream) if row}
+    files = text_files.find_files(source)
+    unknown = [p for paths in files.values() for p in paths if p.stem not in listed]
+    if unknown:
+        raise ValueError(
+            f"{path} does not list {len(unknown)} of the books, such as {unknown[0]}; "
+            "remove the file if it belongs to another release"
+        )
+
+
+def _take_published_words(split: str, info: SplitInfo) -> None:
+    if info.documents == BOOKS[split]:
+        counted = f"{info.words:,} {text_files.WORDS_RULE}"
+        info.words_rule = f"published by Rae et al., section 4.2; {counted}"
+        info.words = WORDS[split]
+
+
+def report(corpus: Corpus) -> list[str]:
+    """Lines that say what the prepared corpus holds and where that differs from the release."""
+    lines = prepare_text.report(corpus)
+    for split, books in BOOKS.items():
+        info = corpus.info(split)
+        if info.documents != books:
+            lines.append(
+                f"{split}: the release has {books:,} books, this folder {info.documents:,}"
+            )
+        lines.append(
+            f"{split}: word-level perplexity divides by {info.words:,} ({info.words_rule})"
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.lm.prepare_pg19",
+        description="Prepare the books of PG-19 for language modelling.",
+    )
+    prepare_text.add_arguments(parser, "sentencepiece")
+    options = parser.parse_args(arguments)
+
+    def run() -> bool:
+        vocabulary = prepare_text.vocabulary_of(options)
+        rejects = Rejects(strict=options.strict)
+        return prepare(options.source, options.out, vocabulary, options.workers, rejects)
+
+    prepare_text.run(parser, options.out, run, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""English text that comes with Python, as text files: the help topics of ``pydoc_data``.
+
+    python -m megalodon_tasks.recipes.lm.python_topics OUT [--words]
+
+Some eighty documents of 200 bytes to 60 kB, in ``OUT/{train,validation,test}`` as PG-19 has its books,
+or with ``--words`` in ``OUT/wiki.{train,valid,test}.tokens`` as WikiText-103 has its articles.  Every
+tenth by size goes to the test split and another to the validation split: both have long and short ones.
+Which Python runs decides the text.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pydoc_data import topics
+
+from megalodon_tasks.data.atomic import atomic_file
+
+EVERY = 10
+TEST, VALIDATION = 2, 7  # rank by size modulo EVERY
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def splits() -> dict[str, list[tuple[str, str]]]:
+    """Name and text of the topics of each split, by falling size."""
+    result: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    ranked = sorted(topics.topics.items(), key=lambda item: (-len(item[1]), item[0]))
+    for rank, topic in enumerate(ranked):
+        split = {TEST: "test", VALIDATION: "validation"}.get(rank % EVERY, "train")
+        result[split].append(topic)
+    return result
+
+
+def write_documents(out: Path) -> None:
+    """One file per topic."""
+    for split, documents in splits().items():
+        for name, text in documents:
+            _write(out / split / f"{name}.txt", text)
+
+
+def write_words(out: Path) -> None:
+    """One file per split: titled articles of words and signs between spaces."""
+    for split, documents in splits().items():
+        name = {"validation": "valid"}.get(split, split)
+        _write(out / f"wiki.{name}.tokens", "".join(_article(*topic) for topic in documents))
+
+
+def _article(name: str, text: str) -> str:
+    return "".join(f"{line}\n" for line in (" ", f" = {name} = ", " ", *_lines(text)))
+
+
+def _lines(text: str) -> Iterator[str]:
+    for paragraph in re.split(r"\n\s*\n", text):
+        words = _WORD.findall(paragraph)
+        yield f" {' '.join(words)} " if words else " "
+
+
+def _write(path: Path, text: str) -> None:
+    data = text.encode("utf-8")
+    if not path.is_file() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.lm.python_topics",
+        description="Write the help topics of Python as text files.",
+    )
+    parser.add_argument("out", type=Path, help="folder for the files")
+    parser.add_argument("--words", action="store_true", help="as files of WikiText-103")
+    options = parser.parse_args(arguments)
+    (write_words if options.words else write_documents)(options.out)
+    counts = ", ".join(f"{split} {len(documents)}" for split, documents in splits().items())
+    print(f"{options.out}: help topics of Python: {counts}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The fairseq task of the language models: text that ``fairseq-preprocess --only-source`` wrote.
+
+Training reads blocks of a random length in random order, or contiguous rows with the model's state
+carried from update to update (``stream``: truncated back-propagation).  Validation and test read
+contiguous rows too, so that what is reported has the whole context; ``eval_mode=blocks`` does without.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, FairseqDataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import II
+
+from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
+from megalodon_tasks.data.token_stream import open_stream
+from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.state import Carried
+from megalodon_tasks.recipes.lm.inference import LanguageModelInference
+from megalodon_tasks.recipes.lm.stream_state import StreamState
+from megalodon_tasks.recipes.lm.vocabulary import check_vocabulary, load_dictionary
+
+logger = logging.getLogger(__name__)
+
+EVAL_MODES = ("stream", "blocks")
+
+
+@dataclass
+class MegalodonLanguageModelingConfig(FairseqDataclass):
+    """Settings of the task."""
+
+    # Without a default of its own, fairseq's parser would refuse the positional argument.
+    data: Optional[str] = field(
+        default=None, metadata={"help": "folder that fairseq-preprocess --only-source wrote"}
+    )
+    tokens_per_sample: int = field(
+        default=2048, metadata={"help": "unit of a block in tokens; best the model's chunk"}
+    )
+    block_multiple_min: int = field(
+        default=1, metadata={"help": "a training block has at least so many units"}
+    )
+    block_multiple_max: int = field(
+        default=1, metadata={"help": "and at most so many; drawn for each block and epoch"}
+    )
+    sample_break_mode: str = field(
+        default="none",
+        metadata={"help": "blocks: cut anywhere (none), fill with whole lines (complete), or eos"},
+    )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "train on contiguous rows, one per batch item, with the state carried"},
+    )
+    documents: str = field(
+        default="none",
+        metadata={
+            "help": "keep documents apart: line (each line is one), blank (divided by empty lines)"
+        },
+    )
+    eval_mode: str = field(
+        default="stream",
+        metadata={"help": "other splits: rows with the state carried (stream), or blocks"},
+    )
+    eval_streams: int = field(
+        default=10, metadata={"help": "stream: in so many rows is a split cut for evaluation"}
+    )
+    eval_multiple: int = field(
+        default=2, metadata={"help": "stream: units that are read at a time in evaluation"}
+    )
+    add_bos_token: bool = field(
+        default=False, metadata={"help": "not supported: a text starts after EOS"}
+    )
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    # fairseq's switch, read from here.  A default of True would make the flag turn it off.
+    rebuild_batches: bool = field(
+        default=False,
+        metadata={"help": "make the batches of each epoch anew; always done, whatever this says"},
+    )
+
+
+@register_task("megalodon_language_modeling", dataclass=MegalodonLanguageModelingConfig)
+class MegalodonLanguageModelingTask(LanguageModelInference):
+    """Predict the next token.  What is wrong with the data is raised as :class:`UserError`."""
+
+    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
+
+    def __init__(self, cfg: MegalodonLanguageModelingConfig, dictionary: Dictionary) -> None:
+        super().__init__(cfg, dictionary)
+        cfg.rebuild_batches = True
+        self.stream_state = StreamState()
+        self._eval_state = Carried()
+
+    @classmethod
+    @user_errors()
+    def setup_task(
+        cls, cfg: MegalodonLanguageModelingConfig, **kwargs: Any
+    ) -> "MegalodonLanguageModelingTask":
+        """Read the dictionary; raise :class:`UserError` where it or the folder is missing."""
+        _check_choices(cfg)
+        return cls(cfg, load_dictionary(cfg.data))
+
+    @user_errors()
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Load a split.  Raises :class:`UserError` where it is missing, empty or damaged."""
+        cfg = self.cfg
+        folder = Path(cfg.data).absolute()
+        stream = open_stream(folder, split, self.dictionary, cfg.documents, combine)
+        training = split == cfg.train_subset
+        length = BlockLength(cfg.tokens_per_sample, cfg.block_multiple_min, cfg.block_multiple_max)
+        if not training:
+            multiple = cfg.eval_multiple if cfg.eval_mode == "stream" else 1
+            length = BlockLength(cfg.tokens_per_sample, multiple, multiple)
+        if cfg.stream if training else cfg.eval_mode == "stream":
+            dataset = RowDataset(stream, length, cfg.seed)
+        else:
+            dataset = BlockDataset(stream, length, cfg.sample_break_mode, training, cfg.seed)
+        self.datasets[split] = dataset
+        logger.info(f"{split}: {len(stream):,} tokens of {folder}")
+
+    @user_errors()
+    def get_batch_iterator(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        num_shards: int = 1,
+        **settings: Any,
+    ) -> EpochBatchIterator:
+        """fairseq's iterator; over rows, which keep their order, each process has its own."""
+        limits = {"max_tokens": max_tokens, "max_sentences": max_sentences}
+        if isinstance(dataset, RowDataset):
+            if dataset is self.datasets.get(self.cfg.train_subset):
+                rows = max_sentences or (max_tokens or 0) // dataset.length.longest or 1
+                dataset.lay_out(rows, num_shards)
+            else:
+                _lay_out_for_evaluation(dataset, self.cfg.eval_streams, num_shards, limits)
+        iterator = super().get_batch_iterator(dataset, **limits, num_shards=num_shards, **settings)
+        iterator.disable_shuffling = isinstance(dataset, RowDataset)
+        return iterator
+
+    @user_errors()
+    def filter_indices_by_size(
+        self,
+        indices: np.ndarray,
+        dataset: FairseqDataset,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+    ) -> np.ndarray:
+        """Return ``indices``; raise :class:`UserError` for a block that fits in no batch."""
+        return dataset.filter_indices_by_size(indices, max_positions)[0]
+
+    def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
+        """Keep iterators, and with them their data workers, from epoch to epoch.
+
+        See :class:`megalodon_tasks.classification.ClassificationTask`, whose reasons hold here too.
+        """
+        return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: torch.nn.Module,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """As fairseq's; on streams the model continues from the state of the last update.
+
+        A batch that fairseq only goes through the motions with (``ignore_grad``) leaves it as it is.
+        """
+        if self.cfg.stream:
+            carried = Carried() if ignore_grad else self.stream_state.before(sample)
+            sample = _with_state(sample, carried)
+        result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        if self.cfg.stream and not ignore_grad:
+            self.stream_state.after(sample)
+        return result
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """As fairseq's; over rows the model continues from the state of the last batch."""
+        if self.cfg.eval_mode == "stream":
+            if sample["begins"]:
+                self._eval_state = Carried()
+            sample = _with_state(sample, self._eval_state)
+        return super().valid_step(sample, model, criterion)
+
+    @user_errors()
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model.
+
+        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint whose vocabulary
+        is not that of the data.
+        """
+        check_vocabulary(cfg, self.dictionary)
+        return super().build_model(cfg, from_checkpoint)
+
+    def gather_for_checkpoint(self) -> None:
+        """Called on all processes before one of them writes a checkpoint: bring the states together."""
+        if self.cfg.stream:
+            self.stream_state.gather()
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of this task: the state of every row, if it trains on streams."""
+        if not self.cfg.stream:
+            return {}
+        return {type(self).__name__: self.stream_state.to_plain()}
+
+    def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint."""
+        self.stream_state.restore(saved)
+
+
+def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
+    if cfg.eval_mode not in EVAL_MODES:
+        raise ValueError(
+            f"task.eval_mode={cfg.eval_mode!r} is unknown; choose one of {', '.join(EVAL_MODES)}"
+        )
+    if cfg.add_bos_token:
+        raise ValueError(
+            "task.add_bos_token=True is not supported: a text starts after EOS, as in training; "
+            "leave it out"
+        )
+
+
+def _lay_out_for_evaluation(
+    dataset: RowDataset, streams: int, processes: int, limits: dict[str, int | None]
+) -> None:
+    """``streams`` rows over all processes, at most one per document and per token."""
+    documents = len(dataset.stream.document_starts)
+    wanted = min(streams, documents or streams, len(dataset.stream))
+    per_process = max(1, -(-wanted // processes))
+    together = limits["max_sentences"]
+    if together is None and limits["max_tokens"] is not None:
+        together = max(1, limits["max_tokens"] // dataset.length.longest)
+    dataset.lay_out(per_process, processes, together)
+
+
+def _with_state(sample: dict[str, Any], carried: Carried) -> dict[str, Any]:
+    """The batch with a place from which the model takes its state, and where it leaves the next."""
+    return sample | {"net_input": sample["net_input"] | {"carried": carried}}

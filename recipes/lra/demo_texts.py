@@ -1,0 +1,188 @@
+"""Small data for the demos of Text and Retrieval, from texts that are installed with this project.
+
+    python -m megalodon_tasks.recipes.lra.demo_texts text OUT
+    python -m megalodon_tasks.recipes.lra.demo_texts retrieval OUT
+
+``text``: paragraphs of documentation in the layout of the IMDB reviews.  ``pos`` are SciPy's, ``neg``
+the standard library's; both are English prose, and what tells them apart is words.  ``retrieval``: pairs
+of passages in the layout of the AAN pairs.  Their label is whether both are of one kind: documentation,
+Python code, or C++ declarations (PyTorch's).
+
+A document is a source file, and those of validation (in Retrieval) and test are not in training.  The
+result depends on the installed versions alone.
+"""
+
+import argparse
+import ast
+import importlib.util
+import random
+import re
+import shutil
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from megalodon_tasks.recipes.lra.retrieval import FILES
+
+#: The passages of each document, by its name.
+Documents = dict[str, list[str]]
+
+SHORTEST, LONGEST = 100, 256
+PAIRS = {"train": 6000, "valid": 500, "test": 1000}
+_STARS = {"neg": 2, "pos": 9}
+_OTHERS = {"test", "tests", "site-packages", "idlelib", "externals", "_lib"}
+_PER_DOCUMENT = 40
+_SEED = 0
+
+
+def write_text(out: Path) -> None:
+    """Write ``out``/aclImdb: as many paragraphs of each class, in ``train`` and in ``test``."""
+    kinds = {
+        "neg": read_documents(_standard_library(), "*.py", paragraphs),
+        "pos": read_documents(_package("scipy"), "*.py", paragraphs),
+    }
+    splits = by_split(kinds, {0: "test"})
+    for split, passages in splits.items():
+        count = min(map(len, passages.values()))
+        for kind, texts in passages.items():
+            folder = out / "aclImdb" / split / kind
+            folder.mkdir(parents=True)
+            for number, text in enumerate(texts[:count]):
+                (folder / f"{number}_{_STARS[kind]}.txt").write_bytes(text.encode())
+
+
+def write_retrieval(out: Path) -> None:
+    """Write the three files of pairs into ``out``, half of each label."""
+    kinds = {
+        "prose": read_documents(_standard_library(), "*.py", paragraphs),
+        "python": read_documents(_standard_library(), "*.py", python_code),
+        "c++": read_documents(_package("torch") / "include" / "c10", "*.h", cpp_code),
+    }
+    splits = by_split(kinds, {0: "test", 1: "valid"})
+    for split, name in FILES.items():
+        rng = random.Random(f"{_SEED} {split}")
+        with open(out / name, "wb") as stream:
+            for number in range(PAIRS[split]):
+                stream.write(_pair(splits[split], number % 2, rng))
+
+
+def _pair(passages: dict[str, list[str]], label: int, rng: random.Random) -> bytes:
+    """One line of the released form: texts stand there as Python prints bytes."""
+    if label:
+        texts = rng.sample(passages[rng.choice(sorted(passages))], 2)
+    else:
+        texts = [rng.choice(passages[kind]) for kind in rng.sample(sorted(passages), 2)]
+    first, second = (repr(text.encode()) for text in texts)
+    numbers = [f"{zlib.crc32(text.encode()):08x}" for text in texts]
+    return "\t".join([f"{label:.1f}", *numbers, first, second]).encode() + b"\n"
+
+
+def by_split(
+    kinds: dict[str, Documents], split_of: dict[int, str]
+) -> dict[str, dict[str, list[str]]]:
+    """Split -> kind -> passages in a random order, none of them twice.
+
+    ``split_of``: which fifth of the documents (0 to 4) goes to which split; the rest is for training.
+    """
+    splits: dict[str, dict[str, list[str]]] = {}
+    seen: set[str] = set()
+    for kind, documents in kinds.items():
+        for name, passages in documents.items():
+            split = split_of.get(zlib.crc32(name.encode()) % 5, "train")
+            fresh = [text for text in dict.fromkeys(passages) if text not in seen]
+            seen.update(fresh)
+            splits.setdefault(split, {}).setdefault(kind, []).extend(fresh)
+    for passages in splits.values():
+        for texts in passages.values():
+            random.Random(_SEED).shuffle(texts)
+    return splits
+
+
+def read_documents(
+    root: Path, pattern: str, passages_of: Callable[[str], Iterator[str]]
+) -> Documents:
+    """The passages of every file below ``root``, those of tests and of foreign packages left out."""
+    documents = {}
+    for path in sorted(root.rglob(pattern)):
+        name = path.relative_to(root)
+        if not _OTHERS.intersection(name.parts):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            documents[name.as_posix()] = list(passages_of(text))[:_PER_DOCUMENT]
+    return documents
+
+
+def paragraphs(source: str) -> Iterator[str]:
+    """Paragraphs of prose from the docstrings of a Python file, cut at ``LONGEST`` bytes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            for block in (ast.get_docstring(node) or "").split("\n\n"):
+                text = " ".join(block.split())
+                prose = re.match("[A-Z][a-z]", text) and text.endswith(".") and "----" not in text
+                if prose and text.isascii() and len(text) >= SHORTEST:
+                    yield text[:LONGEST]
+
+
+def python_code(source: str) -> Iterator[str]:
+    """Passages of a Python file without its docstrings and comments."""
+    return _windows(re.sub(r'"""(?s:.*?)"""|#[^\n]*', "", source))
+
+
+def cpp_code(source: str) -> Iterator[str]:
+    """Passages of a C++ file without its comments."""
+    return _windows(re.sub(r"/\*(?s:.*?)\*/|//[^\n]*", "", source))
+
+
+def _windows(text: str) -> Iterator[str]:
+    """Runs of whole lines of ``SHORTEST`` to ``LONGEST`` bytes."""
+    window = ""
+    for line in text.splitlines(keepends=True):
+        if not line.strip():
+            continue
+        if len(window) + len(line) > LONGEST:
+            if len(window) >= SHORTEST and window.isascii():
+                yield window
+            window = ""
+        window += line
+
+
+def _standard_library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _package(name: str) -> Path:
+    return Path(importlib.util.find_spec(name).origin).parent
+
+
+WRITERS = {"text": write_text, "retrieval": write_retrieval}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.  What is there already is kept."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.lra.demo_texts",
+        description="Write small data for a demo from texts that are installed here.",
+    )
+    parser.add_argument("benchmark", choices=sorted(WRITERS))
+    parser.add_argument("out", type=Path, help="folder for the data")
+    options = parser.parse_args(arguments)
+    if options.out.exists():
+        print(f"{options.out}: there already")
+        return
+    unfinished = options.out.with_name(f".{options.out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    WRITERS[options.benchmark](unfinished)
+    unfinished.rename(options.out)
+    print(f"{options.out}: written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The random splits of S4's and Mega's code: ``torch.utils.data.random_split`` with a fixed seed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+SEED = 42
+
+
+def seeded_split(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Share out ``sum(sizes)`` items: for each name the sorted places of its items, int64.
+
+    Which items go where is what ``random_split`` with a generator of seed 42 gives for the same sizes
+    in the same order.  The order within a split means nothing, as training shuffles.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    total = sum(sizes.values())
+    parts = torch.utils.data.random_split(range(total), list(sizes.values()), generator)
+    return {
+        name: np.sort(np.asarray(part.indices, dtype=np.int64))
+        for name, part in zip(sizes, parts, strict=True)
+    }
+
+
+def split_in_order(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Share out items in their order: the first for the first name, and so on."""
+    ends = np.cumsum(list(sizes.values()))
+    return {
+        name: np.arange(end - size, end)
+        for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }

@@ -1,0 +1,229 @@
+"""Evaluating a language model on documents: numbers by hand, stopping and going on, what is written."""
+
+import bz2
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from megalodon_tasks.cli import context_report, evaluate_lm, lm_progress
+from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.long_context import Position
+from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [TEXT[n : n + length].encode() for n, length in enumerate(LENGTHS["test"])]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def checkpoint(data, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint.pt", data)
+    return tmp_path / "checkpoint.pt"
+
+
+def evaluated(checkpoint, *arguments):
+    assert evaluate_lm.main([str(checkpoint), "--cpu", "--first-context", "32", *arguments]) == 0
+    lines = (checkpoint.parent / "results.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])
+
+
+def nll_by_hand(checkpoint, data):
+    """Each document in one pass: the negative log-likelihood of all its tokens."""
+    model = write_checkpoint(checkpoint.parent / "same.pt", data)
+    total = 0.0
+    for text in DOCUMENTS:
+        ids = torch.tensor([2, *(byte + 4 for byte in text), 2])
+        with torch.no_grad():
+            scores, _ = model(ids[None, :-1])
+        total += torch.nn.functional.cross_entropy(scores[0], ids[1:], reduction="sum").item()
+    return total
+
+
+@pytest.mark.parametrize("piece", ["7", "4096"])
+def test_measures_equal_those_by_hand(checkpoint, data, piece, capsys):
+    record = evaluated(checkpoint, "--piece", piece)
+    nll, text = nll_by_hand(checkpoint, data), b"".join(DOCUMENTS)
+    tokens, words = len(text) + len(DOCUMENTS), sum(len(d.split()) for d in DOCUMENTS)
+    assert record["nll"] == pytest.approx(nll, rel=1e-5)
+    assert (record["tokens"], record["n"]) == (tokens, len(DOCUMENTS))
+    assert record["measures"] == pytest.approx({
+        "perplexity": math.exp(nll / tokens),
+        "word_perplexity": math.exp(nll / words) if nll / words < 700 else math.inf,
+        "bits_per_character": nll / math.log(2) / len(text.decode()),
+        "bits_per_byte": nll / math.log(2) / len(text),
+    }, rel=1e-4)  # fmt: skip
+    assert record["metric"] == "word_perplexity"
+    said = capsys.readouterr().out
+    assert f"3 documents, {tokens} tokens" in said
+    assert "256 - 512" in said
+
+
+def test_table_csv_and_picture(checkpoint):
+    record = evaluated(checkpoint, "--metric", "bits_per_byte")
+    assert record["value"] == record["measures"]["bits_per_byte"]
+    with open(checkpoint.parent / "context_length.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["to"]) for row in rows] == [32, 64, 128, 256, 512]
+    assert [int(row["documents"]) for row in rows] == [3, 3, 2, 2, 1]
+    assert sum(int(row["tokens"]) for row in rows) == record["tokens"]
+    assert [row["whole_documents"] for row in rows] == ["3", "2", "2", "1", "0"]
+    assert [row["whole_perplexity"] == "" for row in rows] == [False] * 4 + [True]
+    assert (checkpoint.parent / "context_length.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(checkpoint.parent.glob("*.progress.pt"))
+
+
+def test_segments_instead_of_documents(checkpoint):
+    record = evaluated(checkpoint, "--segments", "4")
+    assert record["n"] == 4
+    assert max(band["high"] for band in record["context"] if band["tokens"]) == 256
+
+
+def test_compressors_stand_beside(checkpoint, capsys):
+    record = evaluated(checkpoint, "--compressors")
+    text = b"".join(DOCUMENTS)
+    assert record["compressors"]["bz2 -9"] == pytest.approx(
+        8 * len(bz2.compress(text, 9)) / len(text)
+    )
+    assert "xz -9e after the training split" in capsys.readouterr().out
+
+
+class Stop:
+    """Presses Ctrl-C at the so-manieth piece."""
+
+    def __init__(self, monkeypatch, piece):
+        self.left, read = piece, evaluate_lm.read_document
+
+        def counted(*arguments):
+            for step in read(*arguments):
+                self.left -= 1
+                if self.left == 0:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield step
+
+        monkeypatch.setattr(evaluate_lm, "read_document", counted)
+
+
+@pytest.mark.parametrize("piece", [1, 20, 25, 60])
+def test_stopped_and_started_again_equals_uninterrupted(checkpoint, monkeypatch, piece, capsys):
+    whole = evaluated(checkpoint, "--piece", "8")
+    Stop(monkeypatch, piece)
+    arguments = [str(checkpoint), "--cpu", "--first-context", "32", "--piece", "8"]
+    assert evaluate_lm.main(arguments) == evaluate_lm.INTERRUPTED
+    assert "goes on where it was stopped" in capsys.readouterr().err
+    (progress,) = checkpoint.parent.glob("*.progress.pt")
+    again = evaluated(checkpoint, "--piece", "8")
+    for key in ("nll", "tokens", "n", "measures", "context"):
+        assert again[key] == whole[key], key
+    assert not progress.exists()
+
+
+def test_progress_of_another_evaluation_is_not_used(checkpoint, monkeypatch, capsys):
+    Stop(monkeypatch, 20)
+    arguments = [str(checkpoint), "--cpu", "--first-context", "32"]
+    assert evaluate_lm.main([*arguments, "--piece", "8"]) == evaluate_lm.INTERRUPTED
+    record = evaluated(checkpoint, "--piece", "9")
+    assert "is of another evaluation; starting from the beginning" in capsys.readouterr().err
+    assert record["tokens"] == sum(len(text) + 1 for text in DOCUMENTS)
+
+
+def test_a_damaged_progress_file_costs_time_alone(tmp_path, capsys):
+    (tmp_path / "p").write_bytes(b"PK cut short")
+    totals, position = lm_progress.Progress(tmp_path / "p", "x").load(32)
+    assert (totals.tokens, position) == (0, Position())
+    assert "p is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_goes_on(checkpoint, data):
+    whole = evaluated(checkpoint, "--piece", "1")
+    code = (
+        "from megalodon_tasks.cli import evaluate_lm, lm_progress; lm_progress.SAVE_SECONDS = 0.0;"
+        f"evaluate_lm.main([{str(checkpoint)!r}, '--cpu', '--first-context', '32', '--piece', '1'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(checkpoint.parent.glob("*.progress.pt")):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    again = evaluated(checkpoint, "--piece", "1")
+    assert again["nll"] == whole["nll"]
+    assert again["context"] == whole["context"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--piece", "0"], "--piece 0 must be at least 1"),
+        (["--first-context", "0"], "--first-context 0 must be at least 1"),
+        (["--segments", "0"], "--segments 0 must be between 1 and"),
+        (["--split", "dev"], "has no split 'dev'"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_options_are_named(checkpoint, arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_lm.main([str(checkpoint), "--cpu", *arguments])
+    assert not (checkpoint.parent / "results.jsonl").exists()
+
+
+def test_plain_data_of_fairseq_has_perplexity_alone(data, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in data.iterdir():
+        if path.name != "corpus.json":
+            (plain / path.name).write_bytes(path.read_bytes())
+    checkpoint = tmp_path / "checkpoint.pt"
+    write_checkpoint(checkpoint, plain)
+    record = evaluated(checkpoint)
+    assert (record["metric"], record["n"], list(record["measures"])) == (
+        "perplexity",
+        1,
+        ["perplexity"],
+    )
+    for more, message in (
+        (["--metric", "bits_per_byte"], "does not say how to count that; possible: perplexity"),
+        (["--compressors"], "needs a corpus of bytes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_lm.main([str(checkpoint), "--cpu", *more])
+
+
+def test_a_vocabulary_of_other_data_is_refused(checkpoint, tmp_path):
+    other = write_corpus(tmp_path / "o", "--tokens", "sentencepiece", "--pieces", "280")
+    with pytest.raises(UserError, match="does not fit|vocabulary"):
+        evaluate_lm.main([str(checkpoint), "--cpu", "--data", str(other)])
+
+
+def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
+    split = read_corpus(data).split("test")
+    damaged = tmp_path / "data"
+    damaged.mkdir()
+    for path in data.iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes())
+    tokens = split.tokens(0, int(split.offsets[-1])).astype(split.dtype)
+    tokens[5] = 999
+    tokens.tofile(damaged / "test.bin")
+    with pytest.raises(UserError, match="token id 999 is out of range"):
+        evaluate_lm.main([str(checkpoint), "--cpu", "--data", str(damaged)])
+
+
+@pytest.mark.parametrize(
+    ("length", "name"), [(1 << 21, "2M"), (1 << 15, "32K"), (512, "512"), (1500, "1500")]
+)
+def test_lengths_are_written_as_in_figures(length, name):
+    assert context_report.short(length) == name

@@ -1,0 +1,270 @@
+"""The task within fairseq: what it refuses, exact resumption, damaged images, averaged weights."""
+
+import logging
+import math
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.optim import lr_scheduler
+from fairseq.tasks import setup_task
+from omegaconf import OmegaConf
+from timm.scheduler import CosineLRScheduler
+
+from megalodon_tasks import timm_model
+from megalodon_tasks.cli import evaluate
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.recipes.imagenet.image_tree import build_index
+from megalodon_tasks.recipes.imagenet.task import ImagenetConfig, ImagenetTask
+from tests.recipes.image_files import write_tree
+from tests.toy_plugin import runs
+
+# 24 images, 4 updates an epoch
+_TRAINING = """
+--task imagenet --arch megalodon_imagenet_tiny --num-layers 2 --model-dim 16 --value-dim 16 --z-dim 8
+--ffn-hidden-dim 24 --cema-ndim 2 --norm-num-groups 2 --image-size 16 --patch-size 8 --drop-path 0.2
+--criterion classification --label-smoothing 0.1 --lr-scheduler cosine_cooldown --warmup-updates 2
+--spare-vectors --lr 0.01 --max-update 11 --batch-size-valid 4
+"""
+TRAINING = _TRAINING.split()
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_tree(tmp_path / "images")
+
+
+@pytest.fixture
+def index(images, tmp_path, monkeypatch):
+    build_index(images, tmp_path / "index")
+    monkeypatch.chdir(tmp_path / "index")  # the toy plugin's runs read the data of this folder
+    return tmp_path / "index"
+
+
+def task_with(index, **changes):
+    fields = {"seed": 1, "train_subset": "train", "valid_subset": "valid", "store_ema": False}
+    cfg = OmegaConf.structured(ImagenetConfig(_name="imagenet", **fields))
+    return setup_task(OmegaConf.merge(cfg, {"data": index and str(index), **changes}))
+
+
+def test_registered_task_is_ours_and_describes_its_data(index):
+    task = task_with(index)
+    assert type(task) is ImagenetTask
+    assert task.inputs == ClassifierInputs(
+        "patches", num_classes=3, max_length=196, image_size=(224, 224), patch_size=16
+    )
+    assert task.max_positions() == 196
+    assert task_with(index, image_size=32, patch_size=8).inputs.max_length == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 15}, "task.patch_size=15 does not divide task.image_size=224"),
+        ({"image_size": 0}, "task.patch_size=16 does not divide task.image_size=0"),
+        ({"hflip": 3.0}, "task.hflip=3.0"),
+        ({"data": None}, "names no folder of prepared images; prepare a folder with: python -m"),
+        ({"data": "nowhere"}, r"nowhere does not exist: it is no index .*prepare_imagenet IMAGES"),
+    ],
+)
+def test_bad_settings_are_refused(index, changes, message):
+    with pytest.raises(UserError, match=message):
+        task_with(index, **changes)
+
+
+def test_the_images_themselves_are_no_index(images, index):
+    with pytest.raises(UserError, match=r"has no images.json: .*prepare_imagenet IMAGES"):
+        task_with(images)
+
+
+def iterate(task, shards=1, shard=0, **changes):
+    task.load_dataset("train")
+    settings = {"max_sentences": 6, "num_shards": shards, "shard_id": shard, "seed": 1}
+    return task.get_batch_iterator(task.dataset("train"), **(settings | changes))
+
+
+def test_processes_share_an_epoch_and_see_the_views_of_an_image_at_one_step(index):
+    ids = []
+    for shard in range(2):
+        batches = list(
+            iterate(task_with(index, image_size=16, patch_size=8), 2, shard).next_epoch_itr()
+        )
+        assert [len(batch["id"]) for batch in batches] == [6, 6]
+        ids.append([batch["id"] for batch in batches])
+    for one, other in zip(*ids, strict=True):
+        assert not set(one.tolist()) & set(other.tolist())
+        # 12 consecutive places of the order are 4 or 5 images, three views each
+        assert len(set((torch.cat([one, other]) % 24).tolist())) <= 5
+
+
+def test_mixing_needs_pairs(index):
+    with pytest.raises(UserError, match="dataset.batch_size=5 is odd, and mixup"):
+        iterate(task_with(index), max_sentences=5)
+    assert len(iterate(task_with(index, mix_prob=0.0), max_sentences=5)) == 4
+    with pytest.raises(UserError, match="no batch of 26"):
+        len(iterate(task_with(index), max_sentences=26))
+
+
+def test_a_bad_policy_is_refused_where_it_is_used(index):
+    task = task_with(index, auto_augment="nope")
+    with pytest.raises(UserError, match="task.auto_augment='nope'"):
+        task.load_dataset("train")
+    task.load_dataset("valid")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(index, tmp_path, workers):
+    """Within an epoch, with drop path, mixing and repeated augmentation, and with other workers."""
+    whole = runs.train(tmp_path / "whole", *TRAINING, "--save-interval-updates", "6")
+    (tmp_path / "again").mkdir()
+    middle = tmp_path / "whole" / "checkpoint_2_6.pt"
+    shutil.copy(middle, tmp_path / "again" / "checkpoint_last.pt")
+    arguments = [*TRAINING, "--save-interval-updates", "6", "--num-workers", str(workers)]
+    resumed = runs.train(tmp_path / "again", *arguments)
+    for key, fields in resumed.items():
+        assert fields == whole[key], key
+    states = [runs.state_of(tmp_path / name) for name in ("again", "whole")]
+    runs.assert_equal(*states)
+
+
+def test_a_run_survives_a_damaged_training_image_and_says_so(index, images, tmp_path, caplog):
+    victim = sorted((images / "train").rglob("*.JPEG"))[4]
+    victim.write_bytes(victim.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        runs.train(tmp_path / "run", *TRAINING)
+    lines = [record.getMessage() for record in caplog.records]
+    assert (
+        sum(line.startswith(f"replaced by the next image: {victim} cannot") for line in lines) == 1
+    )
+    # at the end of each epoch, from that on which first draws the image
+    counted = [int(line.split()[0]) for line in lines if "views were replaced so far" in line]
+    assert counted == sorted(counted)
+    assert counted[0] > 0
+    assert lines.count("left out as damaged: 1") == len(counted)
+    assert (tmp_path / "run" / "checkpoint_best.pt").is_file()
+
+
+def test_a_damaged_validation_image_ends_the_run_in_one_message(index, images, tmp_path):
+    victim = sorted((images / "val").rglob("*.JPEG"))[1]
+    victim.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{victim} cannot be decoded .* would not compare"):
+        runs.train(tmp_path / "run", *TRAINING)
+
+
+def test_averaged_weights_are_validated_kept_and_resumed(index, tmp_path, capsys):
+    averaging = [*TRAINING, "--store-ema", "--ema-decay", "0.5", "--save-interval-updates", "6"]
+    events = runs.train(tmp_path / "run", *averaging)
+    saved = torch.load(tmp_path / "run" / "checkpoint_last.pt")
+    assert saved["cfg"]["task"]["store_ema"] is True
+    raw, averaged = saved["model"], saved["extra_state"]["ema"]
+    assert raw.keys() == averaged.keys()
+    assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
+
+    task = task_with(index, image_size=16, patch_size=8)
+    task.load_dataset("valid")
+    batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=6)
+    (batch,) = batches.next_epoch_itr(shuffle=False)
+    model = timm_model.from_checkpoint(tmp_path / "run" / "checkpoint_last.pt", ema=True)
+    loss = torch.nn.functional.cross_entropy(model(batch["net_input"]["inputs"]), batch["target"])
+    logged = float(events["valid", 11]["loss"])
+    assert logged == pytest.approx(loss.item() / math.log(2), abs=2e-4)
+    checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
+    evaluate.main([checkpoint, "--data", str(index), "--cpu", "--ema"])
+    assert f"loss {logged:.3f})" in capsys.readouterr().out
+
+    (tmp_path / "again").mkdir()
+    middle = tmp_path / "run" / "checkpoint_2_6.pt"
+    shutil.copy(middle, tmp_path / "again" / "checkpoint_last.pt")
+    runs.train(tmp_path / "again", *averaging)
+    again = torch.load(tmp_path / "again" / "checkpoint_last.pt")
+    runs.assert_equal(again["extra_state"]["ema"], averaged)
+
+
+def test_the_command_evaluates_a_checkpoint_on_the_validation_images(index, tmp_path, capsys):
+    runs.train(tmp_path / "run", *TRAINING)
+    checkpoint = tmp_path / "run" / "checkpoint_best.pt"
+    evaluate.main([str(checkpoint), "--data", str(index), "--split", "test", "--cpu"])
+    printed = capsys.readouterr().out
+    assert "accuracy on test (6 items" in printed
+    assert "33.33" in printed
+    with pytest.raises(UserError, match="holds no averaged weights; train with ema.store_ema=true"):
+        evaluate.main([str(checkpoint), "--data", str(index), "--cpu", "--ema"])
+
+
+@pytest.mark.parametrize(("warmup", "cosine"), [(4, 20), (0, 30), (4, None)])
+def test_the_learning_rate_is_that_of_timm_per_update(warmup, cosine):
+    model = torch.nn.Linear(2, 2)
+    inner = torch.optim.SGD(model.parameters(), lr=0.5)
+    cfg = OmegaConf.create({
+        "_name": "cosine_cooldown", "warmup_updates": warmup, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
+        "cosine_updates": cosine, "max_update": 30, "lr": [2e-3],
+    })  # fmt: skip
+    optimizer = fake_optimizer(inner)
+    ours = lr_scheduler.build_lr_scheduler(cfg, optimizer)
+    end = cosine or 30
+    reference = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=2e-3)
+    theirs = CosineLRScheduler(
+        reference, end, lr_min=1e-6, warmup_t=warmup, warmup_lr_init=1e-5, t_in_epochs=False
+    )
+    for update in range(36):
+        theirs.step_update(update)
+        found = ours.step_update(update)
+        assert found == pytest.approx(reference.param_groups[0]["lr"], rel=1e-12)
+        if update >= end:
+            assert found == 1e-6
+    assert ours.step_update(2) == pytest.approx(
+        1e-5 + (2e-3 - 1e-5) * 2 / 4
+        if warmup
+        else 1e-6 + (2e-3 - 1e-6) * (1 + math.cos(math.pi * 2 / end)) / 2
+    )
+
+
+def fake_optimizer(inner):
+    from fairseq.optim import FairseqOptimizer
+
+    optimizer = FairseqOptimizer(SimpleNamespace())
+    optimizer._optimizer = inner
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_updates": -1}, "warmup_updates=-1 must be at least 0"),
+        ({"max_update": 0}, "set optimization.max_update"),
+        ({"lr": [0.1, 0.2]}, "takes one rate"),
+    ],
+)
+def test_bad_schedules_are_refused(changes, message):
+    cfg = OmegaConf.create({
+        "_name": "cosine_cooldown", "warmup_updates": 0, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
+        "cosine_updates": None, "max_update": 30, "lr": [2e-3], **changes,
+    })  # fmt: skip
+    inner = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.5)
+    with pytest.raises(UserError, match=message):
+        lr_scheduler.build_lr_scheduler(cfg, fake_optimizer(inner))
+
+
+def test_a_warm_up_beyond_the_end_is_pointed_out(caplog):
+    cfg = OmegaConf.create({
+        "_name": "cosine_cooldown", "warmup_updates": 30, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
+        "cosine_updates": None, "max_update": 30, "lr": [2e-3],
+    })  # fmt: skip
+    inner = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.5)
+    lr_scheduler.build_lr_scheduler(cfg, fake_optimizer(inner))
+    assert "never reaches its peak" in caplog.text
+
+
+def test_top5_is_evaluated_where_there_are_many_classes(tmp_path, monkeypatch, capsys):
+    classes = tuple(f"n{i:03d}" for i in range(100))
+    build_index(write_tree(tmp_path / "images", 1, 1, classes), tmp_path / "index")
+    monkeypatch.chdir(tmp_path / "index")
+    runs.train(tmp_path / "run", *TRAINING, "--max-update", "2", "--batch-size-valid", "50")
+    evaluate.main([str(tmp_path / "run" / "checkpoint_best.pt"), "--cpu"])
+    found = re.search(r"this checkpoint, top 5 +(\d+\.\d\d)", capsys.readouterr().out)
+    # whole images of 100; untrained, so about 5
+    assert 0.0 <= float(found[1]) < 50.0
+    assert float(found[1]) == int(float(found[1]))

@@ -1,0 +1,220 @@
+"""The ImageFolder tree: its index, its checks, and the command that prepares it."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+
+import pytest
+import torchvision
+
+from megalodon_tasks.recipes.imagenet import prepare_imagenet
+from megalodon_tasks.recipes.imagenet.image_tree import IMG_EXTENSIONS, ImageTree, build_index
+from tests.recipes.image_files import CLASSES, damaged_images, odd_images, write_tree
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_tree(tmp_path / "my images")
+
+
+def run(*arguments):
+    prepare_imagenet.main([str(a) for a in arguments])
+
+
+def test_the_same_images_and_labels_as_torchvision(images, tmp_path):
+    (images / "train" / CLASSES[0] / "deeper").mkdir()
+    source = images / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    shutil.copy(source, images / "train" / CLASSES[0] / "deeper" / "ümlaut a.jpg")
+    (images / "train" / CLASSES[1] / "notes.txt").write_text("no image")
+    theirs = {
+        name: dict(torchvision.datasets.ImageFolder(images / folder).samples)
+        for name, folder in (("train", "train"), ("valid", "val"))
+    }
+    (images / "train" / ".cache").mkdir()
+    tree = build_index(images, tmp_path / "index")
+    assert tree.classes == CLASSES
+    for name, samples in theirs.items():
+        split = pickle.loads(pickle.dumps(tree.split(name)))
+        assert {str(split.path(i)): int(split.labels[i]) for i in range(len(split))} == samples
+    assert tree.split("train").info.ignored == 1
+    assert torchvision.datasets.folder.IMG_EXTENSIONS == IMG_EXTENSIONS
+
+
+def test_test_stands_for_validation_without_a_folder_of_its_own(images, tmp_path):
+    tree = build_index(images, tmp_path / "index")
+    assert tree.split("test").info.folder == "val"
+    shutil.copytree(images / "val", images / "test")
+    assert build_index(images, tmp_path / "index").split("test").info.folder == "test"
+    with pytest.raises(ValueError, match="no split 'dev'; there are train, valid, test"):
+        tree.split("dev")
+
+
+def test_the_index_moves_with_its_images(images, tmp_path):
+    build_index(images, images / "prepared")
+    moved = shutil.move(images, tmp_path / "elsewhere")
+    split = ImageTree(moved / "prepared").split("train")
+    assert split.path(0).is_file()
+    shutil.rmtree(moved / "val")
+    with pytest.raises(ValueError, match="elsewhere/val is not there any more"):
+        ImageTree(moved / "prepared")
+
+
+def test_preparing_again_reads_only_what_changed(images, capsys):
+    out = images / "prepared"
+    run(images, out, "--workers", 1)
+    first = capsys.readouterr().out
+    assert "3 classes (ImageNet-1K has 1000)" in first
+    assert "train: 24 images (ImageNet-1K has 1,281,167), 8 to 8 in a class" in first
+    assert "val: 6 images decoded: 6 RGB" in first
+    assert first.endswith(f"{out}: prepared\n")
+    written = (out / "train.paths").stat().st_mtime_ns
+    run(images, out, "--workers", 1)
+    again = capsys.readouterr().out
+    assert "decoded" not in again
+    assert again.endswith("prepared already from the same images\n")
+    assert (out / "train.paths").stat().st_mtime_ns == written
+
+    os.remove(next((images / "train" / CLASSES[2]).iterdir()))
+    run(images, out, "--workers", 1)
+    assert "train: 23 images" in capsys.readouterr().out
+    assert len(ImageTree(out).split("train")) == 23
+    shutil.copytree(images / "val", images / "test")
+    assert not ImageTree(out).is_current(images)
+
+
+def test_odd_images_are_counted_and_listed(images, capsys):
+    odd_images(images / "val" / CLASSES[0])
+    run(images, images / "prepared", "--workers", 1)
+    assert "val: 16 images decoded: 7 RGB, 3 P" in capsys.readouterr().out
+    listed = (images / "prepared" / "valid.unusual.tsv").read_text().splitlines()
+    modes = {os.path.basename(line.split("\t")[0]): line.split("\t")[1] for line in listed}
+    assert modes["cmyk.jpg"] == "CMYK"
+    assert modes["bits16.png"] == "I;16"
+    assert "grey.jpg" not in modes
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_damaged_images_are_named_where_they_are_evaluated_or_looked_for(images, capsys, workers):
+    damaged = damaged_images(images / "train" / CLASSES[1])
+    on_disk = [path for path, _ in damaged.values() if path.exists()]
+    out = images / "prepared"
+    run(images, out)
+    assert "left out" not in capsys.readouterr().out
+    run(images, out, "--verify", "all", "--workers", workers)
+    printed = capsys.readouterr().out
+    assert f"left out as damaged: {len(on_disk)}" in printed
+    for path in on_disk:
+        assert f"  {path} " in printed
+    assert not ImageTree(out).split("train").info.verified
+
+    shutil.copy(on_disk[0], images / "val" / CLASSES[0] / "bad.jpg")
+    with pytest.raises(SystemExit) as caught:
+        run(images, out, "--workers", workers)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{images / 'val'}: evaluation takes no damaged image" in message
+    assert f"{images / 'val' / CLASSES[0] / 'bad.jpg'} cannot be decoded" in message
+
+
+def remove_val(images):
+    shutil.rmtree(images / "val")
+    return "has no folder val/"
+
+
+def flatten_val(images):
+    for path in list((images / "val").rglob("*.JPEG")):
+        # the names repeat in each class here
+        path.rename(images / "val" / f"{path.parent.name}_{path.name}")
+    for name in CLASSES:
+        (images / "val" / name).rmdir()
+    return "val holds 6 images and no class folders; the images must lie in"
+
+
+def empty_class(images):
+    for path in (images / "train" / CLASSES[1]).iterdir():
+        path.unlink()
+    return f"1 class folders hold no image .*train/{CLASSES[1]}"
+
+
+def class_in_train_alone(images):
+    shutil.rmtree(images / "val" / CLASSES[2])
+    return f"train and val have different classes: val lacks {CLASSES[2]}"
+
+
+def class_in_val_alone(images):
+    shutil.copytree(images / "val" / CLASSES[2], images / "val" / "n99")
+    return "only val has n99"
+
+
+def no_folder(images):
+    shutil.rmtree(images)
+    return "does not exist"
+
+
+def line_break(images):
+    folder = images / "train" / CLASSES[0]
+    next(folder.iterdir()).rename(folder / "a\nb.jpg")
+    return "has a line break in its name"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        remove_val, flatten_val, empty_class, class_in_train_alone, class_in_val_alone, no_folder,
+        line_break,
+    ],
+)  # fmt: skip
+def test_a_bad_tree_is_refused_and_nothing_is_written(images, tmp_path, capsys, spoil):
+    message = spoil(images)
+    with pytest.raises(SystemExit) as caught:
+        run(images, tmp_path / "index")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "index" / "images.json").exists()
+
+
+def truncate_paths(folder):
+    path = folder / "train.paths"
+    path.write_bytes(path.read_bytes()[:-5])
+    return "train.paths has .* bytes, wanted"
+
+
+def remove_paths(folder):
+    (folder / "valid.paths").unlink()
+    return "valid.paths is missing"
+
+
+def no_json(folder):
+    (folder / "images.json").write_text("{")
+    return "images.json is not JSON"
+
+
+def other_version(folder):
+    content = json.loads((folder / "images.json").read_text())
+    (folder / "images.json").write_text(json.dumps(content | {"version": 99}))
+    return "has format"
+
+
+def other_fields(folder):
+    content = json.loads((folder / "images.json").read_text())
+    del content["classes"]
+    (folder / "images.json").write_text(json.dumps(content))
+    return "is damaged .KeyError"
+
+
+@pytest.mark.parametrize(
+    "spoil", [truncate_paths, remove_paths, no_json, other_version, other_fields]
+)
+def test_a_damaged_index_is_named_and_made_anew(images, tmp_path, spoil):
+    index = tmp_path / "index"
+    build_index(images, index)
+    message = spoil(index)
+    with pytest.raises(ValueError, match=message):
+        ImageTree(index)
+    tree, done = prepare_imagenet.prepare(images, index, hidden=True)
+    assert done
+    assert len(tree.split("train")) == 24

@@ -1,0 +1,260 @@
+"""The language modelling task through fairseq's own commands, on a tiny corpus."""
+
+import math
+import re
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.models.language_model import AdaptiveOutput
+from megalodon_tasks.recipes.lm.task import MegalodonLanguageModelingTask
+from tests.recipes.lm_data import eval_lm, generate, interactive, preprocess, train
+
+ADAPTIVE = [
+    "--adaptive-cutoffs",
+    "5,9",
+    "--criterion",
+    "adaptive_loss",
+    "--ddp-backend",
+    "legacy_ddp",
+]
+STREAM = ["--stream", "--block-multiple-min", "2", "--block-multiple-max", "3"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return preprocess(tmp_path_factory.mktemp("corpus"), 80, 7)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A trained model; its checkpoint."""
+    save_dir = tmp_path_factory.mktemp("run")
+    train(data, save_dir, "--max-update", "40")
+    return save_dir / "checkpoint_best.pt"
+
+
+def load(path):
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
+    assert type(task) is MegalodonLanguageModelingTask
+    return model.eval(), cfg, task
+
+
+def bits_of(model, tokens, eos):
+    """Mean bits per token of ``tokens`` (N,) read as one row after EOS."""
+    source = torch.cat((tokens.new_tensor([eos]), tokens))[:-1]
+    nll, _ = model.decoder.lm.nll(source[None], tokens[None])
+    return nll.mean().item() / math.log(2)
+
+
+def lines_of(task, split="test"):
+    task.load_dataset(split)
+    stream = task.dataset(split).stream
+    return [stream.lines[i].long() for i in range(len(stream.lines))]
+
+
+def test_training_learns(data, run):
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(run))
+    assert state["extra_state"]["best"] < 16  # 16 symbols: 10 words, EOS, the other specials
+    assert state["cfg"]["model"]["vocabulary"].startswith("16:")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ADAPTIVE,
+        [*ADAPTIVE, *STREAM],
+        ["--documents", "line"],
+        ["--documents", "blank", *STREAM, "--checkpoint-activations"],
+        ["--sample-break-mode", "complete", "--block-multiple-max", "3", "--update-freq", "2"],
+        ["--eval-mode", "blocks", "--sample-break-mode", "eos"],
+    ],
+    ids=" ".join,
+)
+def test_every_way_trains_and_is_evaluated(data, tmp_path, arguments):
+    train(data, tmp_path, *arguments)
+    model, cfg, _ = load(tmp_path / "checkpoint_best.pt")
+    adaptive = isinstance(model.decoder.adaptive_softmax, AdaptiveOutput)
+    assert adaptive == (cfg.criterion._name == "adaptive_loss")
+    assert eval_lm(data, tmp_path / "checkpoint_best.pt")["perplexity"] < 40
+
+
+def test_eval_lm_reads_one_stream_with_all_its_context(data, run):
+    model, _, task = load(run)
+    expected = bits_of(model, torch.cat(lines_of(task)), task.dictionary.eos())
+    for pieces in (["--tokens-per-sample", "3"], ["--tokens-per-sample", "16"]):
+        result = eval_lm(data, run, "--eval-streams", "1", *pieces)
+        assert result["loss"].item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_eval_lm_keeps_documents_apart(data, run):
+    model, _, task = load(run)
+    lines = lines_of(task)
+    bits = [bits_of(model, line, task.dictionary.eos()) * len(line) for line in lines]
+    expected = sum(bits) / sum(map(len, lines))
+    for arguments in (
+        ["--documents", "line", "--eval-streams", "4", "--tokens-per-sample", "3"],
+        ["--eval-mode", "blocks", "--sample-break-mode", "eos"],
+        ["--documents", "line", "--eval-mode", "blocks", "--tokens-per-sample", "1000"],
+    ):
+        assert eval_lm(data, run, *arguments)["loss"].item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_eval_lm_with_a_context_window(data, run):
+    blocks = ["--eval-mode", "blocks", "--batch-size", "1"]
+    alone = eval_lm(data, run, *blocks, "--tokens-per-sample", "4")
+    # fairseq takes the window from the length of the sample.
+    window = eval_lm(data, run, *blocks, "--tokens-per-sample", "12", "--context-window", "8")
+    assert window["loss"] != alone["loss"]
+    with pytest.raises(UserError, match="--context-window 8 is for blocks.*--eval-mode blocks"):
+        eval_lm(data, run, "--context-window", "8")
+
+
+def test_validation_is_stateful(data, tmp_path, run):
+    """The validation loss in the log is that of ten streams, each read with all its context."""
+    model, cfg, task = load(run)
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    dataset.lay_out(10, 1)
+    total = 0.0
+    for start, stop in zip(dataset.row_edges, dataset.row_edges[1:], strict=False):
+        source, target = dataset.stream.source_and_target(int(start), int(stop))
+        total += model.decoder.lm.nll(source[None], target[None])[0].sum().item()
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(run))
+    ppl = math.exp(total / len(dataset.stream))
+    assert state["extra_state"]["val_loss"] == pytest.approx(ppl, abs=0.02)
+
+
+@pytest.mark.parametrize("documents", ["none", "line"])
+def test_resumed_stream_is_exact(data, tmp_path, documents):
+    arguments = [*STREAM, "--documents", documents, "--save-interval-updates", "4"]
+    arguments += ["--max-update", "9", "--dropout", "0.1"]
+    train(data, tmp_path / "whole", *arguments)
+    middle = tmp_path / "whole" / "checkpoint_1_4.pt"
+    train(data, tmp_path / "resumed", *arguments, "--restore-file", str(middle))
+    one, other = (
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / name / "checkpoint_last.pt"))
+        for name in ("whole", "resumed")
+    )
+    assert one["extra_state"]["train_iterator"] == other["extra_state"]["train_iterator"]
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+
+
+def test_state_is_carried_between_updates_and_dropped_at_the_end_of_an_epoch(data, tmp_path):
+    arguments = [*STREAM, "--save-interval-updates", "3", "--max-epoch", "1", "--max-update", "99"]
+    train(data, tmp_path, *arguments)
+
+    def states(name):
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / name))
+        return state["extra_state"]["MegalodonLanguageModelingTask"]["states"]
+
+    (middle,) = states("checkpoint_1_3.pt")
+    read = middle["blocks"][0]["norm"]["count"]
+    assert read.shape == (2,)
+    assert read.min() >= 3 * 16
+    assert states("checkpoint_last.pt") == [None]
+
+
+def test_resume_with_other_rows_goes_on_without_state(data, tmp_path, caplog):
+    arguments = [*STREAM, "--save-interval-updates", "3", "--max-update", "8"]
+    train(data, tmp_path / "two", *arguments)
+    middle = str(tmp_path / "two" / "checkpoint_1_3.pt")
+    train(data, tmp_path / "one", *arguments, "--batch-size", "1", "--restore-file", middle)
+    assert "the checkpoint has no state for their rows" in caplog.text
+
+
+def hypotheses(text):
+    return {m[1]: m[2] for m in re.finditer(r"^H-(\d+)\t\S+\t(.*)$", text, re.M)}
+
+
+def test_interactive_continues_prompts_of_any_length(data, run, tmp_path, capsys):
+    prompts = ["alpha beta", "", "gamma delta epsilon zeta eta theta iota kappa alpha beta"]
+    (tmp_path / "prompts").write_text("".join(f"{p}\n" for p in prompts))
+    settings = [
+        "--buffer-size",
+        "3",
+        "--batch-size",
+        "3",
+        "--beam",
+        "3",
+        "--max-len-b",
+        "20",
+        "--min-len",
+        "14",
+    ]
+    interactive(data, run, "--input", str(tmp_path / "prompts"), *settings)
+    found = hypotheses(capsys.readouterr().out)
+    assert [found[str(i)].startswith(p) for i, p in enumerate(prompts)] == [True] * 3
+    assert found["0"] != prompts[0]
+
+
+def test_generate_continues_lines(data, run, capsys):
+    settings = "--eval-mode blocks --sample-break-mode eos --beam 2 --max-len-b 30"
+    generate(data, run, *settings.split(), "--batch-size", "4")
+    printed = capsys.readouterr().out
+    targets = {m[1]: m[2] for m in re.finditer(r"^T-(\d+)\t(.*)$", printed, re.M)}
+    found = hypotheses(printed)
+    assert found.keys() == targets.keys()
+    assert all(found[i].startswith(targets[i]) for i in targets)
+    assert any(found[i] != targets[i] for i in targets)
+
+
+def test_constraints_are_refused(data, run, tmp_path):
+    (tmp_path / "prompts").write_text("alpha\tbeta\n")
+    with pytest.raises(UserError, match="--constraints ordered is for translation"):
+        interactive(data, run, "--input", str(tmp_path / "prompts"), "--constraints")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval-mode", "rows"], "task.eval_mode='rows' is unknown; choose one of stream, blocks"),
+        (["--documents", "book"], "task.documents='book' is unknown"),
+        (["--sample-break-mode", "line"], "task.sample_break_mode='line' is unknown"),
+        (["--block-multiple-min", "3"], "blocks of 3 to 1 times 8 tokens"),
+        (["--add-bos-token"], "task.add_bos_token=True is not supported"),
+        (["--max-tokens", "7", "--batch-size", "1"], "the longest block has 8 tokens"),
+        (["--stream", "--batch-size", "5000"], "cannot be cut in 5000 rows"),
+        (["--valid-subset", "dev"], "has no split 'dev' .*; it has test, train, valid"),
+        (["--adaptive-cutoffs", "9,5"], "model.adaptive_cutoffs='9,5' must be rising"),
+        (["--chunk-size", "0"], "model.chunk_size=0"),
+    ],
+)
+def test_impossible_settings_are_named(data, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        train(data, tmp_path, *arguments)
+
+
+def test_missing_folder_and_dictionary_are_named(data, tmp_path):
+    with pytest.raises(UserError, match="the folder .*nowhere does not exist"):
+        train(tmp_path / "nowhere", tmp_path / "run")
+    (tmp_path / "bin").mkdir()
+    with pytest.raises(UserError, match="has no dict.txt"):
+        train(tmp_path / "bin", tmp_path / "run")
+
+
+@pytest.mark.parametrize("symbols", ["fewer", "others"])
+def test_other_vocabulary_than_the_checkpoint_is_refused(data, run, tmp_path, symbols):
+    lines = (data / "dict.txt").read_text().splitlines()
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    lines = lines[:-1] if symbols == "fewer" else [*lines[:-1], "omega 1"]
+    (tmp_path / "dict.txt").write_text("\n".join(lines) + "\n")
+    differ = "16 symbols" if symbols == "fewer" else "the same number, 16, but others"
+    with pytest.raises(UserError, match=f"vocabulary of the checkpoint has {differ}.*--srcdict"):
+        eval_lm(tmp_path, run)
+
+
+def test_token_out_of_range_ends_in_a_message(data, tmp_path):
+    """A dictionary that lost its last symbols, which the data has."""
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    lines = (data / "dict.txt").read_text().splitlines()
+    (tmp_path / "dict.txt").write_text("\n".join(lines[:4]) + "\n")
+    assert data_utils.load_indexed_dataset(str(tmp_path / "train")) is not None
+    with pytest.raises(UserError, match="split 'train' .*token id .* is out of range.*8 symbols"):
+        train(tmp_path, tmp_path / "run")
