@@ -34,10 +34,10 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
 }
 
 # Language models.  The released sizes and pg19: the authors' table of models (mega.py of
-# github.com/XuezheMax/megalodon at 53cbaa3a).  Of its two models of 7B this is the one with SwiGLU, as in the
-# paper, with the paper's chunk of 4096 and RoPE base of 100,000 (section 4.1).  wikitext103 and enwik8: Mega's
-# table 9 and repository; v = 2048 gives the published 252M, the table's 1536 does not; the feed-forward width
-# follows the rule above.
+# github.com/XuezheMax/megalodon at 53cbaa3a).  Of its two models of 7B this has SwiGLU, as in
+# the paper, with its chunk of 4096 and RoPE base of 100,000 (section 4.1).  wikitext103 and enwik8:
+# Mega's table 9 and repository; v = 2048 gives the published 252M, the table's 1536 does not; the
+# feed-forward width follows the rule above.
 LM_PRESETS: dict[str, dict[str, object]] = {
     "megalodon_lm_wikitext103": {"num_layers": 16, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
     | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 2048, "norm_num_groups": 32}

@@ -22,6 +22,7 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
+from megalodon_tasks.cli import fields
 from megalodon_tasks.cli.console import FILE_ONLY, exit_status
 from megalodon_tasks.errors import UserError
 
@@ -50,9 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
 def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     """The command line for hydra.  Later overrides win, so the user's stand last.
 
-    Raises :class:`UserError` where ``--config-dir`` holds no file of that name.
+    Raises :class:`UserError` where ``--config-dir`` holds no file of that name, and for an override of
+    a field that there is not.
     """
     folder, name = _checked_config(options.config_dir, options.config_name)
+    fields.check(Path(folder) / f"{name}.yaml", rest)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
         f"common.user_dir={quoted(package)}",

@@ -45,7 +45,8 @@ class JobConfig:
 ConfigStore.instance().store(name="sweep_job", node=JobConfig)
 
 
-@hydra.main(version_base="1.3", config_path=None, config_name="sweep_job")
+# The version is that of fairseq's own commands: hydra keeps one for the whole process.
+@hydra.main(version_base="1.1", config_path=None, config_name="sweep_job")
 def app(config: JobConfig) -> None:
     """Run one point of the grid."""
     folder = Path(config.folder)

@@ -191,3 +191,65 @@ def test_the_table_of_results_is_complete():
         assert not row["paper_value"] or float(row["paper_value"]) > 0
         assert row["status"] in ("measured", "smoke-only", "not-run")
         assert bool(row["our_mean"]) == (row["status"] == "measured")
+
+
+def test_files_of_the_answers_are_written_and_recorded(run_copy, capsys):
+    names = {
+        "predictions": "predictions.csv",
+        "confusion": "confusion.png",
+        "by_class": "accuracy_by_class.csv",
+        "by_length": "accuracy_by_length.csv",
+    }
+    files = [
+        word
+        for option, name in names.items()
+        for word in (f"--{option.replace('_', '-')}", str(run_copy / name))
+    ]
+    assert evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *files]) == 0
+    (record,) = records(run_copy)
+    assert record["files"] == names
+    with (run_copy / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == toy_plugin.SIZES["test"]
+    hits = sum(int(row["correct"]) for row in rows)
+    assert record["value"] == pytest.approx(100 * hits / len(rows), abs=1e-3)
+    for name in ("accuracy_by_class.csv", "accuracy_by_length.csv"):
+        with (run_copy / name).open(newline="") as file:
+            groups = list(csv.DictReader(file))
+        assert sum(int(group["items"]) for group in groups) == len(rows)
+        assert sum(int(group["correct"]) for group in groups) == hits
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_equal_lengths_are_told_in_a_word(run_copy, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.predictions, "_lengths", lambda sample: sample["id"] * 0 + 8)
+    file = run_copy / "accuracy_by_length.csv"
+    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", "--by-length", str(file)])
+    assert "all items have length 8: no accuracy by length" in capsys.readouterr().out
+    assert not file.exists()
+    assert records(run_copy)[0]["files"] == {}
+
+
+def test_a_field_of_the_task_can_have_another_value(run_copy, tmp_path):
+    words = ["--task-override", f"data={tmp_path}"]
+    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
+    assert records(run_copy)[0]["task_overrides"] == {"data": str(tmp_path)}
+    overrides = {"data": "/elsewhere"}
+    checkpoint = run_copy / "checkpoint_best.pt"
+    trained = evaluate.load(checkpoint, None, torch.device("cpu"), task_overrides=overrides)
+    assert trained.task.cfg.data == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task-override", "dat=x"], "the task toy has no field 'dat'; there is data"),
+        (["--task-override", "data"], "--task-override data: write KEY=VALUE"),
+        (["--task-override", "data=[1"], r"--task-override data=\[1: its value is not YAML"),
+        (["--time-step", "2"], "--time-step 2: ToyModel has no time step to change"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(run_copy, words, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
+    assert not (run_copy / "results.jsonl").exists()

@@ -86,6 +86,9 @@ def test_does_everything_in_order(script):
     assert evaluate == [
         EVALUATE, "my run/checkpoint_best.pt", "--data", "my data/prepared", "--split", "test",
         "--recipe", "lra/listops", "--results", "my run/results.jsonl",
+        "--predictions", "my run/predictions.csv", "--confusion", "my run/confusion.png",
+        "--by-length", "my run/accuracy_by_length.csv",
+        "--by-class", "my run/accuracy_by_class.csv",
     ]  # fmt: skip
     assert plot == [PLOT, "my run"]
 
