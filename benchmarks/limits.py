@@ -1,4 +1,4 @@
-"""What the machine can do, measured beside what is compared with it: a large product and a large copy."""
+"""What the machine can do, measured in the same rounds as the ops: a large product, a large copy."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -43,6 +43,9 @@ BACKENDS: dict[str, dict[str, str]] = {
     },
 }
 
+# Features per head of q and k beyond which the kernels have no room for a tile of anything else.
+WIDEST_KEY = 512
+
 _loaded: dict[tuple[str, str], Callable] = {}
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
@@ -61,8 +64,10 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
-    """The reason why ``backend`` cannot serve tensors on ``device`` here, or None if it can."""
+def _why_not(
+    backend: str, device: torch.device, dtype: torch.dtype | None, key_width: int
+) -> str | None:
+    """The reason why ``backend`` cannot serve such tensors on ``device`` here, or None if it can."""
     if backend != "triton":
         return None
     if importlib.util.find_spec("triton") is None:
@@ -73,6 +78,8 @@ def _why_not(backend: str, device: torch.device, dtype: torch.dtype | None) -> s
         return f"the kernels run on CUDA devices, the tensors are on {device}"
     if dtype == torch.float64:
         return "the kernels compute in float32, the tensors are float64"
+    if key_width > WIDEST_KEY:
+        return f"the kernels hold {WIDEST_KEY} features per head of q and k, these have {key_width}"
     return None
 
 
@@ -85,26 +92,33 @@ def _load(op: str, backend: str) -> str:
 
 
 def pick(
-    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None = None
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    key_width: int = 0,
 ) -> Callable:
     """The implementation of ``op`` for tensors on ``device`` and, if it is given, of ``dtype``.
+
+    ``key_width`` is the number of features per head of the keys, for an op that has any.
 
     Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
     for one that cannot run here.
     """
-    return _loaded[op, _choose(op, backend, device, dtype)]
+    return _loaded[op, _choose(op, backend, device, dtype, key_width)]
 
 
 # torch.compile cannot follow an import, so it runs this function and keeps the name.
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None = None
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str:
     asked = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]
+    tensors = device, dtype, key_width
     if asked is None:
         default = "triton" if device.type == "cuda" else "torch"
-        if default not in table or _why_not(default, device, dtype) is not None:
+        if default not in table or _why_not(default, *tensors) is not None:
             default = "torch"
         return _load(op, default)
     if asked not in table:
@@ -112,8 +126,8 @@ def _choose(
             f"{op}: backend {asked!r} is not one of {sorted(table)}; "
             f"pass one of these as backend= or in {ENV_VARIABLE}"
         )
-    reason = _why_not(asked, device, dtype)
+    reason = _why_not(asked, *tensors)
     if reason is not None:
-        usable = [name for name in table if _why_not(name, device, dtype) is None]
+        usable = [name for name in table if _why_not(name, *tensors) is None]
         raise BackendUnavailable(f"{op}: backend {asked!r} cannot run: {reason}; usable: {usable}")
     return _load(op, asked)

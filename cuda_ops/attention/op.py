@@ -53,7 +53,8 @@ def chunk_attention(
     _check_tensors(q, k, v, padding_mask)
     _check_choices(chunk_size, dropout_p)
     _check_state(state, k, v, chunk_size, causal)
-    run = pick(OP, backend, q.device, q.dtype)
+    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    run = pick(OP, backend, q.device, wide, key_width=int(q.shape[-1]))
     return run(
         q,
         k,

@@ -12,8 +12,6 @@ import triton.language as tl
 
 from megalodon_tasks.cuda_ops.attention import triton_kernels as kernels
 
-# Wider keys would leave no room for a tile of anything else.
-WIDEST_KEY = 512
 # Rows that a program owns and rows that it walks over at a time, largest first; the first pair whose
 # operands fit the shared memory is taken.
 TILES = ((128, 64), (128, 32), (64, 64), (64, 32), (32, 32), (16, 32), (16, 16))

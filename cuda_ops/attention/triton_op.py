@@ -11,7 +11,7 @@ import torch
 
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend, keep_open
 from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
-from megalodon_tasks.cuda_ops.attention.triton_launch import WIDEST_KEY, Call
+from megalodon_tasks.cuda_ops.attention.triton_launch import Call
 
 
 def chunk_attention_triton(
@@ -30,11 +30,6 @@ def chunk_attention_triton(
     DropKey's mask is a function of one number drawn from the default generator of the device, so that a
     seed repeats it; it is not the mask that other backends draw under that seed.
     """
-    if q.shape[-1] > WIDEST_KEY:
-        raise ValueError(
-            f"chunk_attention: q has {q.shape[-1]} features per head, the kernels hold at most "
-            f"{WIDEST_KEY}; use more heads or backend='torch'"
-        )
     seen = extend(state, k, v, padding_mask)
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     inputs = (tensor.to(dtype) for tensor in (q, seen.key, seen.value))

@@ -26,7 +26,6 @@ CLASSES = (
 )  # fmt: skip
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"
-PER_FILE = 10_000
 
 _FOLDERS = ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10")
 _ARCHIVES = ("cifar-10-python.tar.gz",)
@@ -87,11 +86,11 @@ def read_batch(origin: Origin, on_bytes: OnBytes) -> tuple[np.ndarray, np.ndarra
             f"{path} is no batch of CIFAR-10 ({type(error).__name__}: {error}): the download was cut "
             "short or it is another file; unpack the archive once more"
         ) from None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise ValueError(f"{path}: labels {labels.dtype} {labels.shape}, wanted whole numbers")
     wanted = (len(labels), 3 * SIDE * SIDE)
     if images.dtype != np.uint8 or images.shape != wanted:
         raise ValueError(f"{path}: images {images.dtype} {images.shape}, wanted uint8 {wanted}")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels {labels.dtype} {labels.shape}, wanted whole numbers")
     if not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise ValueError(
             f"{path}: labels from {labels.min()} to {labels.max()}, wanted 0 to {len(CLASSES) - 1}"

@@ -8,6 +8,7 @@ continuity, contour length and more.  The fourth field is the class.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,8 @@ from megalodon_tasks.data.rejects import Rejects
 CLASSES = ("not joined", "joined")
 
 _LABEL = 3
+# lra_release/lra_release/pathfinder128, and some levels of the user's own above it.
+_DEPTH = 5
 _PORTION = 64  # images that a process decodes before it reports back
 # numpy's own format, which the public generator writes, begins with this.
 _BINARY = b"\x93NUMPY"
@@ -35,20 +38,45 @@ class Entry(NamedTuple):
     label: int
 
 
-def find_release(source: Path, folder: str) -> Path | None:
-    """The folder (such as ``pathfinder128/curv_contour_length_14``) in ``source``, or deeper in it.
+def find_releases(source: Path, folder: str) -> list[Path]:
+    """All folders such as ``pathfinder128/curv_contour_length_14`` in ``source``, the deepest first.
 
-    The release has two folders ``pathfinder128``, of which one is reported to be broken (issue 38 of the
-    benchmark's repository); S4's documented commands take the inner one, and so does this: where there
-    are several, the deepest.
+    ``source`` may be that folder, its parent, or one up to ``_DEPTH`` levels above, of any names.  The
+    release has two folders ``pathfinder128``, of which one is reported to be broken (issue 38 of the
+    benchmark's repository); S4's documented commands take the inner one.
     """
-    if (source / "metadata").is_dir() and (source / "imgs").is_dir():
-        return source
-    name = Path(folder).name
-    candidates = [source / folder, source / name]
-    candidates += [source / below / folder for below in ("lra_release", "lra_release/lra_release")]
-    found = [path for path in candidates if (path / "metadata").is_dir()]
-    return max(found, key=lambda path: len(path.parts), default=None)
+    if _has_images(source):
+        return [source]
+    group, name = Path(folder).parts
+    found = [source / name] if _has_images(source / name) else []
+    found += [path / name for path in _folders(source, _DEPTH) if path.name == group]
+    found = sorted({path for path in found if _has_images(path)})
+    return sorted(found, key=lambda path: -len(path.parts))
+
+
+def _has_images(folder: Path) -> bool:
+    return (folder / "metadata").is_dir() and (folder / "imgs").is_dir()
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    """The folders below ``folder``, but not those inside a folder of images."""
+    if depth == 0 or _has_images(folder):
+        return
+    with os.scandir(folder) as entries:
+        inner = sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
+    for path in inner:
+        yield path
+        yield from _folders(path, depth - 1)
+
+
+def size_of_images(folder: Path) -> int:
+    """The bytes of all files below ``imgs``, which change where an image is replaced."""
+    total = 0
+    for batch in (folder / "imgs").iterdir():
+        if batch.is_dir():
+            with os.scandir(batch) as entries:
+                total += sum(entry.stat().st_size for entry in entries)
+    return total
 
 
 def metadata_of(folder: Path) -> Origin:

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,11 @@ from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, re
 from megalodon_tasks.recipes.lra.pathfinder_release import (
     CLASSES,
     Entry,
-    find_release,
+    find_releases,
     metadata_of,
     read_images,
     read_metadata,
+    size_of_images,
 )
 from megalodon_tasks.recipes.lra.seeded_split import seeded_split, split_in_order
 
@@ -84,16 +86,17 @@ def prepare(
 ) -> bool:
     """Check and prepare the images; return False if ``out`` already holds them, from the same files.
 
-    Whether images are the same is told by their metadata.  ``hidden`` hides the progress bar.  Raises
-    ``ValueError`` for bad files and leaves ``out`` as it was then.
+    Of several folders of images the deepest is taken.  Whether images are the same is told by their
+    metadata and the size of their files.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for
+    bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     benchmark, side = BENCHMARKS[options.benchmark], options.pixels_wide
     check_source(source, "the folder of the images or of the release, or Mega's")
     wanted = f"pathfinder{side}/{options.images}"
-    folder = find_release(source, wanted)
-    if folder is not None:
-        preparation = _from_images(folder, options, workers, rejects)
+    folders = find_releases(source, wanted)
+    if folders:
+        preparation = _from_images(folders, options, workers, rejects)
     else:
         origins = find_mega_images(source, benchmark.mega_names)
         if origins is None:
@@ -106,26 +109,33 @@ def prepare(
     return preparation.write(out, hidden=hidden)
 
 
-def _spec(options: Options, settings: dict[str, str]) -> DatasetSpec:
+def _spec(options: Options, settings: dict[str, Any], **source: Any) -> DatasetSpec:
     return DatasetSpec(
         benchmark=options.benchmark,
         kind="pixels",
         columns={"inputs": ColumnSpec("uint8", options.pixels_wide**2)},
         classes=CLASSES,
-        source={"settings": settings},
+        source={"settings": settings, **source},
         scale=_SCALE,
     )
 
 
 def _from_images(
-    folder: Path, options: Options, workers: int, rejects: Rejects
+    folders: Sequence[Path], options: Options, workers: int, rejects: Rejects
 ) -> preparing.Preparation:
+    folder, *others = folders
     origin = metadata_of(folder)
-    settings = {"form": "images", "images": options.images, "splits": options.splits}
+    settings = {
+        "form": "images",
+        "images": options.images,
+        "splits": options.splits,
+        "image_bytes": size_of_images(folder),
+    }
+    spec = _spec(options, settings, folder=str(folder), not_taken=list(map(str, others)))
     reader = _ImageSplits(folder, origin, options, workers, rejects)
     return preparing.Preparation(
         BENCHMARKS[options.benchmark].title,
-        _spec(options, settings),
+        spec,
         {"metadata": origin},
         {name: functools.partial(reader.items, name) for name in SPLITS},
         rejects,
@@ -187,7 +197,14 @@ def _mega_items(
 
 def report(dataset: PreparedDataset) -> list[str]:
     """Lines that say what was prepared, and how that differs from the release."""
-    return preparing.describe_splits(dataset, "images", RELEASED)
+    lines = preparing.describe_splits(dataset, "images", RELEASED)
+    source = dataset.spec.source
+    if others := source.get("not_taken"):
+        lines.append(
+            f"taken: {source['folder']}, the deepest of several; not taken: {', '.join(others)} (to "
+            "have it instead, pass that folder itself)"
+        )
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -80,6 +80,8 @@ class Preparation:
             return False
         if found.source.get("settings") != wanted.source["settings"]:
             return False
+        if self.rejects.strict and found.source.get("left_out"):
+            return False
         known = found.source.get("files", {})
         return known.keys() == self.origins.keys() and all(
             origin.is_same(known[key]) for key, origin in self.origins.items()

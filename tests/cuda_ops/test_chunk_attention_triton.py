@@ -234,15 +234,17 @@ def test_torch_compile_takes_the_whole_graph(device, masked):
     assert_compiles_whole(attention(*masks, chunk_size=12, causal=True), tensors, device)
 
 
-def test_what_the_kernels_cannot_hold_is_refused(device):
-    q = torch.zeros(1, 2, 1, LAUNCH.WIDEST_KEY + 1, device=device)
-    with pytest.raises(
-        ValueError, match="q has 513 features per head, the kernels hold at most 512"
+def test_what_the_kernels_cannot_hold_is_refused_by_name_and_left_to_torch_by_default(device):
+    wide = torch.zeros(1, 2, 1, 513, device=device)
+    narrow = torch.zeros(1, 2, 1, 4, device=device)
+    for q, v, reason in (
+        (wide, narrow, "the kernels hold 512 features per head of q and k, these have 513"),
+        (narrow, narrow.double(), "float64"),
+        (narrow.double(), narrow, "float64"),
     ):
-        chunk_attention(q, q, q, chunk_size=2, causal=True, backend="triton")
-    q = torch.zeros(1, 2, 1, 4, dtype=torch.float64, device=device)
-    with pytest.raises(BackendUnavailable, match="float64"):
-        chunk_attention(q, q, q, chunk_size=2, causal=True, backend="triton")
+        with pytest.raises(BackendUnavailable, match=f"'triton' cannot run: .*{reason}"):
+            chunk_attention(q, q, v, chunk_size=2, causal=True, backend="triton")
+        assert not chunk_attention(q, q, v, chunk_size=2, causal=True)[0].any()
 
 
 @pytest.mark.gpu

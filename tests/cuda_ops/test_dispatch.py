@@ -96,6 +96,32 @@ def test_a_default_that_cannot_run_falls_back(monkeypatch):
     assert chosen(device=torch.device("cuda")) == "torch"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "chosen"),
+    [
+        (torch.float32, 512, "triton"),
+        (torch.bfloat16, 512, "triton"),
+        (torch.float32, 513, "torch"),
+        (torch.float64, 64, "torch"),
+    ],
+)
+def test_default_on_cuda_leaves_to_torch_what_the_kernels_cannot_hold(dtype, width, chosen):
+    """No GPU is needed to choose for one."""
+    function = pick("chunk_attention", None, torch.device("cuda"), dtype, key_width=width)
+    assert function is pick("chunk_attention", chosen, torch.device("cuda"))
+
+
+def test_too_wide_keys_are_an_error_where_triton_is_asked_for(monkeypatch):
+    message = (
+        r"hold 512 features per head of q and k, these have 600; usable: \['reference', 'torch'\]"
+    )
+    with pytest.raises(BackendUnavailable, match=message):
+        pick("chunk_attention", "triton", torch.device("cuda"), key_width=600)
+    monkeypatch.setenv(ENV_VARIABLE, "triton")
+    with pytest.raises(BackendUnavailable, match=message):
+        pick("chunk_attention", None, torch.device("cuda"), key_width=600)
+
+
 def test_works_without_triton_and_fairseq():
     code = (
         "import sys; sys.modules |= {'triton': None, 'fairseq': None};"

@@ -139,6 +139,10 @@ def truncated(data):
             lambda data: pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}),
             "labels from 10 to 10, wanted 0 to 9",
         ),
+        (
+            lambda data: pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}),
+            r"labels float64 \(0,\), wanted whole numbers",
+        ),
     ],
 )
 def test_a_damaged_batch_is_refused_by_name(tmp_path, monkeypatch, change, message):

@@ -58,6 +58,30 @@ def test_targets_begin_where_they_should(images):
     assert (abs(quarters - len(turns) / 4) < 4 * math.sqrt(len(turns) * 3 / 16)).all()
 
 
+def test_paths_begin_in_every_direction_where_they_have_room():
+    # Long paths in small images do not: positions are rounded up, which is part of the rules, so that
+    # those that begin downwards and to the right end in one another or at the border more often.
+    painter = PathfinderPainter(settings_for(128, contour_length=2, num_distractors=0))
+    images = [painter.paint(image_rng(8, 0, index)) for index in range(240)]
+    for number in (0, 1):
+        quarters = np.zeros(4, int)
+        for image in images:
+            angle_P = painter.geometry(image.margin).angle_P
+            degrees = np.rint(np.degrees(angle_P[image.targets[number].paddles[0]]))
+            quarters[int(degrees) % 360 // 90] += 1
+        assert (abs(quarters - len(images) / 4) < 4 * math.sqrt(len(images) * 3 / 16)).all()
+
+
+def test_hard_images_have_paths_of_fourteen_and_distractors_of_four_paddles():
+    settings = settings_for(32)
+    painter = PathfinderPainter(settings)
+    for index in range(25):
+        image = painter.paint(image_rng(9, 0, index))
+        assert [len(snake.paddles) for snake in image.targets] == [14, 14]
+        assert {len(snake.paddles) for snake in image.distractors} <= {4}
+        assert len(image.distractors) <= 5
+
+
 def whole_masks(painter, image, snake):
     """Masks of a snake's paddles on the padded image, (L, width, width) int."""
     geometry = painter.geometry(image.margin)

@@ -67,20 +67,30 @@ def test_images_are_split_in_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "start", ["", "lra_release", "lra_release/lra_release", "lra_release/" + HARD]
+    "start", ["", "lra_release", "lra_release/inner", "lra_release/inner/pathfinder32", HARD]
 )
 def test_the_release_is_found_from_any_folder_of_it(tmp_path, start):
-    write_images(tmp_path / "lra_release" / "lra_release")
-    if start == "lra_release/" + HARD:
-        start = "lra_release/lra_release/" + HARD
-    assert prepare(tmp_path / start, tmp_path / "out")
+    inner = tmp_path / "lra_release" / "inner"
+    write_images(inner)
+    assert prepare(inner / start if start == HARD else tmp_path / start, tmp_path / "out")
 
 
-def test_of_two_folders_the_inner_one_is_taken(tmp_path):
-    write_images(tmp_path / "lra_release", per_batch=7)
-    write_images(tmp_path / "lra_release" / "lra_release", per_batch=20)
-    prepare(tmp_path / "lra_release", tmp_path / "out")
-    assert len(PreparedDataset(tmp_path / "out").split("train")) == 48
+def test_a_folder_of_another_resolution_is_not_taken(tmp_path):
+    write_images(tmp_path, "pathfinder64/curv_contour_length_14", side=64)
+    with pytest.raises(ValueError, match="holds neither pathfinder32/curv_contour_length_14"):
+        prepare(tmp_path, tmp_path / "out")
+
+
+def test_of_two_folders_the_inner_one_is_taken_unless_the_other_is_named(tmp_path, capsys):
+    outer = write_images(tmp_path / "lra_release", per_batch=7)
+    inner = write_images(tmp_path / "lra_release" / "lra_release", per_batch=20)
+    out = tmp_path / "out"
+    prepare_pathfinder.main([str(tmp_path), str(out), "--workers", "1"])
+    assert len(PreparedDataset(out).split("train")) == 48
+    assert f"taken: {inner}, the deepest of several; not taken: {outer}" in capsys.readouterr().out
+    prepare_pathfinder.main([str(outer.parent), str(out), "--workers", "1"])
+    assert len(PreparedDataset(out).split("train")) == 17
+    assert "not taken" not in capsys.readouterr().out
 
 
 def test_path_x_has_larger_images(tmp_path):
@@ -144,6 +154,31 @@ def test_a_damaged_image_is_left_out_and_moves_no_other(tmp_path, kind, reason):
     with pytest.raises(ValueError, match="without --strict"):
         prepare(tmp_path / "raw", tmp_path / "strict", Rejects(strict=True))
     assert not (tmp_path / "strict" / "dataset.json").exists()
+
+
+def test_a_mended_image_is_prepared_again(tmp_path):
+    place = write_images(tmp_path / "raw")
+    image = place / "imgs" / "2" / "sample_4.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"")
+    assert prepare(tmp_path / "raw", tmp_path / "out", Rejects())
+    with pytest.raises(ValueError, match="without --strict"):
+        prepare(tmp_path / "raw", tmp_path / "out", Rejects(strict=True))
+    image.write_bytes(whole)
+    assert prepare(tmp_path / "raw", tmp_path / "out", Rejects())
+    assert not prepare(tmp_path / "raw", tmp_path / "out", Rejects())
+    assert PreparedDataset(tmp_path / "out").spec.source["left_out"] == {}
+
+
+def test_the_report_counts_labels_and_names_what_was_left_out(tmp_path, capsys):
+    place = write_images(tmp_path / "raw")
+    damage(place, "empty")
+    prepare_pathfinder.main([str(tmp_path / "raw"), str(tmp_path / "out"), "--workers", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "left out as damaged: 1"
+    assert lines[-1].endswith("imgs/2/sample_4.png is empty")
+    (train,) = [line for line in lines if line.startswith("train: ")]
+    assert "(the released benchmark has 160000), lengths 1024 to 1024, labels not joined:" in train
 
 
 def test_too_much_damage_is_refused(tmp_path):
