@@ -62,6 +62,6 @@ def _registered(section: str) -> Mapping[str, Any]:
 def _suggestion(given: str, known: Mapping[str, set[str]]) -> str:
     every = [f"{section}.{name}" for section, names in known.items() for name in names]
     last = given.rpartition(".")[2]
-    same_name = [name for name in every if name.rpartition(".")[2] == last]
+    same_name = sorted(name for name in every if name.rpartition(".")[2] == last)
     near = same_name or difflib.get_close_matches(given, sorted(every), n=3)
-    return f"; did you mean {' or '.join(sorted(near))}?" if near else ""
+    return f"; did you mean {' or '.join(near)}?" if near else ""

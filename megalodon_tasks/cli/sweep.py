@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.cli import results
+from megalodon_tasks.cli.console import INTERRUPTED
 from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.sweeps import alive, catalogue, job, launch, pictures, status, table
@@ -29,7 +30,6 @@ from megalodon_tasks.sweeps import request as requests
 from megalodon_tasks.sweeps.launch import Launcher
 from megalodon_tasks.sweeps.request import CHUNK_SIZE, SEED, Request
 
-INTERRUPTED = 130
 OVERRIDE = re.compile(r"[\w.]+=.*", re.DOTALL)
 POLL_SECONDS = 1.0
 SLURM = {"partition": "partition", "time": "timeout_min", "gpus": "gpus_per_node",
@@ -84,7 +84,7 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def asked_for(options: argparse.Namespace, fixed: dict[str, str]) -> Request:
-    """The request that the command line makes.  Raises :class:`UserError` for one that makes no sense."""
+    """The request that the command line makes; raises :class:`UserError` for one without sense."""
     recipe = catalogue.find(options.recipe)
     axes: dict[str, list[str]] = {}
     if options.chunk_sizes:
@@ -107,7 +107,7 @@ def asked_for(options: argparse.Namespace, fixed: dict[str, str]) -> Request:
 
 
 def launcher_for(options: argparse.Namespace, runs: int) -> Launcher:
-    """The launcher with its share of cores per run.  Raises :class:`UserError` for options of another."""
+    """The launcher with its share of cores; raises :class:`UserError` for options of another."""
     if options.workers < 1:
         raise UserError(f"--workers={options.workers} must be at least 1")
     given = {name: getattr(options, name) for name in SLURM if getattr(options, name) is not None}

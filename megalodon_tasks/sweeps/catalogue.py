@@ -1,6 +1,5 @@
 """The recipes that there are, and whether their configuration takes a setting."""
 
-import difflib
 import importlib.resources
 import os
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from megalodon_tasks.cli.fields import check as check_fields
 from megalodon_tasks.cli.train import COMPONENT_FIELD
 from megalodon_tasks.models.config import MegalodonConfig
 
@@ -81,25 +81,10 @@ def check(recipe: Recipe, demo: bool, settings: dict[str, str]) -> None:
     folder, name = recipe.script.parent, recipe.config_name(demo)
     if not (folder / f"{name}.yaml").is_file():
         raise ValueError(f"recipe {recipe.id} has no {'demo' if demo else 'configuration'}")
-    known = configuration(folder, name, ["task.data=DATA"])
-    for field in settings:
-        _check_field(known, field, recipe)
     overrides = [f"{field}={value}" for field, value in settings.items()]
+    check_fields(folder / f"{name}.yaml", overrides)
     config = configuration(folder, name, ["task.data=DATA", *overrides])
     sizes = {
         f.name: config.model[f.name] for f in fields(MegalodonConfig) if f.name in config.model
     }
     MegalodonConfig(**sizes).validate()
-
-
-def _check_field(known: DictConfig, field: str, recipe: Recipe) -> None:
-    section, _, name = field.partition(".")
-    names = [str(key) for key in known.get(section) or {}] if name else []
-    if name.split(".")[0] in names:
-        return
-    every = [f"{top}.{key}" for top, below in known.items() if below for key in below]
-    near = difflib.get_close_matches(field, every, n=3) or difflib.get_close_matches(
-        name or section, [key.partition(".")[2] for key in every], n=3
-    )
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"recipe {recipe.id} has no field {field!r}{hint}")

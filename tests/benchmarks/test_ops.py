@@ -52,7 +52,7 @@ def test_one_json_line_for_each_case_and_backend(capsys):
             *("op", "case", "backend", "device", "device_name", "dtype", "shape", "repeats"),
             *("threads", "torch", "peers", "peak_extra_bytes", "peak_ratio"),
         }
-        assert record["peers"]
+        assert record["peers"] or (record["backend"], record["case"]) == ("fft", "ladder")
         for times in record["peers"].values():
             assert times.keys() == {f"{w}_{what}" for w in PASSES for what in ("ms", "ratio")}
     assert printed.err.count("not measured") == len(ops_figures.FIGURES)

@@ -28,7 +28,7 @@ def test_settings_of_the_recipe_are_taken(listops, demo):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model.chunk_sise", "3", "no field 'model.chunk_sise'; did you mean model.chunk_size"),
+        ("model.chunk_sise", "3", "no such field; did you mean model.chunk_size"),
         ("chunk_size", "3", "did you mean model.chunk_size"),
         ("modell.z_dim", "3", "did you mean model.z_dim"),
         ("model.chunk_size", "half", "could not be converted to Integer"),

@@ -1,0 +1,142 @@
+"""Image, Pathfinder and Path-X from files to a number: scripts, a short run and, slowly, the demos."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megalodon_tasks.cli import evaluate
+from megalodon_tasks.recipes.lra import prepare_image, prepare_pathfinder
+from tests.recipes.test_image import write_release
+from tests.recipes.test_pathfinder_preparation import write_images
+from tests.recipes.test_run_scripts import ROOT, Script
+
+LRA = ROOT / "recipes" / "lra"
+SCRIPTS = {name: LRA / f"{name}.sh" for name in ("image", "pathfinder", "pathx")}
+RESOLUTION = {"pathfinder": "32", "pathx": "128"}
+GENERATE, PREPARE = "recipes.lra.pathfinder_generator", "recipes.lra.prepare_pathfinder"
+
+
+@pytest.fixture
+def script(tmp_path):
+    folder = tmp_path / "some where"
+    folder.mkdir()
+    return Script(folder)
+
+
+def option(call, name):
+    return call[call.index(name) + 1]
+
+
+def test_image_is_prepared_trained_and_evaluated(script):
+    done = script.run("my data", "run", "model.chunk_size=128", script=SCRIPTS["image"])
+    assert done.returncode == 0, done.stderr
+    prepare, train, evaluation, plot = script.called()
+    assert prepare == ["recipes.lra.prepare_image", "my data", "my data/prepared"]
+    assert (option(train, "--config-name"), train[-1]) == ("image", "model.chunk_size=128")
+    assert option(train, "--data") == "my data/prepared"
+    assert (option(evaluation, "--recipe"), option(evaluation, "--split")) == ("lra/image", "test")
+    assert plot == ["cli.plot", "run"]
+
+
+@pytest.mark.parametrize("name", RESOLUTION)
+def test_without_data_images_are_generated_at_full_size(script, name):
+    assert script.run("my data", "run", script=SCRIPTS[name]).returncode == 0
+    generate, prepare, train, evaluation, _ = script.called()
+    assert generate == [GENERATE, "my data/raw", "--resolution", RESOLUTION[name]]
+    assert prepare == [PREPARE, "my data/raw", "my data/prepared", "--benchmark", name]
+    assert option(train, "--config-name") == name
+    assert option(train, "--data") == "my data/prepared"
+    assert option(evaluation, "--recipe") == f"lra/{name}"
+
+
+@pytest.mark.parametrize("name", RESOLUTION)
+@pytest.mark.parametrize(
+    "below", ["lra_release", "pathfinder{}", "curv_contour_length_14", "metadata", "lra", "input"]
+)
+def test_released_images_are_used(script, name, below):
+    (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
+    script.run("prepare", "data", "run", script=SCRIPTS[name])
+    assert script.called() == [[PREPARE, "data", "data/prepared", "--benchmark", name]]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("below", [".", "prepared"])
+def test_prepared_data_is_taken_as_it_is(script, name, below):
+    folder = script.folder / "data" / below
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").touch()
+    script.run("train", "data", "run", script=SCRIPTS[name])
+    (train,) = script.called()
+    assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_demo_makes_its_own_images(script, name):
+    assert script.run("--demo", "data", "run", script=SCRIPTS[name]).returncode == 0
+    make, prepare, train, evaluation, _ = script.called()
+    maker = "recipes.lra.demo_images" if name == "image" else GENERATE
+    assert make[:2] == [maker, "data/demo/raw"]
+    assert prepare[1:3] == ["data/demo/raw", "data/demo/prepared"]
+    assert option(train, "--config-name") == f"{name}_demo"
+    assert option(evaluation, "--recipe") == f"lra/{name}-demo"
+
+
+SMALL = {
+    "model.model_dim": 16, "model.num_layers": 1, "model.value_dim": 32, "model.z_dim": 16,
+    "model.ffn_hidden_dim": 32, "model.cema_ndim": 4, "model.chunk_size": 64, "dataset.batch_size": 8,
+    "dataset.num_workers": 0, "optimization.update_freq": "[1]", "optimization.max_update": 4,
+    "common.cpu": "true",
+}  # fmt: skip
+
+
+# The demos run the code of the other two as well.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pathx",
+        pytest.param("image", marks=pytest.mark.slow),
+        pytest.param("pathfinder", marks=pytest.mark.slow),
+    ],
+)
+def test_images_are_trained_on_and_evaluated(tmp_path, name):
+    raw, prepared = tmp_path / "raw", tmp_path / "prepared"
+    if name == "image":
+        write_release(raw)
+        prepare_image.main([str(raw), str(prepared)])
+    else:
+        side = int(RESOLUTION[name])
+        write_images(raw, f"pathfinder{side}/curv_contour_length_14", side=side)
+        prepare_pathfinder.main([str(raw), str(prepared), "--benchmark", name, "--workers", "1"])
+    command = [
+        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", LRA,
+        "--config-name", name, "--data", prepared, "--save-dir", tmp_path / "run",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += [f"{field}={value}" for field, value in SMALL.items()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    checkpoint = tmp_path / "run" / "checkpoint_best.pt"
+    assert evaluate.main([str(checkpoint), "--recipe", f"lra/{name}", "--cpu"]) == 0
+    (record,) = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
+    assert (record["benchmark"], record["split"]) == (f"lra/{name}", "test")
+    assert record["n"] == (20 if name == "image" else 6)
+    assert record["update"] == 4
+
+
+# The best constant answer has 10.1 % of the digits and about 50 % of the paths.
+LEARNED = {"image": 90.0, "pathfinder": 70.0, "pathx": 70.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_demo_learns(tmp_path, name):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    arguments = ["bash", SCRIPTS[name], "--demo", tmp_path / "data", tmp_path / "run"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    assert record["best_constant"] < 55.0
+    assert record["value"] > LEARNED[name]
