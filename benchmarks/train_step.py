@@ -42,9 +42,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "listops": Task("megalodon_lra_listops", 2048, 4, 128, ClassifierInputs("tokens", 10, 17)),
-    "text": Task("megalodon_lra_text", 4096, 2, 128, ClassifierInputs("tokens", 2, 258)),
+    "text": Task("megalodon_lra_text", 4096, 2, 128, ClassifierInputs("tokens", 2, 256)),
     "retrieval": Task(
-        "megalodon_lra_retrieval", 4096, 1, 128, ClassifierInputs("tokens", 2, 258, pair=True)
+        "megalodon_lra_retrieval", 4096, 1, 128, ClassifierInputs("tokens", 2, 256, pair=True)
     ),
     "image": Task("megalodon_lra_image", 1024, 8, 128, ClassifierInputs("pixels", 10)),
     "pathfinder": Task("megalodon_lra_pathfinder", 1024, 8, 128, ClassifierInputs("pixels", 2)),

@@ -4,12 +4,16 @@ Source: Mega (arXiv 2209.10655), table 8, whose architecture sizes the paper tak
 Feed-forward width: 2.5 d, which gives back the parameters of the update gate that Megalodon removed
 and matches the widths of the authors' code after that removal.  Norm groups are published nowhere.
 
+Raw speech: of the two feed-forward widths in the authors' code, 2.5 d and Mega's 2 d, the latter gives the
+published 300K (305K; 2.5 d: 326K), and the authors left it there.
+
 ImageNet: Mega's table 11 (base) and its repository (tiny), with the same rule for that width.  Groups of
 the norm over time have 32 features there, as in the released language models; one group per feature, the
 default of the interim code, makes the norm slower.
 """
 
 _LRA_COMMON = {"num_heads": 1, "cema_ndim": 16}
+_SPEECH_COMMON = {"num_layers": 6, "num_heads": 1, "cema_ndim": 16, "chunk_size": 1000}
 _IMAGENET_COMMON = {"num_layers": 12, "num_heads": 1, "cema_ndim": 16}
 
 CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
@@ -25,6 +29,10 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
     | {"num_layers": 6, "model_dim": 128, "value_dim": 256, "z_dim": 64, "ffn_hidden_dim": 320},
     "megalodon_lra_pathx": _LRA_COMMON
     | {"num_layers": 4, "model_dim": 64, "value_dim": 128, "z_dim": 32, "ffn_hidden_dim": 160},
+    "megalodon_sc_raw_base": _SPEECH_COMMON
+    | {"model_dim": 60, "value_dim": 120, "z_dim": 30, "ffn_hidden_dim": 120},
+    "megalodon_sc_raw_big": _SPEECH_COMMON
+    | {"model_dim": 72, "value_dim": 144, "z_dim": 36, "ffn_hidden_dim": 144},
     "megalodon_imagenet_tiny": _IMAGENET_COMMON
     | {"model_dim": 192, "value_dim": 384, "z_dim": 64, "ffn_hidden_dim": 480}
     | {"norm_num_groups": 6},

@@ -5,7 +5,7 @@ Writing (not again if it was done from the same files in the same way), the repo
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.rejects import Rejects, describe
-from megalodon_tasks.data.storage import DatasetSpec, PreparedDataset, is_prepared
+from megalodon_tasks.data.storage import DatasetSpec, PreparedDataset, ValueScale, is_prepared
 from megalodon_tasks.data.storage_writer import write_dataset
 
 #: A label and one sequence per column.
@@ -28,7 +28,8 @@ class Preparation:
     ``spec.source["settings"]`` is what the prepared form depends on beside the files.  ``title`` is the
     task's name in messages; ``origins`` are recorded under their keys; a function of ``splits`` yields
     the items of that split and tells its argument how many bytes it has just read.  What it puts into
-    ``rejects`` is recorded too.
+    ``rejects`` is recorded too.  ``measure`` is called before the first split is read, for a scale that
+    depends on the data; ``spec`` has none then.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Preparation:
     origins: Mapping[str, Origin]
     splits: Mapping[str, Read]
     rejects: Rejects = field(default_factory=Rejects)
+    measure: Callable[[], ValueScale] | None = None
 
     def write(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the data; return False if ``out`` already holds it, made from the same files.
@@ -45,18 +47,19 @@ class Preparation:
         """
         if self._is_current(out):
             return False
+        spec = self.spec if self.measure is None else replace(self.spec, scale=self.measure())
         total = sum(origin.bytes for origin in self.origins.values())
         label = f"checking {self.title}"
         bar = progress_bar(total=total, label=label, unit="B", scale=True, hidden=hidden)
-        with bar, write_dataset(out, self.spec) as writer:
+        with bar, write_dataset(out, spec) as writer:
             for split, read in self.splits.items():
                 with writer.split(split) as items:
                     for class_, sequences in read(bar.update):
                         items.add(class_, **sequences)
-            self.spec.source["files"] = {
+            spec.source["files"] = {
                 key: origin.description() for key, origin in self.origins.items()
             }
-            self.spec.source["left_out"] = self.rejects.reasons
+            spec.source["left_out"] = self.rejects.reasons
         return True
 
     def _is_current(self, out: Path) -> bool:
@@ -73,10 +76,10 @@ class Preparation:
                 f"{out} holds prepared data of {found.benchmark!r}; choose another folder for "
                 f"{self.title}"
             )
-        if any(
-            getattr(found, part) != getattr(wanted, part)
-            for part in ("kind", "columns", "classes", "vocabulary", "scale")
-        ):
+        parts = ["kind", "columns", "classes", "vocabulary"]
+        if self.measure is None:
+            parts.append("scale")
+        if any(getattr(found, part) != getattr(wanted, part) for part in parts):
             return False
         if found.source.get("settings") != wanted.source["settings"]:
             return False

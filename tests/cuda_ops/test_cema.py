@@ -1,5 +1,6 @@
 """cema: every backend against the float64 reference, and the promises of its contract."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,17 @@ def test_block_length_changes_nothing(bidirectional, block):
     inputs = case.inputs()
     found = outputs_and_gradients(inputs, None, bidirectional, function=cema_torch, block=block)
     truth = outputs_and_gradients(cast(inputs, torch.float64), "reference", bidirectional)
+    assert_all_close(found, truth)
+
+
+@DIRECTIONS
+def test_channels_that_are_transformed_together_change_nothing(monkeypatch, bidirectional):
+    fft = importlib.import_module("megalodon_tasks.cuda_ops.cema.fft")
+    inputs = Case(length=50, dim=5, bidirectional=bidirectional, padded=0.1).inputs()
+    truth = outputs_and_gradients(inputs, "fft", bidirectional)
+    monkeypatch.setattr(fft, "_LINE", 2)
+    monkeypatch.setattr(fft, "_CHUNK", 1)
+    found = outputs_and_gradients(inputs, "fft", bidirectional)
     assert_all_close(found, truth)
 
 

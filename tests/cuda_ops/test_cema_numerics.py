@@ -13,6 +13,7 @@ from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
 IN_FLOAT64 = ["torch", "fft"]
 FAST = [*IN_FLOAT64, "triton"]
+BACKENDS = ["reference", *FAST]
 # Interpreted kernels take seconds where compiled ones take milliseconds.
 PATIENT = [*IN_FLOAT64, pytest.param("triton", marks=pytest.mark.slow)]
 FLOAT = torch.float32
@@ -55,7 +56,7 @@ def test_gradcheck(backend, case):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_saturated_logits(backend, bidirectional, seed):
     """alpha, delta and theta at -40, 0 and 40: p and q at zero, q next to one, angles at the ends."""
     case = Case(2, 130, 6, 4, bidirectional, with_state=not bidirectional)
@@ -72,7 +73,7 @@ def test_saturated_logits(backend, bidirectional, seed):
     [(40.0, 40.0), (100.0, 100.0), (-60.0, 0.0), (0.0, -60.0), (100.0, 8.0)],
     ids=["q = 0", "q = 0 exactly", "p = 0", "q = 1", "q^c underflows"],
 )
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_all_channels_at_one_extreme(backend, alpha, delta):
     inputs = Case(length=130, with_state=True).inputs()
     inputs["alpha"] = torch.full_like(inputs["alpha"], alpha)

@@ -152,13 +152,17 @@ def test_saturated_logits(device, alpha, delta, theta):
 
 
 @pytest.mark.parametrize(
-    "device",
-    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+    ("device", "length"),
+    [
+        # Half a minute for the interpreter, which would need five for the million.
+        pytest.param("cpu", 1 << 17, marks=pytest.mark.slow),
+        pytest.param("cuda", 1 << 20, marks=pytest.mark.gpu),
+    ],
 )
-def test_states_that_never_decay_over_many_segments(device, monkeypatch):
+def test_states_that_never_decay_over_many_segments(device, length, monkeypatch):
     launch = importlib.import_module(f"{MODULES}.triton_launch")
     monkeypatch.setattr(launch, "LEAST_SEGMENT", launch.MOST_SEGMENT)
-    tensors = inputs(1, 1 << 17, 1, 4, state=True)
+    tensors = inputs(1, length, 1, 4, state=True)
     tensors[2][:] = -40.0
     truth = run(tensors, "torch")
     narrow = [t.to(torch.complex64 if t.is_complex() else torch.float32) for t in tensors]

@@ -220,6 +220,18 @@ def test_results_repeat(device):
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_result_does_not_depend_on_the_tile(monkeypatch, device):
+    tensors = {name: leaf.float().to(device) for name, leaf in leaves(past=3).items()}
+    run = attention(some_padding(2, 33), seed=1, chunk_size=20, causal=True, dropout_p=0.2)
+    small = evaluate(lambda **all_: run("triton", device, **all_), tensors)
+    monkeypatch.setattr(LAUNCH, "INTERPRETED_TILE", (16, 64))
+    monkeypatch.setattr(LAUNCH, "TILES", ((16, 16),))
+    large = evaluate(lambda **all_: run("triton", device, **all_), tensors)
+    for small_side, large_side in zip(small, large, strict=True):
+        for name, value in small_side.items():
+            assert_close(name, value, large_side[name], 1e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_operators_are_registered(device, causal):
     q, k, v = (leaf.float().to(device).requires_grad_() for leaf in leaves(1, 18).values())

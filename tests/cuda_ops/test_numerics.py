@@ -118,7 +118,7 @@ def test_half_inputs(op, backend, dtype):
 
 # Of values around 1e4, float32 keeps 1e-3 of the differences that weights have their gradients from:
 # u . (v_j - y_i) in equation 5 of attention/README.md.
-FAR = {"chunk_attention": 3e-3}
+FAR = {"chunk_attention": 5e-3}
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -0.1, 1e4])
@@ -218,7 +218,7 @@ def test_long_runs_of_norms(op, backend, length, offset):
     [
         ("torch", 1 << 20),
         # Chunks do not know of each other: more of them tell the interpreter nothing new.
-        ("triton", 1 << 10),
+        ("triton", 1 << 9),
     ],
 )
 def test_long_runs_of_attention(backend, length):

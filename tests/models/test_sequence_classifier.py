@@ -112,6 +112,9 @@ COUNTS = {
     "megalodon_lra_image": (ClassifierInputs("pixels", 10), 2_792_800, 2800),
     "megalodon_lra_pathfinder": (ClassifierInputs("pixels", 2), 1_356_288, 1360),
     "megalodon_lra_pathx": (ClassifierInputs("pixels", 2), 246_080, 246),
+    # feed-forward width 2 d, which gives the 300K that the paper states; big is published for Mega alone
+    "megalodon_sc_raw_base": (ClassifierInputs("waveform", 10), 304_560, 305),
+    "megalodon_sc_raw_big": (ClassifierInputs("waveform", 10), 425_952, 426),
     "megalodon_imagenet_base": (ClassifierInputs("patches", 1000), 90_711_016, 90_730),
     # published nowhere: base's rule at width 192, where the classifier is 3 % of all
     "megalodon_imagenet_tiny": (ClassifierInputs("patches", 1000), 6_200_296, 6_200),
