@@ -12,3 +12,4 @@ from megalodon_tasks.recipes.imagenet import schedule  # noqa: E402, F401
 from megalodon_tasks.recipes.imagenet import task as imagenet_task  # noqa: E402, F401
 from megalodon_tasks.recipes.lm import task as lm_task  # noqa: E402, F401
 from megalodon_tasks.recipes.lra import task  # noqa: E402, F401
+from megalodon_tasks.recipes.speech import task as speech_task  # noqa: E402, F401

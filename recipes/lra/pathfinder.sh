@@ -11,7 +11,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
 BENCHMARK=pathfinder
 RESOLUTION=32
-DEMO_SIDE=13
+DEMO_SIDE=14
 DEMO_IMAGES=curv_contour_length_2
 DEMO_OPTIONS=(--images 16000 --contour-length 2 --num-distractors 0 --seed-distance 3
     --marker-radius 1 --continuity 20)

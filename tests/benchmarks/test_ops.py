@@ -3,6 +3,7 @@ what is equal."""
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,3 +209,10 @@ def test_memory_is_what_was_allocated():
     assert saved_bytes(lambda: x.exp().sin().exp()) == 2 * x.nbytes
     peak = peak_bytes(lambda: x.detach() * 2 + 1, CPU)
     assert peak is None or 1.8 * x.nbytes < peak < 3 * x.nbytes
+
+
+def test_the_page_of_results_has_a_row_for_every_figure():
+    page = (Path(__file__).resolve().parents[2] / "benchmarks" / "RESULTS.md").read_text("utf-8")
+    for figure in ops_figures.FIGURES:
+        row = figure.row([])
+        assert page.count(f"| {row['figure']} | {row['asked']} |") == 1

@@ -19,10 +19,12 @@ PATIENT = [*IN_FLOAT64, pytest.param("triton", marks=pytest.mark.slow)]
 FLOAT = torch.float32
 
 
-def assert_accurate(found, truth):
+def assert_accurate(found, truth, backend):
+    # In float32 the reference multiplies a rounded q step by step; it is the oracle in float64 only.
+    times = 10 if backend == "reference" else 1
     for name, tensor in found.items():
         tolerance = BACKWARD if name.startswith("gradient") else FORWARD
-        assert_close(name, tensor, truth[name], tolerance[FLOAT])
+        assert_close(name, tensor, truth[name], times * tolerance[FLOAT])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_saturated_logits(backend, bidirectional, seed):
     for name in ("alpha", "delta", "theta"):
         inputs[name] = 40.0 * torch.randint(-1, 2, inputs[name].shape, generator=draw)
     truth = outputs_and_gradients(cast(inputs, torch.float64), "reference", bidirectional)
-    assert_accurate(outputs_and_gradients(inputs, backend, bidirectional), truth)
+    assert_accurate(outputs_and_gradients(inputs, backend, bidirectional), truth, backend)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_all_channels_at_one_extreme(backend, alpha, delta):
     inputs["alpha"] = torch.full_like(inputs["alpha"], alpha)
     inputs["delta"] = torch.full_like(inputs["delta"], delta)
     truth = outputs_and_gradients(cast(inputs, torch.float64), "reference")
-    assert_accurate(outputs_and_gradients(inputs, backend), truth)
+    assert_accurate(outputs_and_gradients(inputs, backend), truth, backend)
 
 
 def by_blocks(x, alpha, delta, theta, gamma, omega):
@@ -133,7 +135,7 @@ def test_long_sequences(backend, alpha, delta, constant, length):
         inputs["theta"].fill_(-40.0)
     wide = cast(inputs, torch.float64)
     truth = outputs_and_gradients(wide, None, function=lambda bidirectional, **t: by_blocks(**t))
-    assert_accurate(outputs_and_gradients(inputs, backend), truth)
+    assert_accurate(outputs_and_gradients(inputs, backend), truth, backend)
 
 
 def saved_numbers(inputs, **options):

@@ -1,0 +1,1 @@
+"""Spoken words from raw audio samples: Speech Commands."""

@@ -1,0 +1,132 @@
+"""Mega's processed tensors of Speech Commands, which S4's code writes too.
+
+    processed_data/raw/{train,val,test}_X.pt     float, (clips, 1, samples)
+    processed_data/raw/{train,val,test}_y.pt     int64, (clips,)
+
+(``raw_all_classes`` for 35 words.)  Values are standardised already, each time step by its own mean and
+deviation.  The files are mapped into memory and read clip by clip.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.storage import ValueScale
+from megalodon_tasks.recipes.lra.finding import find_files
+
+FILE_NAMES = {"train": "train", "valid": "val", "test": "test"}
+
+_FOLDERS = {10: "raw", 35: "raw_all_classes"}
+_ABOVE = ("", "processed_data", "SpeechCommands/processed_data", "speech_commands/processed_data")
+_PORTION = 512  # clips that are looked at together
+
+
+def find_tensors(source: Path, words: int) -> dict[str, Origin] | None:
+    """The six files below ``source``, as ``train_X``, ``train_y`` ...; None if there is none.
+
+    Raises ``ValueError`` if only some of them are there.
+    """
+    files = {f"{s}_{part}": f"{name}_{part}.pt" for s, name in FILE_NAMES.items() for part in "Xy"}
+    folders = ["", *(f"{above}/{_FOLDERS[words]}".lstrip("/") for above in _ABOVE)]
+    found = find_files(source, files, folders, "copy the folder of processed data once more")
+    return None if found is None else {key: Origin.of_file(path) for key, path in found.items()}
+
+
+class MegaTensors:
+    """The clips of each split.  A clip with a NaN or an infinity goes to ``rejects``.
+
+    Raises ``ValueError``, naming the file, for one that is damaged or holds other tensors.
+    """
+
+    def __init__(self, origins: dict[str, Origin], classes: int, rejects: Rejects) -> None:
+        self.rejects = rejects
+        self._paths = {key: origin.paths[0] for key, origin in origins.items()}
+        self.clips = {split: self._clips(split) for split in FILE_NAMES}
+        self.labels = {split: self._labels(split, classes) for split in FILE_NAMES}
+        self.samples = self.clips["train"].shape[2]
+        for split, clips in self.clips.items():
+            if clips.shape[2] != self.samples:
+                raise ValueError(
+                    f"{self._paths[f'{split}_X']} has clips of {clips.shape[2]} samples, "
+                    f"{self._paths['train_X'].name} of {self.samples}"
+                )
+
+    def _clips(self, split: str) -> torch.Tensor:
+        path = self._paths[f"{split}_X"]
+        clips = _load(path)
+        if not clips.is_floating_point() or clips.dim() != 3 or clips.shape[1] != 1:
+            raise ValueError(
+                f"{path} holds {clips.dtype} {tuple(clips.shape)}, wanted floats (clips, 1, samples): "
+                "raw clips, neither MFCC features nor clips with dropped samples and their mask"
+            )
+        return clips
+
+    def _labels(self, split: str, classes: int) -> torch.Tensor:
+        path, clips = self._paths[f"{split}_y"], len(self.clips[split])
+        labels = _load(path)
+        if labels.dtype != torch.int64 or tuple(labels.shape) != (clips,):
+            raise ValueError(
+                f"{path} holds {labels.dtype} {tuple(labels.shape)}, wanted int64 ({clips},), a label "
+                "for each clip"
+            )
+        if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(
+                f"{path}: labels from {labels.min()} to {labels.max()}, wanted 0 to {classes - 1}"
+            )
+        return labels
+
+    def scale(self) -> ValueScale:
+        """One mean and one deviation for all values of the training clips."""
+        count, total, squares = 0, 0.0, 0.0
+        for _, values_NL in self._portions("train"):
+            values_NL = values_NL[np.isfinite(values_NL).all(axis=1)].astype(np.float64)
+            count += values_NL.size
+            total += values_NL.sum()
+            squares += np.square(values_NL).sum()
+        variance = squares / count - (total / count) ** 2 if count else 0.0
+        if not variance > 0:
+            raise ValueError(f"{self._paths['train_X']} is the same value throughout")
+        return ValueScale(divisor=1.0, mean=float(total / count), std=float(variance**0.5))
+
+    def items(self, split: str, on_bytes: OnBytes) -> Iterator[tuple[int, np.ndarray]]:
+        """The label and the values (samples,) float32 of each clip of ``split``."""
+        path = self._paths[f"{split}_X"]
+        on_bytes(self._paths[f"{split}_y"].stat().st_size)
+        share = path.stat().st_size // len(self.clips[split])
+        for first, values_NL in self._portions(split):
+            for place, values_L in enumerate(values_NL, start=first):
+                on_bytes(share)
+                if np.isfinite(values_L).all():
+                    yield int(self.labels[split][place]), values_L
+                else:
+                    self.rejects.add(f"{path}, clip {place}", "holds values that are not finite")
+
+    def _portions(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(0, len(self.clips[split]), _PORTION):
+            yield first, self.clips[split][first : first + _PORTION, 0].float().numpy()
+
+
+def _load(path: Path) -> torch.Tensor:
+    """A tensor, mapped where the format allows; raises ``ValueError`` for a file that holds none."""
+    try:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            # the format of torch before 1.6
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(
+            f"{path} is no saved tensor ({type(error).__name__}: {str(error).splitlines()[0]}): the "
+            "copy was cut short, or it is another file"
+        ) from None
+    if not isinstance(found, torch.Tensor) or not len(found.shape) or not len(found):
+        raise ValueError(
+            f"{path} holds {type(found).__name__}, wanted a tensor with at least one item"
+        )
+    return found

@@ -1,0 +1,219 @@
+"""Prepare Speech Commands: from the wav files of its release, or from Mega's tensors.
+
+    python -m megalodon_tasks.recipes.speech.prepare_speech_commands SOURCE OUT
+    ... --words 35 --splits official --lengths fit
+
+SOURCE is ``speech_commands_v0.02`` or Mega's ``speech_commands`` (or a folder above one of them), OUT
+the data folder of the task ``speech_commands``.  Clips are stored as the 16-bit samples that they are;
+their one mean and deviation (over the training clips) stands beside them.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megalodon_tasks.data.origins import OnBytes
+from megalodon_tasks.data.parallel import usable_cores
+from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.recipes.lra import preparing
+from megalodon_tasks.recipes.speech import speech_commands
+from megalodon_tasks.recipes.speech.clips import ClipForm
+from megalodon_tasks.recipes.speech.mega_speech import MegaTensors, find_tensors
+from megalodon_tasks.recipes.speech.speech_commands import SAMPLE_RATE, SPLITS, WORDS
+from megalodon_tasks.recipes.speech.wav_clips import WavClips
+
+BENCHMARK = "sc_raw"
+SPLIT_RULES = ("stratified", "official")
+LENGTH_RULES = ("exact", "fit")
+# Of the ten words in the literature: clips of exactly a second, split 70 / 15 / 15.
+LITERATURE = {"train": 24_482, "valid": 5_246, "test": 5_247}
+
+_TITLE = "Speech Commands"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prepare clips.
+
+    words: 10 or 35.  splits, lengths: one of ``SPLIT_RULES`` and ``LENGTH_RULES``, for wav files.
+    sample_rate and seconds: of the prepared clips.
+    """
+
+    words: int = 10
+    splits: str = "stratified"
+    lengths: str = "exact"
+    sample_rate: int = SAMPLE_RATE
+    seconds: float = 1.0
+
+    @property
+    def form(self) -> ClipForm:
+        """Rate and length of the prepared clips."""
+        return ClipForm(self.sample_rate, round(self.sample_rate * self.seconds))
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the counts should be those of the literature."""
+        return self == Options()
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    options: Options = Options(),  # noqa: B008 - frozen
+    *,
+    workers: int = 1,
+    rejects: Rejects | None = None,
+    hidden: bool = False,
+) -> bool:
+    """Check and prepare the clips; return False if ``out`` already holds them, from the same files.
+
+    Where there are both wav files and processed tensors, the former are taken.  ``hidden`` hides the
+    progress bars.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
+    """
+    rejects = Rejects() if rejects is None else rejects
+    folder = speech_commands.find_release(source, WORDS[options.words])
+    if folder is not None:
+        preparation = _from_wav(folder, options, workers, rejects, hidden)
+    else:
+        preparation = _from_mega(source, options, rejects)
+    return preparation.write(out, hidden=hidden)
+
+
+def _spec(options: Options, column: ColumnSpec, **settings: Any) -> DatasetSpec:
+    return DatasetSpec(
+        benchmark=BENCHMARK,
+        kind="waveform",
+        columns={"inputs": column},
+        classes=WORDS[options.words],
+        source={"settings": {**settings, "words": options.words}},
+    )
+
+
+def _from_wav(
+    folder: Path, options: Options, workers: int, rejects: Rejects, hidden: bool
+) -> preparing.Preparation:
+    spec = _spec(
+        options,
+        ColumnSpec("int16", options.form.samples),
+        form="wav",
+        splits=options.splits,
+        lengths=options.lengths,
+        sample_rate=options.sample_rate,
+    )
+    clips = WavClips(
+        folder,
+        WORDS[options.words],
+        options.form,
+        rejects,
+        workers=workers,
+        fit=options.lengths == "fit",
+        official=options.splits == "official",
+        hidden=hidden,
+    )
+    return preparing.Preparation(
+        _TITLE,
+        spec,
+        speech_commands.origins_of(folder, clips.found, clips.official),
+        {name: functools.partial(clips.items, name) for name in SPLITS},
+        rejects,
+        functools.partial(clips.measure, spec.source),
+    )
+
+
+def _from_mega(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:
+    origins = find_tensors(source, options.words)
+    if origins is None:
+        raise ValueError(
+            f"{source} holds neither a folder of each word nor processed tensors; "
+            f"{speech_commands.how_to_get(source)}"
+        )
+    if options != Options(words=options.words):
+        raise ValueError(
+            f"{origins['train_X'].paths[0].parent} holds processed tensors, whose splits and form are "
+            "settled; leave --splits, --lengths, --sample-rate and --seconds out"
+        )
+    tensors = MegaTensors(origins, options.words, rejects)
+    spec = _spec(
+        options, ColumnSpec("float32", tensors.samples), form="mega", sample_rate=SAMPLE_RATE
+    )
+    splits = {name: functools.partial(_mega_items, tensors, name) for name in SPLITS}
+    return preparing.Preparation(_TITLE, spec, origins, splits, rejects, tensors.scale)
+
+
+def _mega_items(tensors: MegaTensors, split: str, on_bytes: OnBytes) -> Iterator[preparing.Item]:
+    for label, values_L in tensors.items(split, on_bytes):
+        yield label, {"inputs": values_L}
+
+
+def report(dataset: PreparedDataset, options: Options) -> list[str]:
+    """Lines that say what was prepared, how that differs from the literature, and how it is scaled."""
+    spec = dataset.spec
+    expected = LITERATURE if options.as_published else {}
+    lines = preparing.describe_splits(dataset, "clips", expected)
+    scale, wav = spec.scale, spec.source["settings"]["form"] == "wav"
+    if other := spec.source.get("other_lengths"):
+        done = "were cut, or filled up with zeros" if options.lengths == "fit" else "were left out"
+        samples = spec.columns["inputs"].length
+        lines.append(
+            f"{len(other)} clips have not {samples} samples and {done} (named in dataset.json)"
+        )
+    unit = "amplitude" if wav else "value"
+    lines.append(f"input: ({unit} - {scale.mean:.6g}) / {scale.std:.6g}, from the training clips")
+    if not wav and not 0.9 < scale.std < 1.1:
+        lines.append(
+            f"the tensors' own deviation is {scale.std:.3g} where standardised ones have 1: their audio "
+            "was divided by 2^15 twice (see the README); the scale above makes up for it"
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = preparing.command_line(
+        "megalodon_tasks.recipes.speech.prepare_speech_commands",
+        "Check Speech Commands and bring it into the form that the task speech_commands reads.",
+        "folder speech_commands_v0.02 of the release, or Mega's speech_commands, or one above",
+    )
+    add = parser.add_argument
+    add("--words", type=int, choices=tuple(WORDS), default=10, help="default: %(default)s")
+    add(
+        "--splits",
+        choices=SPLIT_RULES,
+        default="stratified",
+        help="70/15/15 %% of all clips, or the release's lists (default: %(default)s)",
+    )
+    add(
+        "--lengths",
+        choices=LENGTH_RULES,
+        default="exact",
+        help="leave out clips of another length than --seconds, or cut them and fill them up with zeros "
+        "(default: %(default)s)",
+    )
+    add(
+        "--sample-rate",
+        type=int,
+        default=SAMPLE_RATE,
+        metavar="HZ",
+        help="of the prepared clips; files of other rates are resampled (default: %(default)s)",
+    )
+    add("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
+    add("--workers", type=int, default=usable_cores(), help="processes (default: all cores)")
+    preparing.add_strict_option(parser)
+    options = parser.parse_args(arguments)
+    names = ("words", "splits", "lengths", "sample_rate", "seconds")
+    wanted = Options(**{name: getattr(options, name) for name in names})
+
+    def prepare_as_told() -> bool:
+        rejects = Rejects(strict=options.strict)
+        return prepare(
+            options.source, options.out, wanted, workers=options.workers, rejects=rejects
+        )
+
+    preparing.run(parser, options, prepare_as_told, functools.partial(report, options=wanted))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A prepared split as the model is to hear it: normalised, and at the sampling rate asked for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torchaudio.transforms import Resample
+
+from megalodon_tasks.data.storage import ColumnSpec, PreparedSplit
+
+#: From stored samples to the model's input, (L,) float32.
+Normalise = Callable[[np.ndarray], np.ndarray]
+RESAMPLING = ("subsample", "lowpass")
+
+_PORTION = 1024  # clips that are summed up together
+_EPS = 1e-5  # added to the deviation of a time step, as in S4's and Mega's code
+
+
+class EverySample:
+    """Of a signal every ``step``-th sample, without a filter, as S4's code halves the rate."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def length(self, samples: int) -> int:
+        """How many of so many samples remain."""
+        return -(-samples // self.step)
+
+    def __call__(self, samples_L: np.ndarray) -> np.ndarray:
+        """(L,) -> (length(L),)."""
+        return samples_L[:: self.step]
+
+
+class LowPass:
+    """A signal resampled by torchaudio, which takes out what the new rate cannot hold."""
+
+    def __init__(self, found: int, wanted: int) -> None:
+        self.found, self.wanted = found, wanted
+        self._resample = Resample(found, wanted)
+
+    def length(self, samples: int) -> int:
+        """How many samples so many become."""
+        return -(-samples * self.wanted // self.found)
+
+    def __call__(self, samples_L: np.ndarray) -> np.ndarray:
+        """(L,) float32 -> (length(L),) float32."""
+        return self._resample(torch.from_numpy(samples_L)).numpy()
+
+
+def resampler(found: int, wanted: int, how: str) -> EverySample | LowPass:
+    """What brings a signal from ``found`` to ``wanted`` samples a second, ``how`` of ``RESAMPLING``.
+
+    Raises ``ValueError`` for another ``how``, a rate above the data's, and one that does not divide it
+    where samples are taken as they are.
+    """
+    if how not in RESAMPLING:
+        raise ValueError(f"task.resampling={how!r} is none of {', '.join(RESAMPLING)}")
+    if not 1 <= wanted <= found:
+        raise ValueError(
+            f"task.sample_rate={wanted} must be from 1 to {found}, the rate of the prepared data"
+        )
+    if how == "lowpass" and wanted != found:
+        return LowPass(found, wanted)
+    if found % wanted:
+        raise ValueError(
+            f"task.sample_rate={wanted} does not divide {found}, the rate of the prepared data; choose "
+            "a divisor, or task.resampling=lowpass"
+        )
+    return EverySample(found // wanted)
+
+
+class PerStep:
+    """Each time step by its own mean and deviation over ``split``, as S4's and Mega's code does it."""
+
+    def __init__(self, split: PreparedSplit) -> None:
+        length = split.spec.columns["inputs"].length
+        self.divisor = split.spec.scale.divisor
+        total_L, squares_L = np.zeros(length), np.zeros(length)
+        for first in range(0, len(split), _PORTION):
+            places = range(first, min(first + _PORTION, len(split)))
+            stored_NL = np.stack([split.sequence("inputs", place) for place in places])
+            values_NL = stored_NL / self.divisor
+            total_L += values_NL.sum(axis=0)
+            squares_L += np.square(values_NL).sum(axis=0)
+        count = len(split)
+        mean_L = total_L / count
+        # the deviation of a sample, as torch computes it
+        variance_L = np.maximum(squares_L - count * mean_L**2, 0.0) / max(count - 1, 1)
+        self.mean_L = mean_L.astype(np.float32)
+        self.factor_L = (1 / (np.sqrt(variance_L) + _EPS)).astype(np.float32)
+
+    def __call__(self, stored_L: np.ndarray) -> np.ndarray:
+        """Stored samples (L,) -> (L,) float32."""
+        values_L = stored_L.astype(np.float32) / np.float32(self.divisor)
+        return (values_L - self.mean_L) * self.factor_L
+
+
+class SignalSplit(PreparedSplit):
+    """``split``, with sequences that went through ``normalise`` and then ``resample``."""
+
+    def __init__(
+        self, split: PreparedSplit, normalise: Normalise, resample: EverySample | LowPass
+    ) -> None:
+        columns = {
+            name: ColumnSpec("float32", resample.length(column.length))
+            for name, column in split.spec.columns.items()
+        }
+        spec = replace(split.spec, columns=columns, scale=None)
+        super().__init__(split.folder, split.name, spec, split.info)
+        self.split, self.normalise, self.resample = split, normalise, resample
+
+    def __getstate__(self) -> dict[str, Any]:
+        mine = {name: self.__dict__[name] for name in ("split", "normalise", "resample")}
+        return super().__getstate__() | mine
+
+    def sequence(self, column: str, index: int) -> np.ndarray:
+        """The input of item ``index``, 1-D float32."""
+        return self.resample(self.normalise(self.split.sequence(column, index)))

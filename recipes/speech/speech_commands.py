@@ -1,0 +1,171 @@
+"""Speech Commands v0.02 (arXiv 1804.03209) in the layout of its release: its words, clips and splits.
+
+<word>/<speaker>_nohash_<n>.wav              16 kHz, mono, 16 bits, up to a second
+validation_list.txt, testing_list.txt        <word>/<file>: the official splits
+_background_noise_/                          minutes of noise, not read
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from megalodon_tasks.data.origins import Origin
+from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.recipes.lra.finding import check_source, packed_inside
+
+SAMPLE_RATE = 16_000
+SPLITS = ("train", "valid", "test")
+# In the order of the labels in S4's and Mega's code.
+TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+ALL_WORDS = (
+    "bed", "cat", "down", "five", "forward", "go", "house", "left", "marvin", "no", "on", "right",
+    "sheila", "tree", "up", "visual", "yes", "backward", "bird", "dog", "eight", "follow", "four",
+    "happy", "learn", "nine", "off", "one", "seven", "six", "stop", "three", "two", "wow", "zero",
+)  # fmt: skip
+WORDS = {10: TEN_WORDS, 35: ALL_WORDS}
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+
+_NAME = "speech_commands_v0.02"
+_FOLDERS = (
+    "", _NAME, "SpeechCommands", f"SpeechCommands/{_NAME}", f"speech_commands/{_NAME}",
+    "speech_commands", "speech_commands/SpeechCommands",
+)  # fmt: skip
+_ARCHIVES = (f"{_NAME}.tar.gz", f"SpeechCommands/{_NAME}.tar.gz", "speech_commands.tar.gz")
+
+
+class Clip(NamedTuple):
+    """One wav file; ``name`` is ``<word>/<file>`` as the official lists have it."""
+
+    path: Path
+    name: str
+    label: int
+
+
+def find_release(source: Path, words: Sequence[str]) -> Path | None:
+    """The folder of the word folders: ``source`` or one below; None if there is none.
+
+    Raises ``ValueError`` if some of the ``words`` have no folder there.
+    """
+    check_source(source, f"the folder {_NAME}, or Mega's speech_commands")
+    for below in _FOLDERS:
+        folder = source / below
+        missing = [word for word in words if not (folder / word).is_dir()]
+        if not missing:
+            return folder
+        if len(missing) < len(words):
+            raise ValueError(
+                f"{folder / missing[0]} is missing, the folder of a word "
+                f"({len(missing)} of {len(words)} are: {', '.join(missing)}); unpack the archive again"
+            )
+    return None
+
+
+def how_to_get(source: Path) -> str:
+    """What to do where ``source`` holds no clips."""
+    return (
+        f"{packed_inside(source, _ARCHIVES)}get {_NAME}.tar.gz (Warden, Speech Commands) and unpack it, "
+        "or take speech_commands of Mega's processed files"
+    )
+
+
+def list_clips(folder: Path, words: Sequence[str], rejects: Rejects) -> list[Clip]:
+    """Every ``*.wav`` of ``words``, word by word and by name, whatever order the file system has.
+
+    Of two names that differ in case alone, which many file systems and the official lists cannot tell
+    apart, the first is taken and the other goes to ``rejects``.  Hidden files are not looked at.  Raises
+    ``ValueError`` for a word without a clip.
+    """
+    clips = []
+    for label, word in enumerate(words):
+        taken: dict[str, str] = {}
+        for path in sorted((folder / word).iterdir()):
+            if path.suffix.lower() != ".wav" or path.name.startswith("."):
+                continue
+            first = taken.setdefault(path.name.casefold(), path.name)
+            if first != path.name:
+                rejects.add(path, f"has the name of {first}, but for capitals")
+            else:
+                clips.append(Clip(path, f"{word}/{path.name}", label))
+        if not taken:
+            raise ValueError(f"{folder / word} has no *.wav; unpack the archive again")
+    return clips
+
+
+def origins_of(folder: Path, clips: Iterable[Clip], official: bool) -> dict[str, Origin]:
+    """The files that the prepared data depends on: the clips of each word, and the official lists.
+
+    Raises ``ValueError`` for a list that is needed and missing.
+    """
+    words: dict[str, list[Path]] = {}
+    for clip in clips:
+        words.setdefault(clip.name.split("/")[0], []).append(clip.path)
+    origins = {word: Origin(word, paths) for word, paths in words.items()}
+    for name in LISTS.values() if official else ():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing, which the official splits need; unpack the archive again, or take "
+                "--splits stratified"
+            )
+        origins[name] = Origin.of_file(path)
+    return origins
+
+
+def stratified_splits(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    """70 / 15 / 15 % with each word's share in all, by the calls and seeds of S4's and Mega's code.
+
+    Theirs starts from the order of an unsorted directory listing, and differs between machines; this
+    starts from the order of ``clips``.  Raises ``ValueError`` for a word with too few clips.
+    """
+    labels = np.asarray([clip.label for clip in clips])
+    places = np.arange(len(clips))
+    try:
+        train, rest = train_test_split(places, train_size=0.7, random_state=0, stratify=labels)
+        valid, test = train_test_split(rest, train_size=0.5, random_state=1, stratify=labels[rest])
+    except ValueError as error:
+        raise ValueError(
+            f"{len(clips)} clips of {len(set(labels))} words cannot be split in three: {error}"
+        ) from None
+    parts = zip(SPLITS, (train, valid, test), strict=True)
+    return {name: [clips[place] for place in sorted(chosen)] for name, chosen in parts}
+
+
+def official_splits(
+    folder: Path,
+    words: Sequence[str],
+    found: Iterable[Clip],
+    kept: Sequence[Clip],
+    rejects: Rejects,
+) -> dict[str, list[Clip]]:
+    """The splits of the release's lists: what is in neither is for training.
+
+    ``found`` are all clips of ``words``, ``kept`` those to be shared out.  An entry of a list without a
+    file goes to ``rejects``.  Raises ``ValueError`` for a clip in both lists, and for an empty split.
+    """
+    present, of_words = {clip.name for clip in found}, set(words)
+    split_of: dict[str, str] = {}
+    for split, list_name in LISTS.items():
+        for line in (folder / list_name).read_text("utf-8", errors="replace").splitlines():
+            name = line.strip()
+            if name.split("/")[0] not in of_words:
+                continue
+            if split_of.setdefault(name, split) != split:
+                raise ValueError(
+                    f"{name} is in both {' and '.join(LISTS.values())} of {folder}: validation and test "
+                    "must not share a clip"
+                )
+            if name not in present:
+                rejects.add(f"{folder / list_name}: {name}", "is listed, but there is no such file")
+    splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
+    for clip in kept:
+        splits[split_of.get(clip.name, "train")].append(clip)
+    for name, chosen in splits.items():
+        if not chosen:
+            raise ValueError(
+                f"by the lists of {folder} no clip is left for the split {name!r}; copy them again, or "
+                "take --splits stratified"
+            )
+    return splits

@@ -1,0 +1,72 @@
+"""The task ``speech_commands``: spoken words from raw audio samples."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.tasks import register_task
+
+from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
+from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.recipes.speech.signal_split import (
+    RESAMPLING,
+    Normalise,
+    PerStep,
+    SignalSplit,
+    resampler,
+)
+
+logger = logging.getLogger(__name__)
+
+NORMALISATIONS = ("global", "per_step")
+
+
+@dataclass
+class SpeechCommandsConfig(ClassificationConfig):
+    """Settings of the task ``speech_commands``."""
+
+    sample_rate: Optional[int] = field(
+        default=None, metadata={"help": "samples a second; default: as prepared"}
+    )
+    resampling: str = field(
+        default="subsample",
+        metadata={"help": f"how a lower sample_rate is reached: one of {', '.join(RESAMPLING)}"},
+    )
+    normalisation: str = field(
+        default="global",
+        metadata={
+            "help": "one mean and deviation for all samples (global), or one of each time step "
+            "(per_step), of the training clips"
+        },
+    )
+
+
+@register_task("speech_commands", dataclass=SpeechCommandsConfig)
+class SpeechCommandsTask(ClassificationTask):
+    """Classify clips of a second: 16,000 samples, 10 or 35 words."""
+
+    prepare_commands = {
+        "sc_raw": "python -m megalodon_tasks.recipes.speech.prepare_speech_commands SOURCE {data}"
+    }
+
+    def _open(self, cfg: SpeechCommandsConfig) -> PreparedDataset:
+        prepared = super()._open(cfg)
+        rate = prepared.spec.source["settings"]["sample_rate"]
+        resample = resampler(
+            rate, rate if cfg.sample_rate is None else cfg.sample_rate, cfg.resampling
+        )
+        normalise = self._normalisation(cfg, prepared)
+        prepared.splits = {
+            name: SignalSplit(split, normalise, resample) for name, split in prepared.splits.items()
+        }
+        return prepared
+
+    def _normalisation(self, cfg: SpeechCommandsConfig, prepared: PreparedDataset) -> Normalise:
+        if cfg.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"task.normalisation={cfg.normalisation!r} is none of {', '.join(NORMALISATIONS)}"
+            )
+        if cfg.normalisation == "global":
+            return prepared.spec.scale.apply
+        logger.info("mean and deviation of each time step of the training clips are computed")
+        return PerStep(prepared.split("train"))
