@@ -4,8 +4,8 @@ Source: Mega (arXiv 2209.10655), table 8, whose architecture sizes the paper tak
 Feed-forward width: 2.5 d, which gives back the parameters of the update gate that Megalodon removed
 and matches the widths of the authors' code after that removal.  Norm groups are published nowhere.
 
-Raw speech: of the two feed-forward widths in the authors' code, 2.5 d and Mega's 2 d, the latter gives the
-published 300K (305K; 2.5 d: 326K), and the authors left it there.
+Raw speech: of the two feed-forward widths in the authors' code, 2.5 d and Mega's 2 d, the latter gives
+the published 300K (305K; 2.5 d: 326K), and the authors left it there.
 
 ImageNet: Mega's table 11 (base) and its repository (tiny), with the same rule for that width.  Groups of
 the norm over time have 32 features there, as in the released language models; one group per feature, the
