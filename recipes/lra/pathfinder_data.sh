@@ -33,8 +33,12 @@ prepare_data() {
 # has_images FOLDER: the release, a folder of it, or Mega's files; what was generated here is in raw/
 has_images() {
     local below
-    for below in "pathfinder$RESOLUTION" lra_release curv_contour_length_14 metadata input pathfinder path-x lra; do
+    for below in lra_release curv_contour_length_14 metadata input pathfinder path-x lra; do
         [[ -d $1/$below ]] && return 0
     done
-    return 1
+    [[ -d $1 ]] || return 1
+    local found
+    found=$(find "$1" -maxdepth 6 \( -path "$1/raw" -o -name imgs \) -prune -o \
+        -type d -path "*/pathfinder$RESOLUTION/curv_contour_length_14" -print -quit)
+    [[ -n $found ]]
 }

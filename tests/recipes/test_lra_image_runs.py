@@ -54,12 +54,26 @@ def test_without_data_images_are_generated_at_full_size(script, name):
 
 @pytest.mark.parametrize("name", RESOLUTION)
 @pytest.mark.parametrize(
-    "below", ["lra_release", "pathfinder{}", "curv_contour_length_14", "metadata", "lra", "input"]
-)
+    "below",
+    [
+        "lra_release", "pathfinder{}/curv_contour_length_14", "curv_contour_length_14", "metadata",
+        "lra", "input", "got/lra_release/lra_release/pathfinder{}/curv_contour_length_14",
+    ],
+)  # fmt: skip
 def test_released_images_are_used(script, name, below):
     (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
     script.run("prepare", "data", "run", script=SCRIPTS[name])
     assert script.called() == [[PREPARE, "data", "data/prepared", "--benchmark", name]]
+
+
+@pytest.mark.parametrize("name", RESOLUTION)
+@pytest.mark.parametrize(
+    "below", ["raw/pathfinder{}/curv_contour_length_14", "pathfinder64/curv_contour_length_14"]
+)
+def test_what_was_generated_before_and_other_resolutions_are_no_release(script, name, below):
+    (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
+    script.run("prepare", "data", "run", script=SCRIPTS[name])
+    assert [call[0] for call in script.called()] == [GENERATE, PREPARE]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
