@@ -1,6 +1,6 @@
 """Time, memory and distance to the limit of the op library, beside its competitors.
 
-    python -m benchmarks.ops                          # everything; about ten minutes on two cores
+    python -m benchmarks.ops                          # everything
     python -m benchmarks.ops cema --json
     python -m benchmarks.ops --device cuda --dtype bfloat16
 

@@ -7,7 +7,7 @@
 # defines prepare_data, which brings $DATA_DIR into the form that training reads and sets PREPARED to
 # that folder, and ends with: run_recipe "$@"
 # prepare_data finds DATA_DIR and DEMO (1 or 0), and calls Python modules with run_python.
-# A recipe that is evaluated otherwise than by megalodon_tasks.cli.evaluate defines evaluate_recipe, which
+# A recipe that is evaluated otherwise than by evaluate_classifier (below) defines evaluate_recipe, which
 # is given the id of the result.
 
 set -euo pipefail
@@ -106,16 +106,26 @@ train() {
         --data "$PREPARED" --save-dir "$SAVE_DIR" ${OVERRIDES[@]+"${OVERRIDES[@]}"}
 }
 
+# evaluate_checkpoint ID [options...]: the best checkpoint on the test split
+evaluate_checkpoint() {
+    run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
+        --recipe "$1" --results "$SAVE_DIR/results.jsonl" "${@:2}"
+}
+
+# evaluate_classifier ID: the same, with the tables and the picture of its answers
+evaluate_classifier() {
+    evaluate_checkpoint "$1" \
+        --predictions "$SAVE_DIR/predictions.csv" --confusion "$SAVE_DIR/confusion.png" \
+        --by-length "$SAVE_DIR/accuracy_by_length.csv" --by-class "$SAVE_DIR/accuracy_by_class.csv"
+}
+
 evaluate() {
     local recipe=$RECIPE
     ((DEMO)) && recipe=$RECIPE-demo
     if declare -F evaluate_recipe > /dev/null; then
         evaluate_recipe "$recipe"
     else
-        run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
-            --recipe "$recipe" --results "$SAVE_DIR/results.jsonl" \
-            --predictions "$SAVE_DIR/predictions.csv" --confusion "$SAVE_DIR/confusion.png" \
-            --by-length "$SAVE_DIR/accuracy_by_length.csv" --by-class "$SAVE_DIR/accuracy_by_class.csv"
+        evaluate_classifier "$recipe"
     fi
     if [[ -f $SAVE_DIR/train.log ]]; then
         run_python megalodon_tasks.cli.plot "$SAVE_DIR"

@@ -142,7 +142,7 @@ install() {
         step "      fairseq from pip's cache belongs to another torch; compiling it for this one" \
             pip_install --no-build-isolation --no-deps --no-cache-dir --force-reinstall fairseq-fixed
     step "[3/4] everything else, and this project in editable form (1 to 3 minutes)" \
-        pip_install --no-build-isolation --editable '.[dev]'
+        pip_install --no-build-isolation --editable '.[dev,slurm]'
     step "[4/4] checking that everything loads" everything_loads
 }
 

@@ -8,6 +8,7 @@ again.  Runs are started by hydra's launchers (see ``sweeps/launch.py``).
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -110,6 +111,10 @@ def launcher_for(options: argparse.Namespace, runs: int) -> Launcher:
     """The launcher with its share of cores; raises :class:`UserError` for options of another."""
     if options.workers < 1:
         raise UserError(f"--workers={options.workers} must be at least 1")
+    if options.launcher != "local" and importlib.util.find_spec("submitit") is None:
+        raise UserError(
+            f"--launcher {options.launcher} needs submitit: pip install hydra-submitit-launcher"
+        )
     given = {name: getattr(options, name) for name in SLURM if getattr(options, name) is not None}
     if options.launcher_file is not None:
         if not options.launcher_file.is_file():

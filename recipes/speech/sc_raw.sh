@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Speech Commands from raw samples.  `sc_raw.sh --help` says how to use it; settings: sc_raw.yaml.
-# DATA_DIR holds speech_commands_v0.02 (or is it), Mega's speech_commands, or prepared data.
+# DATA_DIR holds speech_commands_v0.02 (or is it, or a folder above it), Mega's speech_commands, or
+# prepared data.  The big model:
+# sc_raw.sh DATA SAVE model._name=megalodon_sc_raw_big optimization.lr=[0.008]
 
 RECIPE=speech/sc_raw
 CONFIG=sc_raw
@@ -9,11 +11,14 @@ DEMO_CONFIG=sc_raw_demo
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
 PREPARE=megalodon_tasks.recipes.speech.prepare_speech_commands
+HALF_RATE=8000
+DEMO_HALF_RATE=2000
 
 prepare_data() {
     if ((DEMO)); then
         # small matrices: a second thread gains little, and loses much where others share the cores
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        HALF_RATE=$DEMO_HALF_RATE
         PREPARED=$DATA_DIR/demo/prepared
         run_python megalodon_tasks.recipes.speech.demo_words "$DATA_DIR/demo/raw"
         run_python "$PREPARE" "$DATA_DIR/demo/raw" "$PREPARED" \
@@ -31,18 +36,11 @@ prepare_data() {
     fi
 }
 
-# The test split as it is, then the same model on every second sample of it.
+# At half the sampling rate without training for it, and then as trained, which is the run's result.
 evaluate_recipe() {
-    run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
-        --recipe "$1" --results "$SAVE_DIR/results.jsonl" \
-        --predictions "$SAVE_DIR/predictions.csv" --confusion "$SAVE_DIR/confusion.png" \
-        --by-class "$SAVE_DIR/accuracy_by_class.csv"
-    local half=8000
-    ((DEMO)) && half=2000
-    run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
-        --task-override sample_rate=$half --time-step 2 \
-        --recipe "$1-half-rate" --results "$SAVE_DIR/results.jsonl" \
+    evaluate_checkpoint "$1-half-rate" --task-override "sample_rate=$HALF_RATE" --time-step 2 \
         --confusion "$SAVE_DIR/confusion_half_rate.png"
+    evaluate_classifier "$1"
 }
 
 run_recipe "$@"

@@ -154,7 +154,7 @@ def test_saturated_logits(device, alpha, delta, theta):
 @pytest.mark.parametrize(
     ("device", "length"),
     [
-        # Half a minute for the interpreter, which would need five for the million.
+        # The interpreter would take eight times as long for the million.
         pytest.param("cpu", 1 << 17, marks=pytest.mark.slow),
         pytest.param("cuda", 1 << 20, marks=pytest.mark.gpu),
     ],

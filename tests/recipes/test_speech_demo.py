@@ -29,7 +29,7 @@ def option(call, name):
 def test_words_are_prepared_trained_on_and_evaluated_at_two_rates(script):
     done = script.run("my data", "run", "model.chunk_size=500", script=SCRIPT)
     assert done.returncode == 0, done.stderr
-    prepare, train, full, half, plot = script.called()
+    prepare, train, half, full, plot = script.called()
     assert prepare == [PREPARE, "my data", "my data/prepared"]
     assert (option(train, "--config-name"), train[-1]) == ("sc_raw", "model.chunk_size=500")
     assert option(full, "--recipe") == "speech/sc_raw"
@@ -54,7 +54,7 @@ def test_prepared_data_is_taken_as_it_is(script, below):
 
 def test_the_demo_speaks_its_own_words(script):
     assert script.run("--demo", "data", "run", script=SCRIPT).returncode == 0
-    speak, prepare, train, full, half, _ = script.called()
+    speak, prepare, train, half, full, _ = script.called()
     assert speak == ["recipes.speech.demo_words", "data/demo/raw"]
     assert prepare[:3] == [PREPARE, "data/demo/raw", "data/demo/prepared"]
     assert option(prepare, "--splits") == "official"
@@ -91,7 +91,7 @@ def test_demo_learns(tmp_path):
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-    full, half = map(json.loads, lines)
+    half, full = map(json.loads, lines)
     assert full["best_constant"] == 10.0
     assert full["value"] > 50.0
     assert (half["benchmark"], half["time_step"]) == ("speech/sc_raw-demo-half-rate", 2)
