@@ -121,9 +121,9 @@ def _load(path: Path) -> torch.Tensor:
             # the format of torch before 1.6
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"{path} is no saved tensor ({type(error).__name__}: {str(error).splitlines()[0]}): the "
-            "copy was cut short, or it is another file"
+            f"{path} is no saved tensor ({what}): the copy was cut short, or it is another file"
         ) from None
     if not isinstance(found, torch.Tensor) or not len(found.shape) or not len(found):
         raise ValueError(

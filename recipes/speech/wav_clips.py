@@ -98,10 +98,10 @@ class WavClips:
 
     def _look_at_all(self) -> dict[str, Measured]:
         measured: dict[str, Measured] = {}
-        looks = _in_portions(_look, self.found, self.form, self.workers)
-        with progress_bar(
+        bar = progress_bar(
             total=len(self.found), label="looking at", unit="clip", hidden=self.hidden
-        ) as bar:
+        )
+        with bar, closing(_in_portions(_look, self.found, self.form, self.workers)) as looks:
             for clip, one in zip(self.found, looks, strict=True):
                 bar.update()
                 if one.damage:

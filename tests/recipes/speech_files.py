@@ -25,11 +25,11 @@ def write_clip(path, values, rate=RATE, subtype="PCM_16"):
     soundfile.write(path, values, rate, subtype=subtype)
 
 
-def write_release(folder, words=TEN_WORDS, per_word=PER_WORD):
+def write_release(folder, words=TEN_WORDS, per_word=PER_WORD, length=RATE):
     """The layout of speech_commands_v0.02: 14 / 3 / 3 clips a word by the lists."""
     for word in words:
         for number in range(per_word):
-            write_clip(folder / clip_name(word, number), samples(word, number))
+            write_clip(folder / clip_name(word, number), samples(word, number, length))
     write_clip(folder / "_background_noise_" / "pink_noise.wav", np.zeros(50_000, np.int16))
     for name, numbers in (("validation", (14, 15, 16)), ("testing", (17, 18, 19))):
         lines = [f"{clip_name(word, number)}\n" for word in words for number in numbers]

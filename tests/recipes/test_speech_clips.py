@@ -13,7 +13,9 @@ WAVE = (np.sin(np.arange(44_100) / 20) * 20_000).astype(np.int16)
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
 def test_every_sample_format_gives_the_same_samples(tmp_path, subtype):
-    write_clip(tmp_path / "a.wav", WAVE / 32_768, subtype=subtype)
+    whole = subtype.startswith("PCM")
+    values = WAVE.astype(np.int32) << 16 if whole else WAVE / 32_768
+    write_clip(tmp_path / "a.wav", values, subtype=subtype)
     np.testing.assert_array_equal(read_clip(tmp_path / "a.wav", RATE), WAVE)
 
 

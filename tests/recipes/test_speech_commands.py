@@ -122,8 +122,9 @@ def test_one_mean_and_one_deviation_of_the_training_clips(release, tmp_path):
 
 
 def test_all_35_words(tmp_path):
-    write_release(tmp_path / "raw", ALL_WORDS)
-    dataset = prepared(tmp_path / "raw", tmp_path / "out", Options(words=35, splits="official"))
+    write_release(tmp_path / "raw", ALL_WORDS, length=160)
+    options = Options(words=35, splits="official", seconds=0.01)
+    dataset = prepared(tmp_path / "raw", tmp_path / "out", options)
     assert dataset.spec.classes == ALL_WORDS
     assert dataset.split("test").info.class_counts == [3] * 35
 
