@@ -11,9 +11,9 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
 BENCHMARK=pathx
 RESOLUTION=128
-DEMO_SIDE=14
+DEMO_SIDE=17
 DEMO_IMAGES=curv_contour_length_2
-DEMO_OPTIONS=(--images 16000 --contour-length 2 --num-distractors 0 --seed-distance 3
+DEMO_OPTIONS=(--images 16000 --contour-length 2 --num-distractors 0 --seed-distance 4
     --marker-radius 1 --continuity 20)
 
 source "$(dirname -- "${BASH_SOURCE[0]}")/pathfinder_data.sh"

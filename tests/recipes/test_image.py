@@ -1,7 +1,9 @@
 """Image: CIFAR-10 in its released layout and in Mega's, what is damaged in them, and the splits."""
 
+import io
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -24,15 +26,36 @@ def batch(number, images=PER_FILE):
         b"batch_label": b"some batch",
         b"data": rng.integers(0, 256, (images, 3072), dtype=np.uint8),
         b"labels": rng.integers(0, 10, images).tolist(),
+        b"filenames": [f"image_{n}.png".encode() for n in range(images)],
     }
 
 
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes alike as the byte strings of Python 2, which made the release."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, value):
+        data = value if isinstance(value, bytes) else value.encode("latin-1")
+        self.write(pickle.BINSTRING + struct.pack("<i", len(data)) + data)
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_text
+
+
+def as_python_2(value):
+    stream = io.BytesIO()
+    Python2Pickler(stream, 2).dump(value)
+    # the name of the module in the numpy of that time
+    return stream.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
 def write_release(folder):
-    """The layout of cifar-10-python.tar.gz, with fewer images; pickled as Python 2 did."""
+    """The layout of cifar-10-python.tar.gz, with fewer images."""
     folder.mkdir(parents=True)
     for number, name in enumerate(NAMES):
-        (folder / name).write_bytes(pickle.dumps(batch(number), protocol=2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": []}, protocol=2))
+        (folder / name).write_bytes(as_python_2(batch(number)))
+    (folder / "batches.meta").write_bytes(as_python_2({b"label_names": list(CLASSES)}))
     return folder
 
 
@@ -82,6 +105,14 @@ def test_the_release_is_found_and_becomes_grey_pixels(tmp_path, below):
     assert [label for label, _ in found] == wanted[b"labels"]
     difference = np.abs(np.array([pixels for _, pixels in found]) - grey(wanted[b"data"]))
     assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_batches_that_were_pickled_anew_are_read(tmp_path, protocol):
+    folder = write_release(tmp_path / "raw")
+    (folder / "test_batch").write_bytes(pickle.dumps(batch(5), protocol=protocol))
+    prepare_image.prepare(folder, tmp_path / "out", hidden=True)
+    assert PreparedDataset(tmp_path / "out").split("test").labels.tolist() == batch(5)[b"labels"]
 
 
 def test_the_random_split_is_that_of_torch_with_seed_42(tmp_path):

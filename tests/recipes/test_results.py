@@ -148,6 +148,7 @@ INPUTS = {
     "lra/image": ClassifierInputs("pixels", num_classes=10),
     "lra/pathfinder": ClassifierInputs("pixels", num_classes=2),
     "lra/pathx": ClassifierInputs("pixels", num_classes=2),
+    "speech/sc_raw": ClassifierInputs("waveform", num_classes=10),
 }
 
 
@@ -155,7 +156,10 @@ INPUTS = {
 def test_parameters_are_those_of_the_model(identity):
     suffix = "_demo" if identity.endswith("-demo") else ""
     model = dict(OmegaConf.load(RECIPES / f"{base(identity)}{suffix}.yaml").model)
-    sizes = CLASSIFIER_PRESETS[model.pop("_name")] | model
+    name = model.pop("_name")
+    if identity.endswith("-big"):
+        name = name.replace("_base", "_big")
+    sizes = CLASSIFIER_PRESETS[name] | model
     with torch.device("meta"):
         built = SequenceClassifier(MegalodonConfig(**sizes), INPUTS[base(identity)])
     assert sum(p.numel() for p in built.parameters()) == int(RESULTS[identity]["params"])
