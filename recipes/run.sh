@@ -6,7 +6,8 @@
 #   DEMO_CONFIG  the same for --demo, if it has one
 # defines prepare_data, which brings $DATA_DIR into the form that training reads and sets PREPARED to
 # that folder, and ends with: run_recipe "$@"
-# prepare_data finds DATA_DIR and DEMO (1 or 0), and calls Python modules with run_python.
+# prepare_data finds DATA_DIR and DEMO (1 or 0), calls Python modules with run_python, and may use
+# start_demo and find_prepared (below).
 # A recipe that is evaluated otherwise than by evaluate_classifier (below) defines evaluate_recipe, which
 # is given the id of the result.
 
@@ -97,6 +98,24 @@ find_python() {
 
 run_python() {
     "$PYTHON" -m "$@"
+}
+
+# start_demo: sets PREPARED to the folder of the demo's data
+start_demo() {
+    # The demo's matrices are small: a second thread gains little, and loses much where another program
+    # shares the cores and one thread waits for the other at every operation.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    PREPARED=$DATA_DIR/demo/prepared
+}
+
+# find_prepared: sets PREPARED to the folder that is to hold the prepared data; whether it does
+find_prepared() {
+    PREPARED=$DATA_DIR
+    [[ -f $PREPARED/dataset.json ]] && return 0
+    PREPARED=$DATA_DIR/prepared
+    [[ -f $PREPARED/dataset.json ]] || return 1
+    # not again, so that what was chosen with the options of the preparation lasts
+    echo "$PREPARED: prepared before, taken as it is"
 }
 
 train() {

@@ -13,11 +13,8 @@ prepare_data() {
     local images=$DATA_DIR
     PREPARED=$DATA_DIR/prepared
     if ((DEMO)); then
-        # The demo's matrices are small: a second thread gains little, and loses much where another
-        # program shares the cores and one thread waits for the other at every operation.
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        start_demo
         images=$DATA_DIR/demo/images
-        PREPARED=$DATA_DIR/demo/prepared
         if [[ ! -f $PREPARED/images.json || $STEP == prepare ]]; then
             run_python megalodon_tasks.recipes.imagenet.demo_digits "$images"
         fi

@@ -14,9 +14,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
 prepare_data() {
     if ((DEMO)); then
-        # The demo's matrices are small: a second thread gains little, and loses much where another
-        # program shares the cores and one thread waits for the other at every operation.
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        start_demo
         generate_and_prepare "$DATA_DIR/demo" "${DEMO_EXPRESSIONS[@]}"
     elif [[ -f $DATA_DIR/dataset.json ]]; then
         PREPARED=$DATA_DIR

@@ -8,25 +8,17 @@ PREPARE=megalodon_tasks.recipes.lra.prepare_pathfinder
 
 prepare_data() {
     if ((DEMO)); then
-        # small matrices: a second thread gains little, and loses much where others share the cores
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-        PREPARED=$DATA_DIR/demo/prepared
+        start_demo
         run_python "$GENERATE" "$DATA_DIR/demo/raw" --resolution "$DEMO_SIDE" "${DEMO_OPTIONS[@]}"
         run_python "$PREPARE" "$DATA_DIR/demo/raw" "$PREPARED" --benchmark "$BENCHMARK" \
             --side "$DEMO_SIDE" --images "$DEMO_IMAGES"
-    elif [[ -f $DATA_DIR/dataset.json ]]; then
-        PREPARED=$DATA_DIR
-    elif [[ -f $DATA_DIR/prepared/dataset.json ]]; then
-        # not again, so that what was chosen with the options of the preparation lasts
-        PREPARED=$DATA_DIR/prepared
-        echo "$PREPARED: prepared before, taken as it is"
-    elif has_images "$DATA_DIR"; then
-        PREPARED=$DATA_DIR/prepared
-        run_python "$PREPARE" "$DATA_DIR" "$PREPARED" --benchmark "$BENCHMARK"
-    else
-        PREPARED=$DATA_DIR/prepared
-        run_python "$GENERATE" "$DATA_DIR/raw" --resolution "$RESOLUTION"
-        run_python "$PREPARE" "$DATA_DIR/raw" "$PREPARED" --benchmark "$BENCHMARK"
+    elif ! find_prepared; then
+        local source=$DATA_DIR
+        if ! has_images "$DATA_DIR"; then
+            source=$DATA_DIR/raw
+            run_python "$GENERATE" "$source" --resolution "$RESOLUTION"
+        fi
+        run_python "$PREPARE" "$source" "$PREPARED" --benchmark "$BENCHMARK"
     fi
 }
 

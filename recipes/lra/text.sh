@@ -12,21 +12,11 @@ PREPARE=megalodon_tasks.recipes.lra.prepare_text
 
 prepare_data() {
     if ((DEMO)); then
-        # small matrices: a second thread gains little, and loses much where others share the cores
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-        PREPARED=$DATA_DIR/demo/prepared
+        start_demo
         run_python megalodon_tasks.recipes.lra.demo_texts text "$DATA_DIR/demo/raw"
         run_python "$PREPARE" "$DATA_DIR/demo/raw" "$PREPARED" --subset --validation held-out
-    elif [[ -f $DATA_DIR/dataset.json ]]; then
-        PREPARED=$DATA_DIR
-    else
-        PREPARED=$DATA_DIR/prepared
-        if [[ -f $PREPARED/dataset.json ]]; then
-            # not again, so that what was chosen with the options of the preparation lasts
-            echo "$PREPARED: prepared before, taken as it is"
-        else
-            run_python "$PREPARE" "$DATA_DIR" "$PREPARED"
-        fi
+    elif ! find_prepared; then
+        run_python "$PREPARE" "$DATA_DIR" "$PREPARED"
     fi
 }
 

@@ -16,23 +16,13 @@ DEMO_HALF_RATE=2000
 
 prepare_data() {
     if ((DEMO)); then
-        # small matrices: a second thread gains little, and loses much where others share the cores
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        start_demo
         HALF_RATE=$DEMO_HALF_RATE
-        PREPARED=$DATA_DIR/demo/prepared
         run_python megalodon_tasks.recipes.speech.demo_words "$DATA_DIR/demo/raw"
         run_python "$PREPARE" "$DATA_DIR/demo/raw" "$PREPARED" \
             --splits official --lengths fit --sample-rate 4000 --seconds 0.5
-    elif [[ -f $DATA_DIR/dataset.json ]]; then
-        PREPARED=$DATA_DIR
-    else
-        PREPARED=$DATA_DIR/prepared
-        if [[ -f $PREPARED/dataset.json ]]; then
-            # not again, so that what was chosen with the options of the preparation lasts
-            echo "$PREPARED: prepared before, taken as it is"
-        else
-            run_python "$PREPARE" "$DATA_DIR" "$PREPARED"
-        fi
+    elif ! find_prepared; then
+        run_python "$PREPARE" "$DATA_DIR" "$PREPARED"
     fi
 }
 

@@ -1,11 +1,9 @@
 """The demo from nothing to its accuracy, two processes, and a step at full size."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +12,15 @@ from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
 from megalodon_tasks.models.sequence_classifier import SequenceClassifier
+from tests.recipes.run_scripts import ROOT, run_demo
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "imagenet" / "imagenet.sh"
 
 
 def test_the_demo_learns_digits(tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(SCRIPT), "--demo", "data", "run"]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=900)
-    (line,) = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-    record = json.loads(line)
+    _, (record,) = run_demo(SCRIPT, tmp_path)
     assert (record["benchmark"], record["split"], record["n"]) == (
         "imagenet/imagenet-demo", "test", 300,
     )  # fmt: skip

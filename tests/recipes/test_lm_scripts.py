@@ -1,30 +1,14 @@
 """The run scripts of the language models: what they call; and, slowly, the whole demos."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.recipes.test_run_scripts import ROOT, Script
+from tests.recipes.run_scripts import ROOT, option, run_demo
 
 SCRIPTS = {
     name: ROOT / "recipes" / "lm" / f"{name}.sh" for name in ("wikitext103", "enwik8", "pg19")
 }
 TRAIN, EVALUATE, SAMPLE, PLOT = "cli.train", "cli.evaluate_lm", "cli.sample", "cli.plot"
 METRICS = {"wikitext103": "perplexity", "enwik8": "bits_per_byte", "pg19": "word_perplexity"}
-
-
-@pytest.fixture
-def script(tmp_path):
-    folder = tmp_path / "some where"
-    folder.mkdir()
-    return Script(folder)
-
-
-def option(call, name):
-    return call[call.index(name) + 1]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -80,15 +64,11 @@ LEARNED = {"wikitext103": 120.0, "enwik8": 2.2, "pg19": 60.0}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_demo_learns(tmp_path, name):
-    environment = {**os.environ, "PYTHON": sys.executable}
-    arguments = ["bash", SCRIPTS[name], "--demo", tmp_path / "data", tmp_path / "run"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    printed, (record,) = run_demo(SCRIPTS[name], tmp_path)
     reached = record["measures"]["bits_per_byte" if name == "enwik8" else "perplexity"]
     assert reached < LEARNED[name]
     if name == "enwik8":
         assert reached < record["compressors"]["bz2 -9"]
     for file in ("context_length.csv", "context_length.png", "training_curve.png"):
         assert (tmp_path / "run" / file).stat().st_size > 100
-    assert "a sample at temperature 0.7:" in done.stdout
+    assert "a sample at temperature 0.7:" in printed

@@ -9,25 +9,14 @@ import pytest
 
 from megalodon_tasks.cli import evaluate
 from megalodon_tasks.recipes.lra import prepare_image, prepare_pathfinder
+from tests.recipes.run_scripts import ROOT, option, run_demo
 from tests.recipes.test_image import write_release
 from tests.recipes.test_pathfinder_preparation import write_images
-from tests.recipes.test_run_scripts import ROOT, Script
 
 LRA = ROOT / "recipes" / "lra"
 SCRIPTS = {name: LRA / f"{name}.sh" for name in ("image", "pathfinder", "pathx")}
 RESOLUTION = {"pathfinder": "32", "pathx": "128"}
 GENERATE, PREPARE = "recipes.lra.pathfinder_generator", "recipes.lra.prepare_pathfinder"
-
-
-@pytest.fixture
-def script(tmp_path):
-    folder = tmp_path / "some where"
-    folder.mkdir()
-    return Script(folder)
-
-
-def option(call, name):
-    return call[call.index(name) + 1]
 
 
 def test_image_is_prepared_trained_and_evaluated(script):
@@ -74,17 +63,6 @@ def test_what_was_generated_before_and_other_resolutions_are_no_release(script, 
     (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
     script.run("prepare", "data", "run", script=SCRIPTS[name])
     assert [call[0] for call in script.called()] == [GENERATE, PREPARE]
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("below", [".", "prepared"])
-def test_prepared_data_is_taken_as_it_is(script, name, below):
-    folder = script.folder / "data" / below
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").touch()
-    script.run("train", "data", "run", script=SCRIPTS[name])
-    (train,) = script.called()
-    assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -147,10 +125,6 @@ LEARNED = {"image": 90.0, "pathfinder": 75.0, "pathx": 80.0}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_demo_learns(tmp_path, name):
-    environment = {**os.environ, "PYTHON": sys.executable}
-    arguments = ["bash", SCRIPTS[name], "--demo", tmp_path / "data", tmp_path / "run"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    _, (record,) = run_demo(SCRIPTS[name], tmp_path)
     assert record["best_constant"] < 55.0
     assert record["value"] > LEARNED[name]

@@ -12,8 +12,8 @@ from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
 from megalodon_tasks.recipes.lra import demo_texts, prepare_retrieval, prepare_text
 from megalodon_tasks.recipes.lra.byte_tokens import text_of
+from tests.recipes.run_scripts import ROOT, option, run_demo
 from tests.recipes.test_retrieval import write_pairs
-from tests.recipes.test_run_scripts import ROOT, Script
 
 LRA = ROOT / "recipes" / "lra"
 SCRIPTS = {name: LRA / f"{name}.sh" for name in ("text", "retrieval")}
@@ -23,17 +23,6 @@ DEMO_TEXTS, TRAIN, EVALUATE, PLOT = (
     "cli.evaluate",
     "cli.plot",
 )
-
-
-@pytest.fixture
-def script(tmp_path):
-    folder = tmp_path / "some where"
-    folder.mkdir()
-    return Script(folder)
-
-
-def option(call, name):
-    return call[call.index(name) + 1]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -58,17 +47,6 @@ def test_a_demo_makes_its_own_texts(script, name):
     assert prepare[1:3] == ["data/demo/raw", "data/demo/prepared"]
     assert option(train, "--config-name") == f"{name}_demo"
     assert option(evaluation, "--recipe") == f"lra/{name}-demo"
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("below", [".", "prepared"])
-def test_prepared_data_is_taken_as_it_is(script, name, below):
-    folder = script.folder / "data" / below
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").touch()
-    script.run("train", "data", "run", script=SCRIPTS[name])
-    (train,) = script.called()
-    assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")
 
 
 @pytest.mark.parametrize("below", ["src-bin", "listops/src-bin", "lra/listops/src-bin"])
@@ -115,11 +93,7 @@ LEARNED = {"text": 85.0, "retrieval": 88.0}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_demo_learns(tmp_path, name):
-    environment = {**os.environ, "PYTHON": sys.executable}
-    arguments = ["bash", SCRIPTS[name], "--demo", tmp_path / "data", tmp_path / "run"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    _, (record,) = run_demo(SCRIPTS[name], tmp_path)
     assert record["best_constant"] == 50.0
     assert record["value"] > LEARNED[name]
 

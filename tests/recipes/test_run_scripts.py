@@ -5,64 +5,10 @@ An interpreter that only writes down its arguments stands in for Python.
 
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LISTOPS = ROOT / "recipes" / "lra" / "listops.sh"
-
-PRETENDER = """#!/usr/bin/env bash
-[[ $1 == -m ]] || { echo -n "$MISSING"; exit 0; }
-shift
-printf '%s\\n' "$@" >> "$CALLS"
-echo -- >> "$CALLS"
-if [[ $1 == *cli.train ]]; then
-    [[ -z ${TRAIN_STATUS:-} ]] || exit "$TRAIN_STATUS"
-    while [[ $1 != --save-dir ]]; do shift; done
-    mkdir -p "$2"
-    touch "$2/checkpoint_best.pt" "$2/train.log"
-elif [[ $1 == *prepare_listops ]]; then
-    mkdir -p "$3"
-    touch "$3/dataset.json"
-fi
-"""
-
-
-class Script:
-    """Runs a script in a folder of its own and reads what it called."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.calls = folder / "calls.txt"
-        self.python = folder / "my python"
-        self.python.write_text(PRETENDER)
-        self.python.chmod(0o755)
-
-    def run(self, *arguments, script=LISTOPS, **variables):
-        self.calls.write_text("")
-        environment = {
-            **os.environ, "PYTHON": str(self.python), "CALLS": str(self.calls), "MISSING": "",
-        }  # fmt: skip
-        return subprocess.run(
-            ["bash", script, *arguments], cwd=self.folder, env={**environment, **variables},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-
-    def called(self):
-        """The calls, each a list of words; modules without the project's name."""
-        calls = self.calls.read_text().split("--\n")[:-1]
-        words = [call.splitlines() for call in calls]
-        return [[w[0].removeprefix("megalodon_tasks."), *w[1:]] for w in words]
-
-
-@pytest.fixture
-def script(tmp_path):
-    folder = tmp_path / "some where"
-    folder.mkdir()
-    return Script(folder)
-
+from tests.recipes.run_scripts import LISTOPS, ROOT, option
 
 GENERATE, PREPARE = "recipes.lra.listops_generator", "recipes.lra.prepare_listops"
 TRAIN, EVALUATE, PLOT = "cli.train", "cli.evaluate", "cli.plot"
@@ -125,6 +71,27 @@ def test_a_prepared_folder_is_taken_as_it_is(script):
     script.run("train", "data", "run")
     (train,) = script.called()
     assert train[train.index("--data") + 1] == "data"
+
+
+PREPARED_ONCE = (
+    "lra/text",
+    "lra/retrieval",
+    "lra/image",
+    "lra/pathfinder",
+    "lra/pathx",
+    "speech/sc_raw",
+)
+
+
+@pytest.mark.parametrize("recipe", PREPARED_ONCE)
+@pytest.mark.parametrize("below", [".", "prepared"])
+def test_prepared_data_is_taken_as_it_is(script, recipe, below):
+    folder = script.folder / "data" / below
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").touch()
+    script.run("train", "data", "run", script=ROOT / "recipes" / f"{recipe}.sh")
+    (train,) = script.called()
+    assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,13 @@
 """Speech Commands from files to a number: the script, the demo's words and, slowly, the whole demo."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from megalodon_tasks.recipes.speech import demo_words
 from megalodon_tasks.recipes.speech.speech_commands import TEN_WORDS
-from tests.recipes.test_run_scripts import ROOT, Script
+from tests.recipes.run_scripts import ROOT, option, run_demo
 
 SCRIPT = ROOT / "recipes" / "speech" / "sc_raw.sh"
 PREPARE = "recipes.speech.prepare_speech_commands"
-
-
-@pytest.fixture
-def script(tmp_path):
-    folder = tmp_path / "some where"
-    folder.mkdir()
-    return Script(folder)
-
-
-def option(call, name):
-    return call[call.index(name) + 1]
 
 
 def test_words_are_prepared_trained_on_and_evaluated_at_two_rates(script):
@@ -40,16 +24,6 @@ def test_words_are_prepared_trained_on_and_evaluated_at_two_rates(script):
         "2",
     )
     assert plot == ["cli.plot", "run"]
-
-
-@pytest.mark.parametrize("below", [".", "prepared"])
-def test_prepared_data_is_taken_as_it_is(script, below):
-    folder = script.folder / "data" / below
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").touch()
-    script.run("train", "data", "run", script=SCRIPT)
-    (train,) = script.called()
-    assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")
 
 
 def test_the_demo_speaks_its_own_words(script):
@@ -86,12 +60,7 @@ def test_a_missing_synthesiser_is_named(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_demo_learns(tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable}
-    arguments = ["bash", SCRIPT, "--demo", tmp_path / "data", tmp_path / "run"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-    half, full = map(json.loads, lines)
+    _, (half, full) = run_demo(SCRIPT, tmp_path)
     assert full["best_constant"] == 10.0
     assert full["value"] > 50.0
     assert (half["benchmark"], half["time_step"]) == ("speech/sc_raw-demo-half-rate", 2)

@@ -16,8 +16,8 @@ from megalodon_tasks.data.storage import PreparedDataset
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prepare
 from megalodon_tasks.recipes.speech.task import SpeechCommandsConfig, SpeechCommandsTask
+from tests.recipes.run_scripts import ROOT
 from tests.recipes.speech_files import write_release, write_tensors
-from tests.recipes.test_run_scripts import ROOT
 
 SAMPLES = 800
 
