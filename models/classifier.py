@@ -1,11 +1,6 @@
-"""The classifier as a fairseq model, registered once per preset.
+"""The classifier as a fairseq model, registered once per preset (``preset_models.py`` says why)."""
 
-fairseq applies the sizes behind an ``--arch`` name only on the command line; for ``model._name`` in a
-YAML it silently builds the base model.  So each preset is a model of its own name, whose configuration
-class has the preset's sizes as defaults; both ways then read the same defaults.
-"""
-
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -14,6 +9,7 @@ from omegaconf import DictConfig
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.preset_models import register_presets
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
 from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
@@ -43,18 +39,5 @@ class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
         return cls(config, inputs)
 
 
-def _register(name: str, sizes: dict[str, object]) -> None:
-    """Register one preset: a subclass of the configuration and one of the model."""
-    annotations = {f.name: f for f in fields(MegalodonConfig)}
-    changed = [
-        (key, annotations[key].type, field(default=value, metadata=annotations[key].metadata))
-        for key, value in sizes.items()
-    ]
-    config = make_dataclass(f"Config_{name}", changed, bases=(MegalodonClassifierConfig,))
-    model = type(f"Model_{name}", (MegalodonClassifier,), {"__module__": __name__})
-    register_model(name, dataclass=config)(model)
-
-
 register_model("megalodon_classifier", dataclass=MegalodonClassifierConfig)(MegalodonClassifier)
-for _name, _sizes in CLASSIFIER_PRESETS.items():
-    _register(_name, _sizes)
+register_presets(CLASSIFIER_PRESETS, MegalodonClassifierConfig, MegalodonClassifier, register_model)

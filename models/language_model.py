@@ -1,4 +1,4 @@
-"""The language model as a fairseq model, registered once per preset; see ``classifier.py`` for why.
+"""The language model as a fairseq model, registered once per preset (``preset_models.py`` says why).
 
 :class:`LanguageModelCore` does the work.  This file adds what fairseq asks for: its dictionary, its
 adaptive embedding and softmax, its incremental state, and the padding of its batches.
@@ -7,7 +7,7 @@ Legend: B batch, L length, D model dim.
 
 import itertools
 import sys
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from megalodon_tasks.models.causal_lm import CausalLM, LanguageModelCore
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.documents import RowStates
+from megalodon_tasks.models.preset_models import register_presets
 from megalodon_tasks.models.presets import LM_PRESETS
 from megalodon_tasks.models.state import Carried, StackState, reorder_state
 
@@ -299,18 +300,5 @@ class MegalodonLanguageModel(FairseqLanguageModel):
         return cls(MegalodonDecoder(dictionary, lm))
 
 
-def _register(name: str, sizes: dict[str, object]) -> None:
-    """Register one preset: a subclass of the configuration and one of the model."""
-    known = {f.name: f for f in fields(MegalodonLanguageModelConfig)}
-    changed = [
-        (key, known[key].type, field(default=value, metadata=known[key].metadata))
-        for key, value in sizes.items()
-    ]
-    config = make_dataclass(f"Config_{name}", changed, bases=(MegalodonLanguageModelConfig,))
-    model = type(f"Model_{name}", (MegalodonLanguageModel,), {"__module__": __name__})
-    register_model(name, dataclass=config)(model)
-
-
 register_model("megalodon_lm", dataclass=MegalodonLanguageModelConfig)(MegalodonLanguageModel)
-for _name, _sizes in LM_PRESETS.items():
-    _register(_name, _sizes)
+register_presets(LM_PRESETS, MegalodonLanguageModelConfig, MegalodonLanguageModel, register_model)

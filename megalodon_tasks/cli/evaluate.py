@@ -296,6 +296,13 @@ def describe(
         **{k: float(v) for k, v in score.statistics.items() if k in ("top5",) and k != metric},
         "n": score.count,
         "best_constant": score.constant,
+        **provenance(trained, file, device),
+    }
+
+
+def provenance(trained: Trained, file: Path, device: torch.device) -> dict[str, Any]:
+    """What a result in ``file`` was reached by, and where: the part that all results share."""
+    return {
         "checkpoint": results.relative(trained.path, file.parent),
         "update": trained.update,
         "epoch": trained.epoch,

@@ -25,8 +25,8 @@ import torch
 
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.cli import compressors, context_report, results
-from megalodon_tasks.cli.console import INTERRUPTED
-from megalodon_tasks.cli.evaluate import Trained, load
+from megalodon_tasks.cli.console import exit_status
+from megalodon_tasks.cli.evaluate import Trained, load, provenance
 from megalodon_tasks.cli.lm_progress import Progress, deferred_interrupt
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
 from megalodon_tasks.data.progress import progress_bar
@@ -237,13 +237,7 @@ def describe(
         "context": [asdict(band) for band in totals.bands],
         "piece": options.piece,
         "segments": options.segments,
-        "checkpoint": results.relative(trained.path, file.parent),
-        "update": trained.update,
-        "epoch": trained.epoch,
-        "params": sum(p.numel() for p in trained.model.parameters()),
-        "chunk_size": trained.cfg.model.get("chunk_size"),
-        "seed": trained.cfg.common.seed,
-        **results.environment(device),
+        **provenance(trained, file, device),
     }
 
 
@@ -263,12 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = build_parser().parse_args(arguments)
     fairseq_compat.install()
-    try:
-        run(options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was stopped", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    again = "interrupted; the same command goes on where it was stopped"
+    return exit_status(lambda: run(options), again)
 
 
 if __name__ == "__main__":

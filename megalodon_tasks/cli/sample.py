@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli.console import INTERRUPTED
+from megalodon_tasks.cli.console import exit_status
 from megalodon_tasks.cli.evaluate import load
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.tokenizers import Tokenizer, tokenizer_of
@@ -127,12 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = build_parser().parse_args(arguments)
     fairseq_compat.install()
-    try:
-        run(options)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return exit_status(lambda: run(options), "")
 
 
 if __name__ == "__main__":

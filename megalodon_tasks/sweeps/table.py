@@ -55,19 +55,20 @@ class Row:
 
 def measured(folder: Path, run: Run) -> Measured | None:
     """What ``run`` reached, or None while it has no result."""
-    place = status.run_folder(folder, run)
+    place, state = status.run_folder(folder, run), status.read(folder, run)
     record = _last_record(place / "results.jsonl")
-    if record is None or status.read(folder, run).state != status.DONE:
+    if record is None or state.state != status.DONE:
         return None
     log = place / "train.log"
+    events = _training_events(log)
     return Measured(
         metric=record["metric"],
         value=record["value"],
         params=record["params"],
-        seconds=status.read(folder, run).seconds,
-        tokens_per_second=_speed(log, lambda event: event.get("wps")),
-        samples_per_second=_speed(log, _samples),
-        memory=_memory(log),
+        seconds=state.seconds,
+        tokens_per_second=_speed(events, lambda event: event.get("wps")),
+        samples_per_second=_speed(events, _samples),
+        memory=_memory(log, events),
     )
 
 
@@ -77,26 +78,30 @@ def _last_record(file: Path) -> dict | None:
     return records[-1] if records else None
 
 
+def _training_events(log: Path) -> list[dict[str, float]]:
+    """The lines of running averages, none where the log has none."""
+    try:
+        return list(training_log.read(log).get("train_inner", {}).values())
+    except UserError:
+        return []
+
+
 def _samples(event: dict[str, float]) -> float | None:
     return event["ups"] * event["bsz"] if "ups" in event and "bsz" in event else None
 
 
-def _speed(log: Path, of: Callable[[dict[str, float]], float | None]) -> float | None:
+def _speed(
+    events: list[dict[str, float]], of: Callable[[dict[str, float]], float | None]
+) -> float | None:
     """The median over the log's lines; the first one, which has the warm-up, only if it is alone."""
-    try:
-        events = training_log.read(log)
-    except UserError:
-        return None
-    values = [of(event) for event in events.get("train_inner", {}).values()]
-    known = [value for value in values if value]
+    known = [value for value in map(of, events) if value]
     return statistics.median(known[1:] or known) if known else None
 
 
-def _memory(log: Path) -> float | None:
+def _memory(log: Path, events: list[dict[str, float]]) -> float | None:
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     total = [float(found) for found in GPU_MEMORY.findall(text)]
     if total:
-        events = training_log.read(log).get("train_inner", {}).values()
         free = [event["gb_free"] for event in events if "gb_free" in event]
         return max(total) - min(free) if free else None
     peaks = [float(found) for found in PEAK_MEMORY.findall(text)]

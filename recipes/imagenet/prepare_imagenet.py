@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.rejects import Rejects, describe
@@ -152,15 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that decode")
     args = parser.parse_args(arguments)
-    try:
+    with ending_with_messages(parser, "start the same command again"):
         tree, done = prepare(args.source, args.out)
         print("\n".join(report(tree)))
         for line in verify_all(tree, args.verify, args.workers):
             print(line)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; start the same command again\n")
     state = "prepared" if done else "prepared already from the same images"
     print(f"{args.out}: {state}")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from megalodon_tasks.data.corpus import Corpus, SplitInfo, read_corpus
 from megalodon_tasks.data.corpus_writer import CorpusPlan, is_current, write_corpus
-from megalodon_tasks.data.parallel import usable_cores
+from megalodon_tasks.data.messages import ending_with_messages
+from megalodon_tasks.data.preparing import add_workers_option
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.rejects import Rejects, describe
 from megalodon_tasks.data.storage import sha256_of
@@ -133,9 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser, tokens: str) -> None:
     parser.add_argument(
         "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
     )
-    parser.add_argument(
-        "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
-    )
+    add_workers_option(parser)
     parser.add_argument(
         "--strict", action="store_true", help="refuse damaged or empty documents instead of leaving "
         "them out (more than 100 are refused in any case)"
@@ -158,13 +157,9 @@ def run(
     describe_corpus: Callable[[Corpus], list[str]] = report,
 ) -> None:
     """Prepare and print the report; an error ends the process with one line."""
-    try:
+    with ending_with_messages(parser, "the same command goes on where it was stopped"):
         prepared = prepare()
         lines = describe_corpus(read_corpus(out))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on where it was stopped\n")
     state = "prepared" if prepared else "prepared already from the same files, nothing to do"
     print("\n".join([f"{out}: {state}", *lines]))
 

@@ -24,7 +24,7 @@ from fairseq.tasks.fairseq_task import FairseqTask
 from megalodon_tasks.data.atomic import atomic_file
 from megalodon_tasks.data.corpus import DICTIONARY, Corpus, SplitInfo
 from megalodon_tasks.data.corpus_writer import is_current, publish, unfinished_folder
-from megalodon_tasks.data.parallel import usable_cores
+from megalodon_tasks.data.preparing import add_workers_option
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
@@ -156,9 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("source", type=Path, help="folder with wiki.{train,valid,test}.tokens")
     parser.add_argument("out", type=Path, help="folder for the prepared data")
-    parser.add_argument(
-        "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
-    )
+    add_workers_option(parser)
     options = parser.parse_args(arguments)
     prepare_text.run(
         parser, options.out, lambda: prepare(options.source, options.out, options.workers), report

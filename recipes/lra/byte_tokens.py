@@ -5,7 +5,11 @@ for the end token and for padding, and all fits the 256 values of one byte.  Lon
 otherwise (padding 0, then byte + 1: 257 tokens, no end token), which tells the same inputs apart.
 """
 
+import argparse
+
 import numpy as np
+
+from megalodon_tasks.data.preparing import add_strict_option
 
 PADDING_TOKEN, END_TOKEN = 0, 255
 PAD, END = "<pad>", "</s>"
@@ -45,3 +49,14 @@ def tokens_of(text: bytes, limit: int = MAX_BYTES) -> np.ndarray:
     if zero >= 0:
         raise ValueError(f"has a zero byte at place {zero + 1}, as in a damaged file")
     return np.frombuffer(text[:limit] + bytes([END_TOKEN]), dtype=np.uint8)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """The options that Text and Retrieval have in common."""
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=MAX_BYTES,
+        help="bytes (of Mega's files: symbols) that are read of a text (default: %(default)s)",
+    )
+    add_strict_option(parser)

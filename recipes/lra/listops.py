@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.recipes.lra import finding
+from megalodon_tasks.data import finding
 from megalodon_tasks.recipes.lra.listops_grammar import evaluate, tokenize
 
 FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}

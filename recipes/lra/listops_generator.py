@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data.atomic import atomic_file, sole_writer
+from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.recipes.lra.listops_feasibility import check_feasible
@@ -264,12 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     grammar = Grammar(args.min_length, args.max_length, args.max_depth, args.max_args)
     settings = Settings(args.train, args.valid, args.test, args.seed, grammar)
-    try:
+    with ending_with_messages(parser, "nothing was written, start the same command again"):
         written = generate(args.out, settings, workers=args.workers, overwrite=args.overwrite)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; nothing was written, start the same command again\n")
     state = "written" if written else "there already, nothing to do"
     for name, file in FILES.items():
         size = (args.out / file).stat().st_size / 1e6

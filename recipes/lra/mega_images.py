@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megalodon_tasks.data.finding import find_files
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.recipes.lra.finding import find_files
 
 SPLITS = ("train", "valid", "test")
 

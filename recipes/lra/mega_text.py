@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from megalodon_tasks.data.origins import OnBytes
+from megalodon_tasks.data.preparing import Item, Preparation
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec
 from megalodon_tasks.recipes.lra.byte_tokens import END, PAD
 from megalodon_tasks.recipes.lra.listops_grammar import OPERATORS
 from megalodon_tasks.recipes.lra.mega_tokens import SPLITS, MegaFolder
-from megalodon_tasks.recipes.lra.preparing import Item, Preparation
 
 UNKNOWN = "<unk>"
 _SPECIAL = (PAD, END, UNKNOWN)

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.recipes.lra.pathfinder_files import image_rng, write_images
 from megalodon_tasks.recipes.lra.pathfinder_image import PathfinderPainter
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
-    try:
+    with ending_with_messages(parser, "the same command goes on, with the finished batches kept"):
         settings = settings_for(**values)
         if sheet is not None:
             write_contact_sheet(sheet, settings, seed)
@@ -125,10 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if out is not None:
             folder = write_images(out, settings, images, seed=seed, workers=workers)
             print(f"{folder}: {images} images")
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on, with the finished batches kept\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megalodon_tasks.data import preparing
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset, ValueScale
-from megalodon_tasks.recipes.lra import cifar, preparing
+from megalodon_tasks.recipes.lra import cifar
 from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.seeded_split import seeded_split, split_in_order
 

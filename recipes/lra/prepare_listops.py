@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megalodon_tasks.data import preparing
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
-from megalodon_tasks.recipes.lra import preparing
 from megalodon_tasks.recipes.lra.listops import (
     CLASSES,
     FILES,

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import check_source
 from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset, ValueScale
-from megalodon_tasks.recipes.lra import preparing
-from megalodon_tasks.recipes.lra.finding import check_source
 from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.pathfinder_release import (
     CLASSES,
@@ -223,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="which images, a folder below pathfinder<side> (default: %(default)s, the hard ones)",
     )
     add("--splits", choices=SPLIT_RULES, default="random", help="default: %(default)s")
-    add("--workers", type=int, default=usable_cores(), help="processes (default: all cores)")
+    preparing.add_workers_option(parser)
     preparing.add_strict_option(parser)
     options = parser.parse_args(arguments)
 

@@ -14,11 +14,16 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megalodon_tasks.data import preparing
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
-from megalodon_tasks.recipes.lra import preparing
-from megalodon_tasks.recipes.lra.byte_tokens import MAX_BYTES, VOCABULARY, tokens_of
+from megalodon_tasks.recipes.lra.byte_tokens import (
+    MAX_BYTES,
+    VOCABULARY,
+    add_text_options,
+    tokens_of,
+)
 from megalodon_tasks.recipes.lra.mega_text import mega_preparation
 from megalodon_tasks.recipes.lra.mega_tokens import MegaFolder, find_folder
 from megalodon_tasks.recipes.lra.retrieval import (
@@ -109,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Check the pairs of papers and bring them into the form that the task lra_text reads.",
         f"folder with {FILES['train']} and the others, the LRA release, or Mega's aan",
     )
-    preparing.add_text_options(parser, MAX_BYTES)
+    add_text_options(parser)
     options = parser.parse_args(arguments)
 
     def prepare_as_told() -> bool:

@@ -17,11 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from megalodon_tasks.data import preparing
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
-from megalodon_tasks.recipes.lra import preparing
-from megalodon_tasks.recipes.lra.byte_tokens import MAX_BYTES, VOCABULARY, tokens_of
+from megalodon_tasks.recipes.lra.byte_tokens import (
+    MAX_BYTES,
+    VOCABULARY,
+    add_text_options,
+    tokens_of,
+)
 from megalodon_tasks.recipes.lra.mega_text import mega_preparation
 from megalodon_tasks.recipes.lra.mega_tokens import MegaFolder, find_folder
 from megalodon_tasks.recipes.lra.text import (
@@ -181,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--held-out", type=float, default=0.1, help="share held out (default: %(default)s)"
     )
     parser.add_argument("--subset", action="store_true", help="take any number of reviews")
-    preparing.add_text_options(parser, MAX_BYTES)
+    add_text_options(parser)
     options = parser.parse_args(arguments)
 
     def prepare_as_told() -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 
 from megalodon_tasks.data.atomic import atomic_file, sole_writer
+from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.recipes.speech.clips import DamagedClip, read_clip
@@ -137,12 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder for the words")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     options = parser.parse_args(arguments)
-    try:
+    with ending_with_messages(parser, "start the same command again"):
         count = write_words(options.out, options.workers)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; start the same command again\n")
     print(f"{options.out}: {count} clips of {len(TEN_WORDS)} words")
 
 

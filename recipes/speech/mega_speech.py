@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megalodon_tasks.data.finding import find_files
 from megalodon_tasks.data.origins import OnBytes, Origin
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ValueScale
-from megalodon_tasks.recipes.lra.finding import find_files
 
 FILE_NAMES = {"train": "train", "valid": "val", "test": "test"}
 

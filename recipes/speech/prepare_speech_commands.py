@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megalodon_tasks.data import preparing
 from megalodon_tasks.data.origins import OnBytes
-from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
-from megalodon_tasks.recipes.lra import preparing
 from megalodon_tasks.recipes.speech import speech_commands
 from megalodon_tasks.recipes.speech.clips import ClipForm
 from megalodon_tasks.recipes.speech.mega_speech import MegaTensors, find_tensors
@@ -200,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of the prepared clips; files of other rates are resampled (default: %(default)s)",
     )
     add("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
-    add("--workers", type=int, default=usable_cores(), help="processes (default: all cores)")
+    preparing.add_workers_option(parser)
     preparing.add_strict_option(parser)
     options = parser.parse_args(arguments)
     names = ("words", "splits", "lengths", "sample_rate", "seconds")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cli import context_report, evaluate_lm, lm_progress
+from megalodon_tasks.cli.console import INTERRUPTED
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.long_context import Position
@@ -122,7 +123,7 @@ def test_stopped_and_started_again_equals_uninterrupted(checkpoint, monkeypatch,
     whole = evaluated(checkpoint, "--piece", "8")
     Stop(monkeypatch, piece)
     arguments = [str(checkpoint), "--cpu", "--first-context", "32", "--piece", "8"]
-    assert evaluate_lm.main(arguments) == evaluate_lm.INTERRUPTED
+    assert evaluate_lm.main(arguments) == INTERRUPTED
     assert "goes on where it was stopped" in capsys.readouterr().err
     (progress,) = checkpoint.parent.glob("*.progress.pt")
     again = evaluated(checkpoint, "--piece", "8")
@@ -134,7 +135,7 @@ def test_stopped_and_started_again_equals_uninterrupted(checkpoint, monkeypatch,
 def test_progress_of_another_evaluation_is_not_used(checkpoint, monkeypatch, capsys):
     Stop(monkeypatch, 20)
     arguments = [str(checkpoint), "--cpu", "--first-context", "32"]
-    assert evaluate_lm.main([*arguments, "--piece", "8"]) == evaluate_lm.INTERRUPTED
+    assert evaluate_lm.main([*arguments, "--piece", "8"]) == INTERRUPTED
     record = evaluated(checkpoint, "--piece", "9")
     assert "is of another evaluation; starting from the beginning" in capsys.readouterr().err
     assert record["tokens"] == sum(len(text) + 1 for text in DOCUMENTS)

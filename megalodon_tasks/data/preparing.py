@@ -1,4 +1,4 @@
-"""What the preparation of every task of the Long Range Arena does once its files are found and read.
+"""What every preparation of labelled sequences does once its files are found and read.
 
 Writing (not again if it was done from the same files in the same way), the report, the command line.
 """
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.rejects import Rejects, describe
 from megalodon_tasks.data.storage import DatasetSpec, PreparedDataset, ValueScale, is_prepared
@@ -127,21 +129,17 @@ def command_line(module: str, description: str, source_help: str) -> argparse.Ar
     return parser
 
 
-def add_text_options(parser: argparse.ArgumentParser, max_bytes: int) -> None:
-    """The options that Text and Retrieval have in common; ``max_bytes`` is the default of one."""
-    parser.add_argument(
-        "--max-bytes",
-        type=int,
-        default=max_bytes,
-        help="bytes (of Mega's files: symbols) that are read of a text (default: %(default)s)",
-    )
-    add_strict_option(parser)
-
-
 def add_strict_option(parser: argparse.ArgumentParser) -> None:
     """The option that chooses what is done with a damaged item."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse a damaged item instead of leaving it out"
+    )
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """The option that says how many processes work."""
+    parser.add_argument(
+        "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
     )
 
 
@@ -152,7 +150,7 @@ def run(
     report: Callable[[PreparedDataset], list[str]],
 ) -> None:
     """Prepare, verify where asked, and print the report; an error ends the process with its message."""
-    try:
+    with ending_with_messages(parser, "nothing was written, start the same command again"):
         prepared = prepare()
         dataset = PreparedDataset(options.out)
         if options.verify:
@@ -160,10 +158,6 @@ def run(
                 total=dataset.total_bytes, label="verifying", unit="B", scale=True
             ) as bar:
                 dataset.verify(bar.update)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; nothing was written, start the same command again\n")
     state = "prepared" if prepared else "prepared already from the same files, nothing to do"
     left_out = describe(dataset.spec.source.get("left_out", {}))
     print("\n".join([f"{options.out}: {state}", *report(dataset), *left_out]))
