@@ -38,7 +38,7 @@ setup(
     python_requires=">=3.11",
     packages=list(package_folders()),
     package_dir=package_folders(),
-    package_data={"": ["*.yaml", "*.sh", "*.csv", "*.md", "*.j2"]},
+    package_data={"": ["*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

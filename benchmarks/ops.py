@@ -34,7 +34,7 @@ from benchmarks.timing import in_turn
 from megalodon_tasks.cuda_ops import dispatch
 
 PASSES = ("forward", "forward_backward")
-_BACKENDS = {"cpu": ("torch", "fft"), "cuda": ("triton", "torch", "fft")}
+_BACKENDS = {"cpu": ("native", "torch", "fft"), "cuda": ("triton", "torch", "fft")}
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -266,15 +266,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     args.op = args.op or ops
-    args.backend = args.backend or _BACKENDS[args.device]
+    asked = args.backend or _BACKENDS[args.device]
     args.device, args.dtype = torch.device(args.device), getattr(torch, args.dtype)
+    unusable: dict[str, str] = {}
     for op in args.op:
-        for name in args.backend:
+        for name in asked:
             if name in dispatch.BACKENDS[op]:
                 try:
                     dispatch.pick(op, name, args.device, args.dtype)
                 except dispatch.BackendUnavailable as error:
-                    parser.error(str(error))
+                    unusable[name] = str(error)
+    if args.backend and unusable:
+        parser.error(next(iter(unusable.values())))
+    args.backend = [name for name in asked if name not in unusable]
     return args
 
 

@@ -14,8 +14,8 @@ from benchmarks.limits import Work
 from megalodon_tasks.cuda_ops import cema, chunk_attention, sequence_norm, timestep_norm
 from megalodon_tasks.cuda_ops.cema.torch_fast import block_length
 
-# Steps of a block of the triton kernels of cema.
-_TRITON_BLOCK = 16
+# Steps of a block of the compiled kernels of cema.
+_KERNEL_BLOCK = 16
 
 
 class Contender(NamedTuple):
@@ -79,9 +79,9 @@ class CemaCase(Case):
 
     def work(self, backend: str, bytes_each: int) -> tuple[Work, Work]:
         """Products over blocks of c steps with K = 2N numbers of state: (5) to (8) of its README."""
-        block = (
-            _TRITON_BLOCK if backend == "triton" else min(block_length(self.length), self.length)
-        )
+        block = min(block_length(self.length), self.length)
+        if backend in ("native", "triton"):
+            block = _KERNEL_BLOCK
         states = 2 * self.order if self.length > block else 0
         width = states + block
         once = 2 * width + 2 * states

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from benchmarks import ops_cases as cases
 
 Record = dict[str, object]
-_DEFAULT = {"cpu": "torch", "cuda": "triton"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,17 @@ class Figure:
         }
 
 
+def _default(op: str, device: str) -> str:
+    if device == "cuda":
+        return "triton"
+    return "native" if op == "cema" else "torch"
+
+
 def _of(records: list[Record], case: cases.Case, device: str) -> Record | None:
-    """The record of a case in the backend that its device has by default."""
+    """The record of a case in the backend that its op has by default on its device."""
     for record in records:
         place = record["op"], record["shape"], record["device"], record["backend"]
-        if place == (case.op, case.shape, device, _DEFAULT[device]):
+        if place == (case.op, case.shape, device, _default(case.op, device)):
             return record
     return None
 
@@ -90,7 +95,7 @@ def _spread(op: str) -> Callable[[list[Record]], float | None]:
             for record in records
             if record["case"] == "ladder"
             and record["op"] == op
-            and record["backend"] == _DEFAULT[record["device"]]
+            and record["backend"] == _default(op, record["device"])
         }
         if set(times) != set(cases.LENGTHS):
             return None

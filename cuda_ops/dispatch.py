@@ -2,8 +2,9 @@
 
 Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
 environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first
-tensor: ``triton`` on CUDA, ``torch`` elsewhere.  A default that cannot serve falls back to
-``torch``; a backend asked for by name that cannot serve raises :class:`BackendUnavailable`.
+tensor: ``triton`` on CUDA, ``native`` on a CPU where the op has it, ``torch`` elsewhere.  A default
+that cannot serve falls back to ``torch``; a backend asked for by name that cannot serve raises
+:class:`BackendUnavailable`.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from megalodon_tasks.cuda_ops import native
+
 ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 
 # op -> backend -> "module:function", below this package.  Modules are imported on first use, so
@@ -23,6 +26,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "cema": {
         "reference": "cema.reference:cema_reference",
         "torch": "cema.torch_fast:cema_torch",
+        "native": "cema.native:cema_native",
         "fft": "cema.fft:cema_fft",
         "triton": "cema.triton_op:cema_triton",
     },
@@ -42,6 +46,9 @@ BACKENDS: dict[str, dict[str, str]] = {
         "triton": "attention.triton_op:chunk_attention_triton",
     },
 }
+
+# By type of device; ``torch`` where an op has no such backend, or the backend cannot serve.
+_DEFAULTS = {"cuda": "triton", "cpu": "native"}
 
 # Features per head of q and k beyond which the kernels have no room for a tile of anything else.
 WIDEST_KEY = 512
@@ -68,6 +75,8 @@ def _why_not(
     backend: str, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str | None:
     """The reason why ``backend`` cannot serve such tensors on ``device`` here, or None if it can."""
+    if backend == "native":
+        return _why_not_native(device, dtype)
     if backend != "triton":
         return None
     if importlib.util.find_spec("triton") is None:
@@ -81,6 +90,14 @@ def _why_not(
     if key_width > WIDEST_KEY:
         return f"the kernels hold {WIDEST_KEY} features per head of q and k, these have {key_width}"
     return None
+
+
+def _why_not_native(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    if device.type != "cpu":
+        return f"the kernels run on a CPU, the tensors are on {device}"
+    if dtype == torch.float64:
+        return "the kernels compute in float32, the tensors are float64"
+    return native.why_not(native.CEMA)
 
 
 def _load(op: str, backend: str) -> str:
@@ -117,7 +134,7 @@ def _choose(
     table = BACKENDS[op]
     tensors = device, dtype, key_width
     if asked is None:
-        default = "triton" if device.type == "cuda" else "torch"
+        default = _DEFAULTS.get(device.type, "torch")
         if default not in table or _why_not(default, *tensors) is not None:
             default = "torch"
         return _load(op, default)

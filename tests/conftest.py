@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "not gpu" in config.option.markexpr or not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+    # A shell that starts us in the background has Ctrl-C ignored, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

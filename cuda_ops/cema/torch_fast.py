@@ -9,6 +9,7 @@ import torch
 from megalodon_tasks.cuda_ops.autocast import without_autocast
 from megalodon_tasks.cuda_ops.cema.blocks import block_product
 from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients, power, powers
+from megalodon_tasks.cuda_ops.cema.single_step import single_step
 from megalodon_tasks.cuda_ops.cema.system import block_system, write_matrix
 
 # Longer blocks cost more multiplications per step, shorter ones more states.
@@ -38,7 +39,7 @@ def cema_torch(
     if state is not None:
         state = state.to(torch.complex128)
     if length == 1 and not bidirectional:
-        y_BLD, state = _step(x_BLD, coeffs, omega, state, padding_mask)
+        y_BLD, state = single_step(x_BLD, coeffs, omega, state, padding_mask)
         return y_BLD, state.to(dtype.to_complex())
     block = block or block_length(length)
     parts = [coeffs.rows(0, dim), coeffs.rows(dim, 2 * dim)] if bidirectional else [coeffs]
@@ -76,24 +77,3 @@ def _final_state(
         before_DBN = torch.view_as_complex(states_DBK.unflatten(2, (-1, 2)))
         state_DBN = state_DBN + power(coeffs.log_radius, coeffs.angle, steps)[:, None] * before_DBN
     return state_DBN.transpose(0, 1)
-
-
-def _step(
-    x_BLD: torch.Tensor,
-    coeffs: Coefficients,
-    omega_D1: torch.Tensor,
-    state: torch.Tensor | None,
-    padding_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of the recurrence, for decoding."""
-    x_BD1 = x_BLD.transpose(1, 2).double()
-    if padding_mask is not None:
-        x_BD1 = x_BD1.masked_fill(padding_mask[:, :, None], 0.0)
-    if state is None:
-        state = torch.zeros_like(coeffs.p, dtype=torch.complex128)
-    state = power(coeffs.log_radius, coeffs.angle, 1) * state + coeffs.p * x_BD1
-    y_BD = (coeffs.eta_re * state.real - coeffs.eta_im * state.imag).sum(-1)
-    y_BLD = torch.addcmul(y_BD, omega_D1[:, 0].double(), x_BD1[:, :, 0])[:, None]
-    if padding_mask is not None:
-        y_BLD = y_BLD.masked_fill(padding_mask[:, :, None], 0.0)
-    return y_BLD.to(x_BLD.dtype), state

@@ -13,7 +13,7 @@ from benchmarks.authors_fft import authors_cema
 from benchmarks.limits import Rates, Work
 from benchmarks.memory import peak_bytes, saved_bytes
 from benchmarks.ops import HEADER, PASSES, contenders, main
-from megalodon_tasks.cuda_ops import cema, dispatch
+from megalodon_tasks.cuda_ops import cema, dispatch, native
 from tests.cuda_ops.cema_cases import Case
 from tests.cuda_ops.compare import assert_close
 
@@ -44,7 +44,9 @@ def run(capsys, *arguments):
 def test_one_json_line_for_each_case_and_backend(capsys):
     printed = run(capsys, "--json")
     records = [json.loads(line) for line in printed.out.splitlines()]
-    backends = {"cema": ["torch", "fft"]}
+    backends = {"cema": ["native", "torch", "fft"]}
+    if native.why_not(native.CEMA) is not None:
+        backends["cema"].remove("native")
     wanted = [(c.op, c.shape, name) for c in QUICK for name in backends.get(c.op, ["torch"])]
     assert [(r["op"], r["shape"], r["backend"]) for r in records] == wanted
     for record in records:
@@ -73,7 +75,7 @@ def test_a_table_with_the_figures_below(capsys):
     ("arguments", "message"),
     [
         (["cuda"], "op 'cuda' is not one of cema, chunk_attention"),
-        (["--backend", "fast"], "backend 'fast' is not one of fft, reference, torch, triton"),
+        (["--backend", "fast"], "backend 'fast' is not one of fft, native, reference, torch"),
         (["--repeats", "0"], "--repeats 0"),
         (["--backend", "triton", "--dtype", "float64"], "backend 'triton' cannot run"),
     ],
@@ -123,7 +125,8 @@ def test_the_authors_form_may_stand_in_for_the_op(bidirectional):
         assert_close(f"gradient of {name}", one, other, 1e-4)
 
 
-def record(case, device="cpu", backend="torch", **numbers):
+def record(case, device="cpu", backend=None, **numbers):
+    backend = backend or ("native" if case.op == "cema" else "torch")
     place = {"op": case.op, "case": case.label, "shape": case.shape, "device": device}
     return place | {"backend": backend, "dtype": "bfloat16"} | numbers
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from megalodon_tasks.cuda_ops import native
+
 
 @pytest.fixture(scope="session", autouse=True)
 def loop_bounds() -> Iterator[None]:
@@ -23,6 +25,16 @@ def loop_bounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_mend)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_compiler(request: pytest.FixtureRequest) -> None:
+    """Tests of backend ``native`` are skipped where its kernels cannot be compiled."""
+    call = getattr(request.node, "callspec", None)
+    if call is not None and call.params.get("backend") == "native":
+        reason = native.why_not(native.CEMA)
+        if reason is not None:
+            pytest.skip(reason)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

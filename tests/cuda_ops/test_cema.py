@@ -11,7 +11,7 @@ from megalodon_tasks.cuda_ops.cema.torch_fast import cema_torch
 from tests.cuda_ops.cema_cases import PARAMETERS, Case, cast, outputs_and_gradients
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
-FAST = ["torch", "fft", "triton"]
+FAST = ["torch", "native", "fft", "triton"]
 BACKENDS = ["reference", *FAST]
 IN_FLOAT64 = ["reference", "torch", "fft"]
 DATA = Path(__file__).parents[1] / "data"
@@ -47,8 +47,9 @@ def test_golden(backend, name):
         assert_close(f"gradient of {key}", leaf.grad, golden["grad_params"][key], 1e-5)
 
 
-# 1 and 2; one block of 64 or of its largest size and those beside it; several blocks; a prime.
-LENGTHS = [1, 2, 63, 64, 65, 95, 96, 97, 127, 128, 129, 211]
+# 1 and 2; one block of 16, of 64 or of its largest size and those beside it; several blocks; a prime;
+# more than a group of blocks.
+LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 95, 96, 97, 127, 128, 129, 211, 300]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -235,7 +236,7 @@ def test_is_equation_2_once_the_phase_stands_in_eta(backend):
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "native"])
 def test_a_batch_of_nothing(backend, bidirectional):
     inputs = Case(batch=0, length=100, bidirectional=bidirectional).inputs()
     found = outputs_and_gradients(inputs, backend, bidirectional)

@@ -18,10 +18,12 @@ def no_choice_from_outside(monkeypatch):
     monkeypatch.delenv(ENV_VARIABLE, raising=False)
 
 
-def chosen(backend=None, device=CPU):
-    function = pick("cema", backend, device)
+def chosen(backend=None, device=CPU, dtype=torch.float32):
+    function = pick("cema", backend, device, dtype)
     return next(
-        name for name in ("reference", "torch", "fft") if name_of(name) == function.__name__
+        name
+        for name in ("reference", "torch", "native", "fft")
+        if name_of(name) == function.__name__
     )
 
 
@@ -29,8 +31,40 @@ def name_of(backend):
     return dispatch.BACKENDS["cema"][backend].split(":")[1]
 
 
-def test_default_on_a_cpu_is_torch():
+@pytest.fixture
+def compiler(monkeypatch):
+    """As if the kernels of backend ``native`` could be compiled here, or could not."""
+
+    def say(reason):
+        monkeypatch.setattr(dispatch.native, "why_not", lambda source: reason)
+
+    say(None)
+    return say
+
+
+def test_default_on_a_cpu_is_native_where_the_op_has_it(compiler):
+    assert chosen() == "native"
+    assert pick("sequence_norm", None, CPU) is pick("sequence_norm", "torch", CPU)
+
+
+def test_default_on_a_cpu_without_a_compiler_or_in_float64_is_torch(compiler):
+    assert chosen(dtype=torch.float64) == "torch"
+    compiler("no C compiler was found")
     assert chosen() == "torch"
+
+
+@pytest.mark.parametrize(
+    ("reason", "device", "dtype", "message"),
+    [
+        (None, "cuda", torch.float32, "run on a CPU, the tensors are on cuda"),
+        (None, "cpu", torch.float64, "compute in float32, the tensors are float64"),
+        ("no C compiler was found", "cpu", torch.float32, "no C compiler was found; usable"),
+    ],
+)
+def test_native_that_cannot_run_says_why(compiler, reason, device, dtype, message):
+    compiler(reason)
+    with pytest.raises(BackendUnavailable, match=f"'native' cannot run: .*{message}"):
+        chosen("native", torch.device(device), dtype)
 
 
 @pytest.mark.parametrize("device", ["mps", "meta"])
@@ -50,15 +84,15 @@ def test_order_of_precedence(monkeypatch):
     assert chosen() == "fft"
 
 
-def test_an_empty_variable_is_none(monkeypatch):
+def test_an_empty_variable_is_none(monkeypatch, compiler):
     monkeypatch.setenv(ENV_VARIABLE, "")
-    assert chosen() == "torch"
+    assert chosen() == "native"
 
 
-def test_use_backend_ends_with_an_error():
+def test_use_backend_ends_with_an_error(compiler):
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError("inside")
-    assert chosen() == "torch"
+    assert chosen() == "native"
 
 
 @pytest.mark.parametrize("op", sorted(dispatch.BACKENDS))
@@ -74,7 +108,7 @@ def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("op", sorted(dispatch.BACKENDS))
-def test_every_backend_of_the_table_exists(op):
+def test_every_backend_of_the_table_exists(op, compiler):
     for backend in dispatch.BACKENDS[op]:
         if backend != "triton":
             assert callable(pick(op, backend, CPU))
