@@ -29,7 +29,7 @@ def held(signal: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+    return ((found - wanted).norm() / wanted.norm()).item()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
