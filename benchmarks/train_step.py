@@ -7,6 +7,7 @@ Prints one JSON line per task.  Both models take the same batch, embedding, pool
 in one process, one step of each in turn, so that the ratio holds on a machine whose speed varies.  The
 Transformer is torch.nn.TransformerEncoder: 4 heads, feed-forward width 2 d, full attention.  Dropout is
 off in both (with it, PyTorch's attention leaves its fast path and the ratio would flatter Megalodon).
+``percent_of_time`` says where the time of a step of Megalodon goes (on a CPU).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from benchmarks.shares import shares
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
@@ -148,6 +150,7 @@ def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
         "tokens_per_s": round(tokens / seconds),
         "transformer_tokens_per_s": round(tokens / transformer_seconds),
         "ratio": round(transformer_seconds / seconds, 2),
+        **({} if device.type == "cuda" else {"percent_of_time": shares(ours)}),
         "repeats": repeats,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
