@@ -26,6 +26,7 @@ from megalodon_tasks.data.tokenizers import SPECIALS, ByteTokenizer
 from megalodon_tasks.long_context import Position, Totals, read_document
 from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.steady_memory import return_large_buffers
 
 CONFIG = MegalodonConfig(
     model_dim=256, num_layers=4, num_heads=1, z_dim=128, value_dim=512, ffn_hidden_dim=512,
@@ -49,6 +50,7 @@ def write_document(folder: Path, length: int) -> None:
 
 def read(folder: Path, piece: int) -> dict[str, float]:
     """Read the document; return tokens, seconds and peak resident memory (MB) of this process."""
+    return_large_buffers()
     torch.manual_seed(0)
     model = CausalLM(CONFIG, VOCABULARY).eval()
     split = read_corpus(folder).split("test")

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,8 +11,11 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of all tensors that autograd saves during ``forward``, storage that is shared once."""
+def saved_bytes(forward: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of all tensors that autograd saves during ``forward``, storage that is shared once.
+
+    ``held`` are tensors that exist anyway, such as the parameters of a model, and do not count.
+    """
     storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -23,6 +26,8 @@ def saved_bytes(forward: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result  # kept until here, so that no storage is counted twice under one address
+    for tensor in held:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())
 
 

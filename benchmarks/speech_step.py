@@ -125,7 +125,7 @@ def measure(
 def _megabytes(step: TrainStep, device: torch.device) -> dict[str, float | None]:
     """What a forward pass saves, and the peak of a whole step (None where it cannot be seen)."""
     step.optimizer.zero_grad(set_to_none=True)
-    saved = saved_bytes(lambda: step.model(**step.net_input))
+    saved = saved_bytes(lambda: step.model(**step.net_input), step.model.parameters())
     peak = peak_bytes(step, device)
     return {
         "saved": round(saved / 2**20, 1),

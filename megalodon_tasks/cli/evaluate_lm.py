@@ -33,6 +33,7 @@ from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.long_context import FIRST_CONTEXT, Position, Totals, read_document
+from megalodon_tasks.steady_memory import return_large_buffers
 
 PIECE = 2048
 METRICS = ("perplexity", "word_perplexity", "bits_per_character", "bits_per_byte")
@@ -257,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = build_parser().parse_args(arguments)
     fairseq_compat.install()
+    return_large_buffers()
     again = "interrupted; the same command goes on where it was stopped"
     return exit_status(lambda: run(options), again)
 

@@ -210,6 +210,8 @@ def test_memory_is_what_was_allocated():
     # exp saves its result and sin its input, which is the same tensor.
     assert saved_bytes(lambda: x.exp().sin()) == x.nbytes
     assert saved_bytes(lambda: x.exp().sin().exp()) == 2 * x.nbytes
+    weight = torch.randn(1 << 20, requires_grad=True)
+    assert saved_bytes(lambda: x * weight, held=[weight]) == x.nbytes
     peak = peak_bytes(lambda: x.detach() * 2 + 1, CPU)
     assert peak is None or 1.8 * x.nbytes < peak < 3 * x.nbytes
 
