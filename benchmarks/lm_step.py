@@ -9,7 +9,8 @@ train    One training step of both models in turn, in one process, so that the r
          whose speed varies.  The Transformer is a decoder of equal depth and width: pre-norm, 4 heads,
          ``F.scaled_dot_product_attention`` over all positions before, feed-forward width 4 d.
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
-         several shorter ones; the lengths in turn.
+         several shorter ones; the lengths in turn.  Activations are checkpointed: those of 131,072
+         tokens would take 24 GB.
 decode   The time of one more token, and the size of the state, after 1K and after 1M tokens (read in
          pieces).  Both positions stand at the same step of their chunk.
 
@@ -158,7 +159,8 @@ def train(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]
 
 def lengths(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]:
     """Microseconds per token of a training step at each length, and the largest over the smallest."""
-    lm = CausalLM(sizes.config, sizes.vocab, share_emb=True).to(device)
+    config = replace(sizes.config, checkpoint_activations=True)
+    lm = CausalLM(config, sizes.vocab, share_emb=True).to(device)
     steps = [TrainStep(lm, sizes, sizes.tokens // n, n) for n in sizes.lengths]
     _in_turn(steps, repeats, "lengths")
     per_token = [step.median / sizes.tokens * 1e6 for step in steps]

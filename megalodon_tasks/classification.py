@@ -15,8 +15,11 @@ from megalodon_tasks.data.sequence_dataset import SequenceDataset
 from megalodon_tasks.data.storage import PreparedDataset
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.recorded_names import check_recorded
 
 logger = logging.getLogger(__name__)
+
+SOURCE_REMEDY = "Prepare the data from the source that the model was trained with"
 
 
 @dataclass
@@ -134,7 +137,14 @@ class ClassificationTask(FairseqTask):
 
     @user_errors()
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Build the model; raise :class:`UserError` for sizes that no model can have."""
+        """Build the model.
+
+        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint of other symbols
+        or classes than those of the data.
+        """
+        if self.inputs.kind == "tokens":
+            check_recorded(cfg, "vocabulary", self.prepared.spec.vocabulary, SOURCE_REMEDY)
+        check_recorded(cfg, "classes", self.class_names, SOURCE_REMEDY)
         return super().build_model(cfg, from_checkpoint)
 
     @user_errors()

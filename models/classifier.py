@@ -1,6 +1,7 @@
 """The classifier as a fairseq model, registered once per preset (``preset_models.py`` says why)."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -17,6 +18,15 @@ from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 @dataclass
 class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
     """Everything that defines a Megalodon classifier; what the data set holds comes from the task."""
+
+    vocabulary: Optional[str] = field(
+        default=None,
+        metadata={"help": "count and digest of the symbols; the task fills it in and checks it"},
+    )
+    classes: Optional[str] = field(
+        default=None,
+        metadata={"help": "count and digest of the classes; the task fills it in and checks it"},
+    )
 
 
 class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):

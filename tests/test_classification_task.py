@@ -13,6 +13,7 @@ from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 
 from megalodon_tasks.classification import ClassificationConfig
+from megalodon_tasks.cli import evaluate
 from megalodon_tasks.data.storage import ColumnSpec
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.inputs import ClassifierInputs
@@ -253,6 +254,20 @@ def test_train_and_validate_with_fairseq(learnable, tmp_path, monkeypatch):
     run(fairseq_validate.main, options.get_validation_parser(), line)
     assert sum(log["nsentences"] for log in found) == 30
     assert sum(int(log["correct"]) for log in found) == 30
+
+
+@pytest.mark.parametrize("names", ["vocabulary", "classes"])
+def test_data_of_other_names_than_those_of_the_checkpoint_are_refused(learnable, tmp_path, names):
+    train(learnable, tmp_path / "run", "--max-update", "1")
+    best = str(tmp_path / "run" / "checkpoint_best.pt")
+    renamed = tuple(reversed(getattr(spec_of(), names)))
+    other = write_random(tmp_path / "other", **{names: renamed}).folder
+    count = len(renamed)
+    with pytest.raises(UserError, match=f"model.{names}: .* trained with {count}:.* has {count}:"):
+        evaluate.main([best, "--data", str(other), "--cpu"])
+    assert (
+        evaluate.main([best, "--data", str(write_random(tmp_path / "same").folder), "--cpu"]) == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, FairseqDataset, data_utils, indexed_dataset
 
-# How documents are told apart: not at all, each line is one, or lines without words divide them.
-DOCUMENTS = ("none", "line", "blank")
+from megalodon_tasks.data.corpus import DESCRIPTION, read_corpus
+
+# How documents are told apart: not at all, each line is one, lines without words divide them, or as
+# ``corpus.json`` says.
+DOCUMENTS = ("none", "line", "blank", "corpus")
 
 
 class TokenStream:
@@ -15,6 +18,7 @@ class TokenStream:
 
     ``line_ends``: (lines,) int64, where each line ends.  ``name``: the split in messages.
     ``document_starts``: increasing positions at which a document begins; empty with documents ``none``.
+    ``first_lines``: the line that each document begins with, for documents ``corpus``.
     """
 
     def __init__(
@@ -23,26 +27,29 @@ class TokenStream:
         dictionary: Dictionary,
         name: str = "tokens",
         documents: str = "none",
+        first_lines: np.ndarray | None = None,
     ) -> None:
-        if documents not in DOCUMENTS:
-            raise ValueError(
-                f"task.documents={documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}"
-            )
+        _check_documents(documents)
         self.lines, self.name = lines, name
         self.vocab_size, self.eos, self.pad = len(dictionary), dictionary.eos(), dictionary.pad()
         sizes = np.asarray(lines.sizes, dtype=np.int64)
         self.line_ends = np.cumsum(sizes)
         if len(self) == 0:
             raise ValueError(f"{name} holds no tokens; prepare it again from a file that has text")
-        self.document_starts = self._document_starts(sizes, documents)
+        self.document_starts = self._document_starts(sizes, documents, first_lines)
 
     def __len__(self) -> int:
         return int(self.line_ends[-1]) if len(self.line_ends) else 0
 
-    def _document_starts(self, sizes: np.ndarray, documents: str) -> np.ndarray:
+    def _document_starts(
+        self, sizes: np.ndarray, documents: str, first_lines: np.ndarray | None
+    ) -> np.ndarray:
         starts = self.line_ends - sizes
         if documents == "none":
             return starts[:0]
+        if documents == "corpus":
+            assert first_lines is not None, "documents of a corpus without its first lines"
+            return np.unique(starts[first_lines])
         if documents == "line":
             return starts[sizes > 0]
         blank = sizes <= 1  # nothing but EOS
@@ -90,8 +97,10 @@ def open_stream(
 ) -> TokenStream:
     """Open ``folder/split.bin`` and ``.idx``; with ``combine`` also ``split1``, ``split2`` and so on.
 
-    Raises ``ValueError`` where they are missing, empty or damaged.
+    Raises ``ValueError`` where they are missing, empty or damaged, and with documents ``corpus`` where
+    ``corpus.json`` is missing or of other data.
     """
+    _check_documents(documents)
     prefix = folder / split
     if indexed_dataset.infer_dataset_impl(str(prefix)) is None:
         found = ", ".join(sorted(path.stem for path in folder.glob("*.idx"))) or "none"
@@ -111,4 +120,29 @@ def open_stream(
         raise ValueError(
             f"{name}: {split}.bin is shorter than {split}.idx says ({size} bytes); prepare it again"
         )
-    return TokenStream(lines, dictionary, name, documents)
+    first_lines = _first_lines(folder, split, len(lines)) if documents == "corpus" else None
+    return TokenStream(lines, dictionary, name, documents, first_lines)
+
+
+def _check_documents(documents: str) -> None:
+    if documents not in DOCUMENTS:
+        raise ValueError(
+            f"task.documents={documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}"
+        )
+
+
+def _first_lines(folder: Path, split: str, lines: int) -> np.ndarray:
+    """The line that each document of a split begins with, as ``corpus.json`` says."""
+    corpus = read_corpus(folder)
+    if corpus.description is None:
+        raise ValueError(
+            f"task.documents=corpus: {folder} has no {DESCRIPTION}, which says where documents begin; "
+            "prepare it with a recipe, or choose line or blank"
+        )
+    found = corpus.split(split)
+    if found.info.items != lines:
+        raise ValueError(
+            f"task.documents=corpus: split {split!r} of {folder} has {lines} lines, {DESCRIPTION} says "
+            f"{found.info.items}; further parts of a split ({split}1 and so on) are not described there"
+        )
+    return found.first_items

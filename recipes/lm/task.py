@@ -24,11 +24,16 @@ from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
-from megalodon_tasks.recipes.lm.vocabulary import check_vocabulary, load_dictionary
+from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
+from megalodon_tasks.recorded_names import check_recorded
 
 logger = logging.getLogger(__name__)
 
 EVAL_MODES = ("stream", "blocks")
+VOCABULARY_REMEDY = (
+    "Prepare the data with the dict.txt that the model was trained with "
+    "(fairseq-preprocess --srcdict)"
+)
 
 
 @dataclass
@@ -59,7 +64,8 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
     documents: str = field(
         default="none",
         metadata={
-            "help": "keep documents apart: line (each line is one), blank (divided by empty lines)"
+            "help": "keep documents apart: line (each line is one), blank (divided by empty lines), "
+            "corpus (as the recipe's preparation recorded them: articles, books)"
         },
     )
     eval_mode: str = field(
@@ -203,7 +209,7 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
         Raises :class:`UserError` for sizes that no model can have, and for a checkpoint whose vocabulary
         is not that of the data.
         """
-        check_vocabulary(cfg, self.dictionary)
+        check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
         return super().build_model(cfg, from_checkpoint)
 
     def gather_for_checkpoint(self) -> None:

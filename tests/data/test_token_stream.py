@@ -110,6 +110,11 @@ def test_missing_split_is_named_with_those_there(folder):
         open_test(folder)
 
 
+def test_documents_of_a_corpus_need_its_description(folder):
+    with pytest.raises(ValueError, match="has no corpus.json, which says where documents begin"):
+        open_test(folder, documents="corpus")
+
+
 def test_truncated_split_is_named(folder):
     path = folder / "test.bin"
     path.write_bytes(path.read_bytes()[:-2])

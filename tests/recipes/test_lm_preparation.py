@@ -8,6 +8,7 @@ from fairseq import options
 from fairseq_cli import preprocess as fairseq_preprocess
 
 from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from megalodon_tasks.recipes.lm import (
     prepare_enwik8,
@@ -17,6 +18,7 @@ from megalodon_tasks.recipes.lm import (
     python_topics,
     text_files,
 )
+from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
 from tests.recipes.lm_data import quietly
 
 WORDS = [
@@ -240,6 +242,17 @@ def test_wikitext_articles_and_words(tmp_path, capsys):
     lines = (source / "wiki.test.tokens").read_text().splitlines()
     assert split.info.first_items == [i - 1 for i, line in enumerate(lines) if "Article" in line]
     assert split.info.words == sum(len(line.split()) + 1 for line in lines) == split.info.tokens
+
+
+def test_articles_are_documents_in_training(tmp_path):
+    source = wikitext(tmp_path / "raw")
+    prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+    dictionary = load_dictionary(str(tmp_path / "out"))
+    stream = open_stream(tmp_path / "out", "test", dictionary, documents="corpus")
+    assert len(stream.document_starts) == 3
+    for number, start in enumerate(stream.document_starts):
+        words = dictionary.string(stream.read(start, start + 6))  # an empty line, then the title
+        assert words.split("\n")[-1] == f"= Article {number} ="
 
 
 @pytest.mark.parametrize(
