@@ -108,6 +108,11 @@ class ClassificationTask(FairseqTask):
         )
 
     @property
+    def length_pool(self) -> int:
+        """Of :class:`SequenceDataset`, in training."""
+        return 0
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each class, in the order of its number."""
         return self.prepared.spec.classes
@@ -121,6 +126,7 @@ class ClassificationTask(FairseqTask):
             max_length=self._max_positions,
             shuffle=split == self.cfg.train_subset,
             seed=self.cfg.seed,
+            length_pool=self.length_pool,
         )
         logger.info(f"{split}: {len(self.datasets[split])} items of {self.prepared.folder}")
 

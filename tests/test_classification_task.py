@@ -12,12 +12,11 @@ from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 
-from megalodon_tasks.classification import ClassificationConfig
 from megalodon_tasks.cli import evaluate
 from megalodon_tasks.data.storage import ColumnSpec
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.inputs import ClassifierInputs
-from megalodon_tasks.recipes.lra.task import LraTextTask
+from megalodon_tasks.recipes.lra.task import LraTextConfig, LraTextTask
 from tests.data.prepared import spec_of, write_items, write_random
 
 COMMAND = "python -m megalodon_tasks.recipes.lra.prepare_listops SOURCE"
@@ -31,7 +30,7 @@ def data(tmp_path):
 
 def task_with(data, seed=1, **changes):
     fields = {"seed": seed, "train_subset": "train", "valid_subset": "valid"}
-    cfg = OmegaConf.structured(ClassificationConfig(_name="lra_text", **fields))
+    cfg = OmegaConf.structured(LraTextConfig(_name="lra_text", **fields))
     return setup_task(OmegaConf.merge(cfg, {"data": data and str(data), **changes}))
 
 
@@ -65,6 +64,16 @@ def test_splits_are_loaded(data):
     assert not task.dataset("test").shuffle
     with pytest.raises(UserError, match=f"{data} has no split 'dev'; it has train, valid, test"):
         task.load_dataset("dev")
+
+
+def test_length_pool_is_of_training_alone(data):
+    task = task_with(data, length_pool=20)
+    for split in ("train", "valid"):
+        task.load_dataset(split)
+    sizes = task.dataset("train").sizes[task.dataset("train").ordered_indices()]
+    assert (sizes[:-1] > sizes[1:]).sum() == 1  # two pools of the 40 items
+    with pytest.raises(UserError, match="task.length_pool=-1 is negative"):
+        task_with(data, length_pool=-1).load_dataset("train")
 
 
 def empty(folder):

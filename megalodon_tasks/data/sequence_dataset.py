@@ -19,7 +19,11 @@ class SequenceDataset(FairseqDataset):
     sees the same batches; the benchmarks draw plain shuffled batches of a fixed size.  Else: from the
     shortest to the longest, which wastes least on padding.
 
-    Raises ``ValueError`` if a sequence is longer than ``max_length`` (None: no limit).
+    ``length_pool``: with ``shuffle``, so many items that follow one another in the permutation are
+    sorted by length, so that batches cut from them need less padding; 0 leaves it as it is.
+
+    Raises ``ValueError`` if a sequence is longer than ``max_length`` (None: no limit), and if
+    ``length_pool`` is negative.
     """
 
     def __init__(
@@ -30,9 +34,13 @@ class SequenceDataset(FairseqDataset):
         max_length: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        length_pool: int = 0,
     ) -> None:
+        if length_pool < 0:
+            raise ValueError(f"task.length_pool={length_pool} is negative; 0 sorts nothing")
         self.split = split
         self.padding_value, self.shuffle, self.seed = padding_value, shuffle, seed
+        self.length_pool = length_pool
         self.epoch = 1
         self.lengths = {name: split.lengths(name) for name in split.spec.columns}
         # What an item costs and is limited by: its longest sequence.
@@ -99,9 +107,13 @@ class SequenceDataset(FairseqDataset):
 
     def ordered_indices(self) -> np.ndarray:
         """The order of the epoch, (items,) int64."""
-        if self.shuffle:
-            return np.random.default_rng([_SHUFFLE, self.seed, self.epoch]).permutation(len(self))
-        return np.argsort(self.sizes, kind="stable")
+        if not self.shuffle:
+            return np.argsort(self.sizes, kind="stable")
+        order = np.random.default_rng([_SHUFFLE, self.seed, self.epoch]).permutation(len(self))
+        if self.length_pool:
+            pool = np.arange(len(self)) // self.length_pool
+            order = order[np.lexsort((self.sizes[order], pool))]
+        return order
 
     def batch_by_size(
         self,

@@ -1,11 +1,26 @@
 """Tasks of the Long Range Arena (arXiv 2011.04006)."""
 
+from dataclasses import dataclass, field
+
 from fairseq.tasks import register_task
 
 from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
 
 
-@register_task("lra_text", dataclass=ClassificationConfig)
+@dataclass
+class LraTextConfig(ClassificationConfig):
+    """Settings of the task ``lra_text``."""
+
+    length_pool: int = field(
+        default=0,
+        metadata={
+            "help": "in training, so many shuffled items are sorted by length before they are cut into "
+            "batches: less padding; 0: plain shuffled batches, as the benchmark draws them"
+        },
+    )
+
+
+@register_task("lra_text", dataclass=LraTextConfig)
 class LraTextTask(ClassificationTask):
     """Classify sequences of symbols or bytes, or pairs of them.
 
@@ -18,6 +33,11 @@ class LraTextTask(ClassificationTask):
         "text": "python -m megalodon_tasks.recipes.lra.prepare_text SOURCE {data}",
         "retrieval": "python -m megalodon_tasks.recipes.lra.prepare_retrieval SOURCE {data}",
     }
+
+    @property
+    def length_pool(self) -> int:
+        """Of :class:`SequenceDataset`, in training."""
+        return self.cfg.length_pool
 
 
 @register_task("lra_image", dataclass=ClassificationConfig)

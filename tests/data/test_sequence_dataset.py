@@ -117,6 +117,19 @@ def test_training_order_depends_on_seed_and_epoch_alone(prepared):
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (1, 2, 3)}) == 6
 
 
+def test_pools_of_the_training_order_are_sorted_by_length(prepared):
+    split = prepared.split("train")
+    plain = SequenceDataset(split, shuffle=True, seed=1).ordered_indices()
+    pooled = SequenceDataset(split, shuffle=True, seed=1, length_pool=16)
+    order = pooled.ordered_indices()
+    for start in range(0, 40, 16):
+        pool = order[start : start + 16]
+        assert sorted(pool) == sorted(plain[start : start + 16])
+        assert (np.diff(pooled.sizes[pool]) >= 0).all()
+    pooled.set_epoch(2)
+    assert order.tolist() != pooled.ordered_indices().tolist()
+
+
 def test_resumed_process_sees_the_batches_of_the_epoch(prepared):
     def ids(dataset, epoch):
         return [batch["id"].tolist() for batch in batches(dataset, epoch)]
