@@ -4,7 +4,7 @@
     python -m benchmarks.train_step text --threads 2 --repeats 5
 
 Prints one JSON line per task.  Both models take the same batch, embedding, pooling and optimizer and run
-in one process, one step of each in turn, so that the ratio holds on a machine whose speed varies.  The
+in one process in turn (A B B A ...), so that the ratio holds on a machine whose speed varies.  The
 Transformer is torch.nn.TransformerEncoder: 4 heads, feed-forward width 2 d, full attention.  Dropout is
 off in both (with it, PyTorch's attention leaves its fast path and the ratio would flatter Megalodon).
 ``percent_of_time`` says where the time of a step of Megalodon goes (on a CPU).
@@ -29,6 +29,8 @@ from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
 from megalodon_tasks.models.sequence_classifier import SequenceClassifier, build_embedding
 
 TRANSFORMER_HEADS = 4
+# The memory of a step settles in the second one: until then the system hands out and clears its pages.
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class TrainStep:
 
 
 def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
-    """Time ``repeats`` steps of both models in turn, after one warm-up step each."""
+    """Time ``repeats`` steps of both models in turn, after ``WARM_UP`` steps of each."""
     task = TASKS[name]
     torch.manual_seed(0)
     config = MegalodonConfig(**CLASSIFIER_PRESETS[task.preset], chunk_size=task.chunk_size)
@@ -136,12 +138,14 @@ def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
     transformer = TrainStep(
         TransformerClassifier(config, task.inputs, task.length).to(device), batch
     )
-    for _ in tqdm(range(repeats + 1), desc=name, unit="pair of steps", leave=False):
-        ours()
-        transformer()
+    pair = [ours, transformer]
+    for _ in tqdm(range(WARM_UP + repeats), desc=name, unit="pair of steps", leave=False):
+        for step in pair:
+            step()
+        pair.reverse()  # each comes as often after itself as after the other, whose memory it takes over
     tokens = sum(batch[0][key].sum().item() for key in batch[0] if key.startswith("lengths"))
-    seconds = statistics.median(ours.seconds[1:])
-    transformer_seconds = statistics.median(transformer.seconds[1:])
+    seconds = statistics.median(ours.seconds[WARM_UP:])
+    transformer_seconds = statistics.median(transformer.seconds[WARM_UP:])
     return {
         "task": name,
         "batch": task.batch,

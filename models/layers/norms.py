@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import TimestepNormState, sequence_norm, timestep_norm
+from megalodon_tasks.models.layers.rms_norm import rms_norm
 
 
 class TimeNorm(nn.Module):
@@ -50,7 +51,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        return F.rms_norm(x, self.weight.shape, (self.weight + 1).to(x.dtype), self.eps)
+        return rms_norm(x, (self.weight + 1).to(x.dtype), self.eps)
 
 
 class LayerNorm(nn.Module):
