@@ -25,8 +25,10 @@ is_prepared() {
     [[ -f $1/corpus.json || (-f $1/dict.txt && -f $1/train.idx) ]]
 }
 
-# demo_text [options of recipes/lm/python_topics.py...]: English text that comes with Python, in $DEMO_TEXT
+# demo_text [options of recipes/lm/python_topics.py...]: starts the demo on English text that comes with
+# Python, in $DEMO_TEXT
 demo_text() {
+    start_demo
     DEMO_TEXT=$DATA_DIR/demo/text
     run_python megalodon_tasks.recipes.lm.python_topics "$DEMO_TEXT" "$@"
 }

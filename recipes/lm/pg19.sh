@@ -16,7 +16,6 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/language_model.sh"
 prepare_data() {
     if ((DEMO)); then
         demo_text
-        PREPARED=$DATA_DIR/demo/prepared
         run_python megalodon_tasks.recipes.lm.prepare_text "$DEMO_TEXT" "$PREPARED" \
             --name python-topics --tokens sentencepiece --pieces 1000
     elif is_prepared "$DATA_DIR"; then

@@ -19,7 +19,6 @@ prepare_data() {
     if ((DEMO)); then
         demo_text --words
         source=$DEMO_TEXT
-        PREPARED=$DATA_DIR/demo/prepared
     elif is_prepared "$DATA_DIR"; then
         PREPARED=$DATA_DIR
         return

@@ -14,6 +14,7 @@ PRETENDER = """#!/usr/bin/env bash
 shift
 printf '%s\\n' "$@" >> "$CALLS"
 echo -- >> "$CALLS"
+echo "${OMP_NUM_THREADS:-}" >> "$CALLS.threads"
 if [[ $1 == *cli.train ]]; then
     [[ -z ${TRAIN_STATUS:-} ]] || exit "$TRAIN_STATUS"
     while [[ $1 != --save-dir ]]; do shift; done
@@ -45,6 +46,10 @@ class Script:
             ["bash", script, *arguments], cwd=self.folder, env={**environment, **variables},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
+
+    def threads(self):
+        """``OMP_NUM_THREADS`` of each call so far."""
+        return self.calls.with_name("calls.txt.threads").read_text().splitlines()
 
     def called(self):
         """The calls, each a list of words; modules without the project's name."""

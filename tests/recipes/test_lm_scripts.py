@@ -38,6 +38,13 @@ def test_a_demo_makes_its_own_text_and_shows_a_sample(script, name):
     assert ("--compressors" in evaluate) == (name == "enwik8")
 
 
+@pytest.mark.parametrize(("asked", "threads"), [("", "1"), ("2", "2")])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_demo_takes_one_thread_unless_told_otherwise(script, name, asked, threads):
+    script.run("--demo", "data", "run", script=SCRIPTS[name], OMP_NUM_THREADS=asked)
+    assert set(script.threads()) == {threads}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("files", [("corpus.json",), ("dict.txt", "train.idx")])
 def test_prepared_data_is_taken_as_it_is(script, name, files):
