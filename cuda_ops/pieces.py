@@ -66,6 +66,13 @@ class Workspace:
             return self.result[piece.index]
         return self.room("result", piece)
 
+    def kept_of_last(self, piece: Piece) -> torch.Tensor:
+        """Where to compute what is used again of the last piece of its rows alone.
+
+        That of the other pieces goes to scratch, which stays in the cache, and not through the result.
+        """
+        return self.result_of(piece) if piece.is_last else self.room("passing", piece)
+
     def store(self, piece: Piece, computed: torch.Tensor) -> None:
         if self.result.dtype != self.wide:
             self.result[piece.index] = computed

@@ -126,7 +126,7 @@ def _piece_moments(
     x: torch.Tensor, padding_mask: torch.Tensor | None, work: Workspace, piece: Piece
 ) -> tuple[torch.Tensor, ...]:
     x_BLD, padded_N = x[piece.index], padded_steps(padding_mask, piece)
-    work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+    work_BLD, scratch_BLD = work.kept_of_last(piece), work.room("scratch", piece)
     steps_B1 = x.new_full((x_BLD.shape[0], 1), x_BLD.shape[1], dtype=torch.float64)
     if padding_mask is not None:
         steps_B1 -= padding_mask[piece.index].sum(1, keepdim=True)
@@ -175,7 +175,7 @@ def _sums_over_time(
     for piece in pieces:
         padded_N = padded_steps(padding_mask, piece)
         grad_BLD = work.load("grad", piece, grad_y, padded_N)
-        work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
+        work_BLD, scratch_BLD = work.kept_of_last(piece), work.room("scratch", piece)
         torch.sub(x[piece.index], high_BD[:, None], out=work_BLD)
         torch.mul(mask_(work_BLD, padded_N), grad_BLD, out=scratch_BLD)
         grad_BD += grad_BLD.sum(1)
