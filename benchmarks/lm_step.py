@@ -9,8 +9,8 @@ train    One training step of both models in turn, in one process, so that the r
          whose speed varies.  The Transformer is a decoder of equal depth and width: pre-norm, 4 heads,
          ``F.scaled_dot_product_attention`` over all positions before, feed-forward width 4 d.
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
-         several shorter ones; the lengths in turn.  Activations are checkpointed: those of 131,072
-         tokens would take 24 GB.
+         several shorter ones; the lengths in turn.  Activations are checkpointed, so that so many
+         tokens fit in memory.
 decode   The time of one more token, and the size of the state, after 1K and after 1M tokens (read in
          pieces).  Both positions stand at the same step of their chunk.
 

@@ -29,7 +29,10 @@ class TokenStream:
         documents: str = "none",
         first_lines: np.ndarray | None = None,
     ) -> None:
-        _check_documents(documents)
+        if documents not in DOCUMENTS:
+            raise ValueError(
+                f"task.documents={documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}"
+            )
         self.lines, self.name = lines, name
         self.vocab_size, self.eos, self.pad = len(dictionary), dictionary.eos(), dictionary.pad()
         sizes = np.asarray(lines.sizes, dtype=np.int64)
@@ -100,7 +103,6 @@ def open_stream(
     Raises ``ValueError`` where they are missing, empty or damaged, and with documents ``corpus`` where
     ``corpus.json`` is missing or of other data.
     """
-    _check_documents(documents)
     prefix = folder / split
     if indexed_dataset.infer_dataset_impl(str(prefix)) is None:
         found = ", ".join(sorted(path.stem for path in folder.glob("*.idx"))) or "none"
@@ -122,13 +124,6 @@ def open_stream(
         )
     first_lines = _first_lines(folder, split, len(lines)) if documents == "corpus" else None
     return TokenStream(lines, dictionary, name, documents, first_lines)
-
-
-def _check_documents(documents: str) -> None:
-    if documents not in DOCUMENTS:
-        raise ValueError(
-            f"task.documents={documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}"
-        )
 
 
 def _first_lines(folder: Path, split: str, lines: int) -> np.ndarray:
