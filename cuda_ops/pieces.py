@@ -7,6 +7,9 @@ import torch
 # Elements of a piece: enough to keep the cores busy, few enough to stay in the cache.
 PIECE = 1 << 20
 
+# Parts that the time of one long row is summed in, each by one thread.
+_PARTS = 16
+
 
 class Piece(NamedTuple):
     """A contiguous part of a (batch, length, dim) tensor: several whole rows or a part of one."""
@@ -85,6 +88,21 @@ class Workspace:
         if part.dtype == self.wide and padded_N is None:
             return part
         return mask_(self.room(name, piece).copy_(part), padded_N)
+
+
+def sum_over_time(x_BLD: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Sum (batch, length, dim) over time, (batch, dim); every thread the steps that it also writes.
+
+    PyTorch divides a sum by its outputs: of a single row it gives each thread some features of all the
+    steps, or one thread everything.  Elementwise operations divide by steps, so that the numbers would
+    cross from core to core each time, at five times the cost where the cores share no cache.
+    """
+    _, length, dim = x_BLD.shape
+    if length * dim <= PIECE // 2:  # rows of this size share a piece and are divided themselves
+        return x_BLD.sum(1, dtype=dtype)
+    whole = length - length % _PARTS
+    sum_BD = x_BLD[:, :whole].unflatten(1, (_PARTS, length // _PARTS)).sum(2, dtype=dtype).sum(1)
+    return sum_BD if whole == length else sum_BD.add_(x_BLD[:, whole:].sum(1, dtype=dtype))
 
 
 def padded_steps(padding_mask: torch.Tensor | None, piece: Piece) -> torch.Tensor | None:

@@ -9,7 +9,13 @@ Legend: B batch, L length (of a piece), D dim, G groups, J = D / G features of a
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from megalodon_tasks.cuda_ops.pieces import Piece, Workspace, mask_, padded_steps
+from megalodon_tasks.cuda_ops.pieces import (
+    Piece,
+    Workspace,
+    mask_,
+    padded_steps,
+    sum_over_time,
+)
 
 
 def sequence_norm_torch(
@@ -132,11 +138,11 @@ def _piece_moments(
         steps_B1 -= padding_mask[piece.index].sum(1, keepdim=True)
         x_BLD = mask_(work_BLD.copy_(x_BLD), padded_N)
     divisor_B1 = steps_B1.clamp(min=1)
-    shift_BD = x_BLD.sum(1, dtype=work.wide).div_(divisor_B1)
+    shift_BD = sum_over_time(x_BLD, work.wide).div_(divisor_B1)
     torch.sub(x_BLD, shift_BD[:, None], out=work_BLD)
     mask_(work_BLD, padded_N)
-    rest_BD = work_BLD.sum(1).double()
-    square_BD = torch.mul(work_BLD, work_BLD, out=scratch_BLD).sum(1).double()
+    rest_BD = sum_over_time(work_BLD).double()
+    square_BD = sum_over_time(torch.mul(work_BLD, work_BLD, out=scratch_BLD)).double()
     square_BD.addcdiv_(rest_BD.square(), divisor_B1, value=-1.0).clamp_(min=0.0)
     return steps_B1, rest_BD.div_(divisor_B1).add_(shift_BD), square_BD, shift_BD
 
@@ -178,6 +184,6 @@ def _sums_over_time(
         work_BLD, scratch_BLD = work.kept_of_last(piece), work.room("scratch", piece)
         torch.sub(x[piece.index], high_BD[:, None], out=work_BLD)
         torch.mul(mask_(work_BLD, padded_N), grad_BLD, out=scratch_BLD)
-        grad_BD += grad_BLD.sum(1)
-        along_BD += scratch_BLD.sum(1)
+        grad_BD += sum_over_time(grad_BLD)
+        along_BD += sum_over_time(scratch_BLD)
     return grad_BD, along_BD

@@ -62,11 +62,12 @@ def test_half_types(backend, dtype, wide_parameters):
 
 @pytest.mark.parametrize("elements", [4, 30, 90, 200])
 @pytest.mark.parametrize("mask", ["none", "left", "right", "row"])
-def test_torch_result_does_not_depend_on_the_piece_size(monkeypatch, elements, mask):
+@pytest.mark.parametrize("length", [13, 53])
+def test_torch_result_does_not_depend_on_the_piece_size(monkeypatch, elements, mask, length):
     monkeypatch.setattr(pieces, "PIECE", elements)
-    padding = make_mask(mask, 3, 13)
+    padding = make_mask(mask, 3, length)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        compare("torch", dtype, randn(3, 13, 6) + 5, 3, padding)
+        compare("torch", dtype, randn(3, length, 6) + 5, 3, padding)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
