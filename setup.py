@@ -1,4 +1,4 @@
-"""Packaging: the folders that lie side by side in the checkout become one package, megalodon_tasks."""
+"""Package megalodon_tasks; links in it bring models, criterions, cuda_ops and recipes into the wheel."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-SIBLINGS = ("models", "criterions", "cuda_ops", "recipes")
-
-
-def package_folders() -> dict[str, str]:
-    """Package name -> folder, for megalodon_tasks and each sibling, subpackages included."""
-    tops = {"megalodon_tasks": "megalodon_tasks"}
-    tops.update({f"megalodon_tasks.{folder}": folder for folder in SIBLINGS})
-    folders = dict(tops)
-    for package, folder in tops.items():
-        for below in find_packages(str(ROOT / folder)):
-            folders[f"{package}.{below}"] = f"{folder}/{below.replace('.', '/')}"
-    return folders
 
 
 def version() -> str:
@@ -36,8 +24,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=list(package_folders()),
-    package_dir=package_folders(),
+    packages=find_packages(include=["megalodon_tasks", "megalodon_tasks.*"]),
     package_data={"": ["*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c"]},
     install_requires=[
         "torch>=2.11",

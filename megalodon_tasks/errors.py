@@ -1,9 +1,9 @@
-"""Errors as fairseq's commands show them: one message that says what to do, and no traceback.
+"""Show the user's mistakes as one message that says what to do, without a traceback.
 
-The library raises ``ValueError`` (and ``FileNotFoundError``, ``BackendUnavailable``) and needs neither
-fairseq nor hydra for that.  Only the files that face fairseq import this one; there these become
-:class:`UserError`, which hydra prints without a traceback and for which :func:`install_excepthook` does
-the same in ``fairseq-train`` and ``fairseq-validate``.
+The library raises ``ValueError``, ``FileNotFoundError``, and classes of its own such as
+``BackendUnavailable``; that needs neither fairseq nor hydra.  Only the files that face fairseq import
+this one.  They turn these errors into :class:`UserError`, which hydra prints without a traceback.
+:func:`install_excepthook` does the same in ``fairseq-train`` and ``fairseq-validate``.
 
 ``MEGALODON_DEBUG=1`` in the environment brings the traceback back.
 """
@@ -16,16 +16,15 @@ import types
 import torch.multiprocessing
 from hydra.errors import CompactHydraException
 
-from megalodon_tasks.cuda_ops import BackendUnavailable
-
 DEBUG_VARIABLE = "MEGALODON_DEBUG"
+_PACKAGE = __name__.split(".")[0]
 
 
 class UserError(CompactHydraException, ValueError):
     """Something that the user can put right; the message says what, where, the value, and how.
 
-    Data loader workers and spawned processes send an exception on as the text of its traceback; of
-    such a text only the message of the ``UserError`` in it is kept.
+    Data loader workers and spawned processes pass an exception on as the text of its traceback; only the
+    message of the ``UserError`` in that text is shown.
     """
 
     def __init__(self, message: str) -> None:
@@ -40,8 +39,8 @@ def _message_in(text: str) -> str:
 class user_errors(contextlib.ContextDecorator):
     """``with user_errors():`` or ``@user_errors()``: turn this project's errors into UserError.
 
-    A ``ValueError`` is translated only if code of this project raised it: one from deep inside a
-    library is a defect, and its traceback is wanted.
+    Exception classes of this project and missing files are always translated, a ``ValueError`` only if
+    code of this project raised it: one from inside a library is a defect that needs its traceback.
     """
 
     def __enter__(self) -> None:
@@ -57,8 +56,9 @@ class user_errors(contextlib.ContextDecorator):
             return
         if isinstance(error, FileNotFoundError) and error.filename is not None:
             raise UserError(f"{error.filename}: there is no such file or folder") from error
-        ours = isinstance(error, (FileNotFoundError, BackendUnavailable))
-        if ours or (isinstance(error, ValueError) and _raised_here(traceback)):
+        ours = error is not None and kind.__module__.split(".")[0] == _PACKAGE
+        missing = isinstance(error, FileNotFoundError)
+        if ours or missing or (isinstance(error, ValueError) and _raised_here(traceback)):
             raise UserError(str(error)) from error
 
 
@@ -67,7 +67,7 @@ def _raised_here(traceback: types.TracebackType | None) -> bool:
     while traceback is not None:
         module = traceback.tb_frame.f_globals.get("__name__", "")
         traceback = traceback.tb_next
-    return module.split(".")[0] == __name__.split(".")[0]
+    return module.split(".")[0] == _PACKAGE
 
 
 def debugging() -> bool:
@@ -76,7 +76,7 @@ def debugging() -> bool:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message to show for ``error``, or None if it is not the user's to mend."""
+    """The message to show for ``error``, or None if the user cannot fix it."""
     if isinstance(error, UserError):
         return str(error)
     spawned = isinstance(error, torch.multiprocessing.ProcessRaisedException)

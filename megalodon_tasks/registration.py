@@ -5,7 +5,6 @@ from megalodon_tasks import fairseq_compat
 # Before any other import of fairseq: some of the mends must be there when it loads.
 fairseq_compat.install()
 
-from megalodon_tasks import optim  # noqa: E402, F401
 from megalodon_tasks.criterions import classification  # noqa: E402, F401
 from megalodon_tasks.models import classifier, language_model  # noqa: E402, F401
 from megalodon_tasks.recipes.imagenet import schedule  # noqa: E402, F401
@@ -13,3 +12,4 @@ from megalodon_tasks.recipes.imagenet import task as imagenet_task  # noqa: E402
 from megalodon_tasks.recipes.lm import task as lm_task  # noqa: E402, F401
 from megalodon_tasks.recipes.lra import task  # noqa: E402, F401
 from megalodon_tasks.recipes.speech import task as speech_task  # noqa: E402, F401
+from megalodon_tasks.training import optimizer as optim  # noqa: E402, F401

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.released_shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]

@@ -147,7 +147,7 @@ evaluate() {
         evaluate_classifier "$recipe"
     fi
     if [[ -f $SAVE_DIR/train.log ]]; then
-        run_python megalodon_tasks.cli.plot "$SAVE_DIR"
+        run_python megalodon_tasks.runs.plot "$SAVE_DIR"
     fi
 }
 

@@ -20,7 +20,6 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat import (
     atomic_files,
@@ -29,6 +28,7 @@ from megalodon_tasks.fairseq_compat import (
     safe_globals,
     third_party_warnings,
 )
+from megalodon_tasks.files import sole_writer
 from tests.toy_plugin import ToyTask, runs
 
 

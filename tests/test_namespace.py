@@ -22,11 +22,10 @@ pytestmark = pytest.mark.xdist_group("namespace")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to reach the project: an interpreter, the --user-dir, and where the folders lie."""
+    """One way to reach the project: an interpreter and the --user-dir."""
 
     python: Path
     user_dir: Path
-    siblings_in: Path
 
     def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess:
         """Run the interpreter away from the checkout, without the path settings of this process."""
@@ -48,7 +47,8 @@ def checkout(tmp_path_factory) -> Path:
     for name in COPIED:
         source = REPOSITORY / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            skip = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, copy / name, symlinks=True, ignore=skip)
         else:
             shutil.copy(source, copy / name)
     return copy
@@ -73,14 +73,14 @@ def _pip(python: Path, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def plain(checkout, tmp_path_factory) -> Way:
     python = _environment(tmp_path_factory.mktemp("plain"))
-    return Way(python, checkout / "megalodon_tasks", checkout)
+    return Way(python, checkout / "megalodon_tasks")
 
 
 @pytest.fixture(scope="module")
 def editable(checkout, tmp_path_factory) -> Way:
     python = _environment(tmp_path_factory.mktemp("editable"))
     _pip(python, "install", "--editable", str(checkout))
-    return Way(python, checkout / "megalodon_tasks", checkout)
+    return Way(python, checkout / "megalodon_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def wheel(checkout, tmp_path_factory) -> Way:
     (built,) = folder.glob("megalodon_tasks-*.whl")
     _pip(python, "install", str(built))
     where = python.parents[1] / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    return Way(python, where / "megalodon_tasks", where / "megalodon_tasks")
+    return Way(python, where / "megalodon_tasks")
 
 
 @pytest.fixture(params=["plain", "editable", "wheel"])
@@ -141,7 +141,7 @@ def test_namespace_and_registries(way, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     found = {name: Path(file) for name, file in report["files"].items()}
-    siblings = {f"megalodon_tasks.{n}": way.siblings_in / n / "__init__.py" for n in SIBLINGS}
+    siblings = {f"megalodon_tasks.{n}": way.user_dir / n / "__init__.py" for n in SIBLINGS}
     assert found == {"megalodon_tasks": way.user_dir / "__init__.py"} | siblings
     # A generic name such as `models` in site-packages would shadow a user's own.
     assert report["leaks"] == []
@@ -159,7 +159,7 @@ def test_wheel_holds_the_recipes(wheel, pattern):
         return {path.relative_to(folder) for path in folder.rglob(pattern)}
 
     assert below(REPOSITORY / "recipes")
-    assert below(wheel.siblings_in / "recipes") == below(REPOSITORY / "recipes")
+    assert below(wheel.user_dir / "recipes") == below(REPOSITORY / "recipes")
 
 
 def test_wheel_brings_its_commands(wheel, tmp_path):
@@ -194,6 +194,6 @@ def test_ops_and_models_need_torch_alone(wheel, tmp_path):
 
 
 def test_folder_copied_alone_says_what_is_missing(plain, tmp_path):
-    shutil.copytree(plain.user_dir, tmp_path / "megalodon_tasks")
+    shutil.copytree(plain.user_dir, tmp_path / "megalodon_tasks", symlinks=True)
     done = plain.run("-c", "import megalodon_tasks", cwd=tmp_path)
     assert "copied without its sibling folders" in done.stderr

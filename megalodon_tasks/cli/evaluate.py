@@ -23,9 +23,11 @@ from omegaconf import open_dict
 from tqdm import tqdm
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli import confusion, console, predictions, results
-from megalodon_tasks.cli.predictions import Predictions
 from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.evaluation import confusion, predictions
+from megalodon_tasks.evaluation.predictions import Predictions
+from megalodon_tasks.runs import results
+from megalodon_tasks.training import console
 
 # Up to so many classes the accuracy of each is printed.
 LISTED_CLASSES = 40

@@ -24,16 +24,17 @@ import numpy as np
 import torch
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli import compressors, context_report, results
-from megalodon_tasks.cli.console import exit_status
 from megalodon_tasks.cli.evaluate import Trained, load, provenance
-from megalodon_tasks.cli.lm_progress import Progress, deferred_interrupt
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.long_context import FIRST_CONTEXT, Position, Totals, read_document
-from megalodon_tasks.steady_memory import return_large_buffers
+from megalodon_tasks.evaluation import compressors, context_report
+from megalodon_tasks.evaluation.lm_progress import Progress, deferred_interrupt
+from megalodon_tasks.evaluation.long_context import FIRST_CONTEXT, Position, Totals, read_document
+from megalodon_tasks.evaluation.steady_memory import return_large_buffers
+from megalodon_tasks.runs import results
+from megalodon_tasks.training.console import exit_status
 
 PIECE = 2048
 METRICS = ("perplexity", "word_perplexity", "bits_per_character", "bits_per_byte")

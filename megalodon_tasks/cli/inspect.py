@@ -17,9 +17,9 @@ from megalodon_tasks import fairseq_compat
 from megalodon_tasks.cli import evaluate
 from megalodon_tasks.cli.evaluate import Trained
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.inspection import pictures
-from megalodon_tasks.inspection.kernels import Kernels, kernels
-from megalodon_tasks.inspection.observe import observed
+from megalodon_tasks.evaluation import pictures
+from megalodon_tasks.evaluation.kernels import Kernels, kernels
+from megalodon_tasks.evaluation.observe import observed
 from megalodon_tasks.models.layers.cema import ComplexEMA
 
 MOST_LAYERS = 4

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli.console import exit_status
 from megalodon_tasks.cli.evaluate import load
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.tokenizers import Tokenizer, tokenizer_of
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.sampling import Choice, generate
+from megalodon_tasks.evaluation.sampling import Choice, generate
+from megalodon_tasks.training.console import exit_status
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,14 +22,14 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from megalodon_tasks import fairseq_compat
-from megalodon_tasks.cli import results
-from megalodon_tasks.cli.console import INTERRUPTED
-from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.files import sole_writer
+from megalodon_tasks.runs import results
 from megalodon_tasks.sweeps import alive, catalogue, job, launch, pictures, status, table
 from megalodon_tasks.sweeps import request as requests
 from megalodon_tasks.sweeps.launch import Launcher
 from megalodon_tasks.sweeps.request import CHUNK_SIZE, SEED, Request
+from megalodon_tasks.training.console import INTERRUPTED
 
 OVERRIDE = re.compile(r"[\w.]+=.*", re.DOTALL)
 POLL_SECONDS = 1.0

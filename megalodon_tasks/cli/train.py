@@ -22,9 +22,9 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
-from megalodon_tasks.cli import fields
-from megalodon_tasks.cli.console import FILE_ONLY, exit_status
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.training import fields
+from megalodon_tasks.training.console import FILE_ONLY, exit_status
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
 
@@ -61,7 +61,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         f"common.user_dir={quoted(package)}",
         f"common.log_format={'tqdm' if sys.stderr.isatty() else 'simple'}",
         "hydra.job.chdir=false",
-        "hydra.job_logging.handlers.console.class=megalodon_tasks.cli.console.ConsoleHandler",
+        "hydra.job_logging.handlers.console.class=megalodon_tasks.training.console.ConsoleHandler",
     ]
     if not {"--multirun", "-m"} & set(rest):
         overrides.append("hydra.run.dir=${checkpoint.save_dir}/hydra")

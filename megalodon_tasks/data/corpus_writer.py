@@ -24,10 +24,10 @@ from fairseq.data.indexed_dataset import (
     index_file_path,
 )
 
-from megalodon_tasks.data.atomic import atomic_file, sole_writer, sync_folder
 from megalodon_tasks.data.corpus import DESCRIPTION, DICTIONARY, FORMAT, VERSION, SplitInfo
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import sha256_of
+from megalodon_tasks.files import atomic_file, sole_writer, sync_folder
 
 _UNFINISHED = ".corpus.unfinished"
 _IDENTITY = "identity.json"

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megalodon_tasks.data.atomic import atomic_file, sole_writer, sync_folder
 from megalodon_tasks.data.storage import (
     DESCRIPTION,
     FORMAT,
@@ -28,6 +27,7 @@ from megalodon_tasks.data.storage import (
     DatasetSpec,
     SplitInfo,
 )
+from megalodon_tasks.files import atomic_file, sole_writer, sync_folder
 
 _UNFINISHED = ".arrays.unfinished"
 _ARRAYS = "arrays-"

@@ -26,12 +26,12 @@ from typing import Any
 from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
-from megalodon_tasks.data.atomic import sole_writer
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat import frequent_last
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.files import sole_writer
 
 logger = logging.getLogger(__name__)
 

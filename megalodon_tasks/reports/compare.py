@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from megalodon_tasks.cli import results
 from megalodon_tasks.reports.runs import UNSET, FinishedRun
+from megalodon_tasks.runs import results
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megalodon_tasks.cli.training_log import Points
 from megalodon_tasks.reports.runs import FinishedRun
+from megalodon_tasks.runs.training_log import Points
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "x")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.reports import compare, curves
 from megalodon_tasks.reports.compare import Table
 from megalodon_tasks.reports.runs import FinishedRun

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from megalodon_tasks.cli import training_log
-from megalodon_tasks.cli.training_log import Points
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.runs import training_log
+from megalodon_tasks.runs.training_log import Points
 
 # Fields that say where a run lies and not what it does.
 PLACES = (

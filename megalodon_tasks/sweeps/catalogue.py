@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megalodon_tasks.cli.fields import check as check_fields
 from megalodon_tasks.cli.train import COMPONENT_FIELD
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.training.fields import check as check_fields
 
 RECIPES = Path(str(importlib.resources.files("megalodon_tasks.recipes")))
 

@@ -20,7 +20,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from megalodon_tasks.data.atomic import sole_writer
+from megalodon_tasks.files import sole_writer
 from megalodon_tasks.sweeps import alive, catalogue, request, status
 from megalodon_tasks.sweeps.request import Request, Run
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 
 FILE = "sweep.json"
 CHUNK_SIZE, SEED = "model.chunk_size", "common.seed"

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.sweeps import alive
 from megalodon_tasks.sweeps.request import Request, Run
 

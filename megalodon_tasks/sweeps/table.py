@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalodon_tasks.cli import training_log
-from megalodon_tasks.data.atomic import atomic_file
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.files import atomic_file
+from megalodon_tasks.runs import training_log
 from megalodon_tasks.sweeps import status
 from megalodon_tasks.sweeps.request import SEED, Request, Run, short_name, shown
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 
 SPLIT_SEED = 0
 HELD_OUT = {"test": 300, "val": 200}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from megalodon_tasks.data.atomic import atomic_file, sole_writer
+from megalodon_tasks.files import atomic_file, sole_writer
 
 DESCRIPTION = "images.json"
 FORMAT, VERSION = "megalodon-images", 1

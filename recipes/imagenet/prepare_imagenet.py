@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megalodon_tasks.data.atomic import atomic_file
 from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
 from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.rejects import Rejects, describe
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.imagenet.image_tree import (
     FOLDERS,
     ImageSplit,

@@ -10,7 +10,6 @@ from fairseq.data import iterators
 from fairseq.tasks import register_task
 from omegaconf import II
 
-from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.augmentation import (
@@ -25,6 +24,7 @@ from megalodon_tasks.recipes.imagenet.image_dataset import (
     TrainingImages,
 )
 from megalodon_tasks.recipes.imagenet.image_tree import ImageTree
+from megalodon_tasks.training.classification_task import ClassificationConfig, ClassificationTask
 
 logger = logging.getLogger(__name__)
 

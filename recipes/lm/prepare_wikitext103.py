@@ -21,11 +21,11 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.tasks.fairseq_task import FairseqTask
 
-from megalodon_tasks.data.atomic import atomic_file
 from megalodon_tasks.data.corpus import DICTIONARY, Corpus, SplitInfo
 from megalodon_tasks.data.corpus_writer import is_current, publish, unfinished_folder
 from megalodon_tasks.data.preparing import add_workers_option
 from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "wikitext103"

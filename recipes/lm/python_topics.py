@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data import topics
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 
 EVERY = 10
 TEST, VALIDATION = 2, 7  # rank by size modulo EVERY

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from megalodon_tasks.data.atomic import atomic_file
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.lm.text_files import decoded
 
 SAMPLED_BYTES = 300_000_000

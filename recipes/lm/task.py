@@ -25,7 +25,7 @@ from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
 from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
-from megalodon_tasks.recorded_names import check_recorded
+from megalodon_tasks.training.recorded_names import check_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
     def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
         """Keep iterators, and with them their data workers, from epoch to epoch.
 
-        See :class:`megalodon_tasks.classification.ClassificationTask`, whose reasons hold here too.
+        The reasons are those of :class:`ClassificationTask` in ``training/classification_task.py``.
         """
         return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
 

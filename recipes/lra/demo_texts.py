@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megalodon_tasks.recipes.lra.retrieval import FILES
+from megalodon_tasks.recipes.lra.retrieval.release import FILES
 
 #: The passages of each document, by its name.
 Documents = dict[str, list[str]]

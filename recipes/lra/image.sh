@@ -8,12 +8,12 @@ DEMO_CONFIG=image_demo
 
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
-PREPARE=megalodon_tasks.recipes.lra.prepare_image
+PREPARE=megalodon_tasks.recipes.lra.image.prepare
 
 prepare_data() {
     if ((DEMO)); then
         start_demo
-        run_python megalodon_tasks.recipes.lra.demo_images "$DATA_DIR/demo/raw"
+        run_python megalodon_tasks.recipes.lra.image.demo_images "$DATA_DIR/demo/raw"
         run_python "$PREPARE" "$DATA_DIR/demo/raw" "$PREPARED" --side 8
     elif ! find_prepared; then
         run_python "$PREPARE" "$DATA_DIR" "$PREPARED"

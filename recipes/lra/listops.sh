@@ -20,7 +20,7 @@ prepare_data() {
         PREPARED=$DATA_DIR
     elif is_released "$DATA_DIR"; then
         PREPARED=$DATA_DIR/prepared
-        run_python megalodon_tasks.recipes.lra.prepare_listops "$DATA_DIR" "$PREPARED"
+        run_python megalodon_tasks.recipes.lra.listops.prepare "$DATA_DIR" "$PREPARED"
     else
         generate_and_prepare "$DATA_DIR"
     fi
@@ -38,8 +38,8 @@ generate_and_prepare() {
     PREPARED=$1/prepared
     shift
     if [[ ! -f $PREPARED/dataset.json || $STEP == prepare ]]; then
-        run_python megalodon_tasks.recipes.lra.listops_generator "$raw" "$@"
-        run_python megalodon_tasks.recipes.lra.prepare_listops "$raw" "$PREPARED"
+        run_python megalodon_tasks.recipes.lra.listops.generator "$raw" "$@"
+        run_python megalodon_tasks.recipes.lra.listops.prepare "$raw" "$PREPARED"
     fi
 }
 

@@ -10,7 +10,7 @@ from megalodon_tasks.data.preparing import Item, Preparation
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec
 from megalodon_tasks.recipes.lra.byte_tokens import END, PAD
-from megalodon_tasks.recipes.lra.listops_grammar import OPERATORS
+from megalodon_tasks.recipes.lra.listops.grammar import OPERATORS
 from megalodon_tasks.recipes.lra.mega_tokens import SPLITS, MegaFolder
 
 UNKNOWN = "<unk>"

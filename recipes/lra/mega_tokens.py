@@ -124,7 +124,7 @@ class MegaFolder:
         if second and not pair:
             raise ValueError(
                 f"{self.folder} has {INPUTS[1]}: its items are pairs, those of Retrieval; prepare "
-                "them with python -m megalodon_tasks.recipes.lra.prepare_retrieval"
+                "them with python -m megalodon_tasks.recipes.lra.retrieval.prepare"
             )
         for name in self.origins():
             if not (self.folder / name).is_file():

@@ -3,8 +3,8 @@
 # A script sets BENCHMARK (as prepare_pathfinder has it) and RESOLUTION, and for its demo DEMO_SIDE,
 # DEMO_IMAGES (the folder that the generator makes) and DEMO_OPTIONS (of the generator).
 
-GENERATE=megalodon_tasks.recipes.lra.pathfinder_generator
-PREPARE=megalodon_tasks.recipes.lra.prepare_pathfinder
+GENERATE=megalodon_tasks.recipes.lra.pathfinder.generator
+PREPARE=megalodon_tasks.recipes.lra.pathfinder.prepare
 
 prepare_data() {
     if ((DEMO)); then

@@ -9,7 +9,7 @@ DEMO_CONFIG=retrieval_demo
 
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
-PREPARE=megalodon_tasks.recipes.lra.prepare_retrieval
+PREPARE=megalodon_tasks.recipes.lra.retrieval.prepare
 
 prepare_data() {
     if ((DEMO)); then

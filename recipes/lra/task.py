@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from fairseq.tasks import register_task
 
-from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
+from megalodon_tasks.training.classification_task import ClassificationConfig, ClassificationTask
 
 
 @dataclass
@@ -29,9 +29,9 @@ class LraTextTask(ClassificationTask):
     """
 
     prepare_commands = {
-        "listops": "python -m megalodon_tasks.recipes.lra.prepare_listops SOURCE {data}",
-        "text": "python -m megalodon_tasks.recipes.lra.prepare_text SOURCE {data}",
-        "retrieval": "python -m megalodon_tasks.recipes.lra.prepare_retrieval SOURCE {data}",
+        "listops": "python -m megalodon_tasks.recipes.lra.listops.prepare SOURCE {data}",
+        "text": "python -m megalodon_tasks.recipes.lra.text.prepare SOURCE {data}",
+        "retrieval": "python -m megalodon_tasks.recipes.lra.retrieval.prepare SOURCE {data}",
     }
 
     @property
@@ -49,8 +49,8 @@ class LraImageTask(ClassificationTask):
     """
 
     prepare_commands = {
-        "image": "python -m megalodon_tasks.recipes.lra.prepare_image SOURCE {data}",
-        "pathfinder": "python -m megalodon_tasks.recipes.lra.prepare_pathfinder SOURCE {data}",
-        "pathx": "python -m megalodon_tasks.recipes.lra.prepare_pathfinder SOURCE {data} "
+        "image": "python -m megalodon_tasks.recipes.lra.image.prepare SOURCE {data}",
+        "pathfinder": "python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE {data}",
+        "pathx": "python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE {data} "
         "--benchmark pathx",
     }

@@ -8,7 +8,7 @@ DEMO_CONFIG=text_demo
 
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 
-PREPARE=megalodon_tasks.recipes.lra.prepare_text
+PREPARE=megalodon_tasks.recipes.lra.text.prepare
 
 prepare_data() {
     if ((DEMO)); then

@@ -6,7 +6,6 @@ from typing import Optional
 
 from fairseq.tasks import register_task
 
-from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
 from megalodon_tasks.data.storage import PreparedDataset
 from megalodon_tasks.recipes.speech.signal_split import (
     RESAMPLING,
@@ -15,6 +14,7 @@ from megalodon_tasks.recipes.speech.signal_split import (
     SignalSplit,
     resampler,
 )
+from megalodon_tasks.training.classification_task import ClassificationConfig, ClassificationTask
 
 logger = logging.getLogger(__name__)
 

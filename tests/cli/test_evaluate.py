@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import megalodon_tasks
-from megalodon_tasks.cli import evaluate, results
+from megalodon_tasks.cli import evaluate
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.runs import results
 from tests import toy_plugin
 
 RECORDED = {

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalodon_tasks.cli import context_report, evaluate_lm, lm_progress
-from megalodon_tasks.cli.console import INTERRUPTED
+from megalodon_tasks.cli import evaluate_lm
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.long_context import Position
+from megalodon_tasks.evaluation import context_report, lm_progress
+from megalodon_tasks.evaluation.long_context import Position
+from megalodon_tasks.training.console import INTERRUPTED
 from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

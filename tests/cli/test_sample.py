@@ -11,7 +11,7 @@ import torch
 from megalodon_tasks.cli import evaluate, sample
 from megalodon_tasks.data.tokenizers import ByteTokenizer
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.sampling import Choice, generate
+from megalodon_tasks.evaluation.sampling import Choice, generate
 from tests.cli.language_models import TEXT, write_checkpoint, write_corpus
 from tests.models.lm_cases import make_lm
 from tests.recipes import lm_data

@@ -20,7 +20,7 @@ if [[ $1 == *cli.train ]]; then
     while [[ $1 != --save-dir ]]; do shift; done
     mkdir -p "$2"
     touch "$2/checkpoint_best.pt" "$2/train.log"
-elif [[ $1 == *prepare_listops ]]; then
+elif [[ $1 == *listops.prepare ]]; then
     mkdir -p "$3"
     touch "$3/dataset.json"
 fi

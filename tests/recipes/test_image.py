@@ -13,8 +13,9 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import demo_images, prepare_image
-from megalodon_tasks.recipes.lra.cifar import CLASSES
+from megalodon_tasks.recipes.lra.image import demo_images
+from megalodon_tasks.recipes.lra.image import prepare as prepare_image
+from megalodon_tasks.recipes.lra.image.cifar import CLASSES
 
 PER_FILE = 20
 NAMES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]

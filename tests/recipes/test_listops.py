@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import prepare_listops
-from megalodon_tasks.recipes.lra.listops import FILES, find_files, read_rows
-from megalodon_tasks.recipes.lra.listops_generator import Settings, generate
-from megalodon_tasks.recipes.lra.listops_grammar import VOCABULARY, evaluate, tokenize
-from megalodon_tasks.recipes.lra.listops_sampling import Grammar
+from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
+from megalodon_tasks.recipes.lra.listops.expressions import FILES, find_files, read_rows
+from megalodon_tasks.recipes.lra.listops.generator import Settings, generate
+from megalodon_tasks.recipes.lra.listops.grammar import VOCABULARY, evaluate, tokenize
+from megalodon_tasks.recipes.lra.listops.sampling import Grammar
 from tests.data.prepared import write_random
 
 PAIRED = "( ( ( [MAX 4 ) ( ( ( [SM 8 ) 9 ) ] ) ) ] )"

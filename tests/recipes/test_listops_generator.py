@@ -9,15 +9,15 @@ import time
 import numpy as np
 import pytest
 
-from megalodon_tasks.recipes.lra import listops_generator
-from megalodon_tasks.recipes.lra.listops import FILES, read_rows
-from megalodon_tasks.recipes.lra.listops_feasibility import (
+from megalodon_tasks.recipes.lra.listops import generator as listops_generator
+from megalodon_tasks.recipes.lra.listops.expressions import FILES, read_rows
+from megalodon_tasks.recipes.lra.listops.feasibility import (
     check_feasible,
     count_distinct,
     length_probabilities,
 )
-from megalodon_tasks.recipes.lra.listops_generator import Settings, generate, lines_of
-from megalodon_tasks.recipes.lra.listops_sampling import Grammar, sample_expressions
+from megalodon_tasks.recipes.lra.listops.generator import Settings, generate, lines_of
+from megalodon_tasks.recipes.lra.listops.sampling import Grammar, sample_expressions
 
 SHORT = Grammar(min_length=9, max_length=40, max_depth=5, max_args=4)
 SMALL = Settings(train=60, valid=20, test=20, seed=3, grammar=SHORT)

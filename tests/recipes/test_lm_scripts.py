@@ -7,7 +7,7 @@ from tests.recipes.run_scripts import ROOT, option, run_demo
 SCRIPTS = {
     name: ROOT / "recipes" / "lm" / f"{name}.sh" for name in ("wikitext103", "enwik8", "pg19")
 }
-TRAIN, EVALUATE, SAMPLE, PLOT = "cli.train", "cli.evaluate_lm", "cli.sample", "cli.plot"
+TRAIN, EVALUATE, SAMPLE, PLOT = "cli.train", "cli.evaluate_lm", "cli.sample", "runs.plot"
 METRICS = {"wikitext103": "perplexity", "enwik8": "bits_per_byte", "pg19": "word_perplexity"}
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from megalodon_tasks.cli import evaluate
-from megalodon_tasks.recipes.lra import prepare_image, prepare_pathfinder
+from megalodon_tasks.recipes.lra.image import prepare as prepare_image
+from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
 from tests.recipes.run_scripts import ROOT, option, run_demo
 from tests.recipes.test_image import write_release
 from tests.recipes.test_pathfinder_preparation import write_images
@@ -16,18 +17,18 @@ from tests.recipes.test_pathfinder_preparation import write_images
 LRA = ROOT / "recipes" / "lra"
 SCRIPTS = {name: LRA / f"{name}.sh" for name in ("image", "pathfinder", "pathx")}
 RESOLUTION = {"pathfinder": "32", "pathx": "128"}
-GENERATE, PREPARE = "recipes.lra.pathfinder_generator", "recipes.lra.prepare_pathfinder"
+GENERATE, PREPARE = "recipes.lra.pathfinder.generator", "recipes.lra.pathfinder.prepare"
 
 
 def test_image_is_prepared_trained_and_evaluated(script):
     done = script.run("my data", "run", "model.chunk_size=128", script=SCRIPTS["image"])
     assert done.returncode == 0, done.stderr
     prepare, train, evaluation, plot = script.called()
-    assert prepare == ["recipes.lra.prepare_image", "my data", "my data/prepared"]
+    assert prepare == ["recipes.lra.image.prepare", "my data", "my data/prepared"]
     assert (option(train, "--config-name"), train[-1]) == ("image", "model.chunk_size=128")
     assert option(train, "--data") == "my data/prepared"
     assert (option(evaluation, "--recipe"), option(evaluation, "--split")) == ("lra/image", "test")
-    assert plot == ["cli.plot", "run"]
+    assert plot == ["runs.plot", "run"]
 
 
 @pytest.mark.parametrize("name", RESOLUTION)
@@ -69,7 +70,7 @@ def test_what_was_generated_before_and_other_resolutions_are_no_release(script, 
 def test_a_demo_makes_its_own_images(script, name):
     assert script.run("--demo", "data", "run", script=SCRIPTS[name]).returncode == 0
     make, prepare, train, evaluation, _ = script.called()
-    maker = "recipes.lra.demo_images" if name == "image" else GENERATE
+    maker = "recipes.lra.image.demo_images" if name == "image" else GENERATE
     assert make[:2] == [maker, "data/demo/raw"]
     assert prepare[1:3] == ["data/demo/raw", "data/demo/prepared"]
     assert option(train, "--config-name") == f"{name}_demo"

@@ -10,8 +10,10 @@ import pytest
 from megalodon_tasks.cli import evaluate
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import demo_texts, prepare_retrieval, prepare_text
+from megalodon_tasks.recipes.lra import demo_texts
 from megalodon_tasks.recipes.lra.byte_tokens import text_of
+from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
+from megalodon_tasks.recipes.lra.text import prepare as prepare_text
 from tests.recipes.run_scripts import ROOT, option, run_demo
 from tests.recipes.test_retrieval import write_pairs
 
@@ -21,7 +23,7 @@ DEMO_TEXTS, TRAIN, EVALUATE, PLOT = (
     "recipes.lra.demo_texts",
     "cli.train",
     "cli.evaluate",
-    "cli.plot",
+    "runs.plot",
 )
 
 
@@ -30,7 +32,7 @@ def test_a_script_prepares_trains_and_evaluates(script, name):
     done = script.run("my data", "run", "model.chunk_size=128", script=SCRIPTS[name])
     assert done.returncode == 0, done.stderr
     prepare, train, evaluation, plot = script.called()
-    assert prepare == [f"recipes.lra.prepare_{name}", "my data", "my data/prepared"]
+    assert prepare == [f"recipes.lra.{name}.prepare", "my data", "my data/prepared"]
     assert option(train, "--config-name") == name
     assert option(train, "--data") == "my data/prepared"
     assert train[-1] == "model.chunk_size=128"
@@ -53,7 +55,7 @@ def test_a_demo_makes_its_own_texts(script, name):
 def test_listops_takes_megas_files(script, below):
     (script.folder / "data" / below).mkdir(parents=True)
     script.run("prepare", "data", "run", script=LRA / "listops.sh")
-    assert script.called() == [["recipes.lra.prepare_listops", "data", "data/prepared"]]
+    assert script.called() == [["recipes.lra.listops.prepare", "data", "data/prepared"]]
 
 
 def prepared_demo(folder, name):

@@ -10,7 +10,9 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import prepare_listops, prepare_retrieval, prepare_text
+from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
+from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
+from megalodon_tasks.recipes.lra.text import prepare as prepare_text
 from tests.recipes.mega_files import SPLITS, write_lines, write_task
 
 EXPRESSIONS = {

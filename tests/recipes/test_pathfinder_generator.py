@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megalodon_tasks.recipes.lra import pathfinder_files
-from megalodon_tasks.recipes.lra.pathfinder_files import RECORD, image_rng, write_images
-from megalodon_tasks.recipes.lra.pathfinder_generator import main
-from megalodon_tasks.recipes.lra.pathfinder_image import PathfinderPainter
-from megalodon_tasks.recipes.lra.pathfinder_settings import PathfinderSettings, settings_for
+from megalodon_tasks.recipes.lra.pathfinder import files as pathfinder_files
+from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderPainter
+from megalodon_tasks.recipes.lra.pathfinder.files import RECORD, image_rng, write_images
+from megalodon_tasks.recipes.lra.pathfinder.generator import main
+from megalodon_tasks.recipes.lra.pathfinder.settings import PathfinderSettings, settings_for
 
 EASY = settings_for(32, "easy")
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megalodon_tasks.recipes.lra.pathfinder_geometry import (
+from megalodon_tasks.recipes.lra.pathfinder.geometry import (
     FREE,
     Geometry,
     circle_pixels,
     draw_disc,
     turn_weights,
 )
-from megalodon_tasks.recipes.lra.pathfinder_growth import Fields, grow
-from megalodon_tasks.recipes.lra.pathfinder_settings import settings_for
+from megalodon_tasks.recipes.lra.pathfinder.growth import Fields, grow
+from megalodon_tasks.recipes.lra.pathfinder.settings import settings_for
 from tests.recipes import pathfinder_literal as literal
 
 SMALL = settings_for(32)

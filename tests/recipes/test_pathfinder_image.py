@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megalodon_tasks.recipes.lra.pathfinder_files import image_rng
-from megalodon_tasks.recipes.lra.pathfinder_geometry import FREE, OVERLAP
-from megalodon_tasks.recipes.lra.pathfinder_image import PathfinderPainter, stretch
-from megalodon_tasks.recipes.lra.pathfinder_settings import settings_for
+from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderPainter, stretch
+from megalodon_tasks.recipes.lra.pathfinder.files import image_rng
+from megalodon_tasks.recipes.lra.pathfinder.geometry import FREE, OVERLAP
+from megalodon_tasks.recipes.lra.pathfinder.settings import settings_for
 from tests.recipes import pathfinder_literal as literal
 
 EASY = settings_for(32, "easy")

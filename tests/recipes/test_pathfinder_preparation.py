@@ -7,8 +7,9 @@ from PIL import Image
 
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import pathfinder_generator, prepare_pathfinder
-from megalodon_tasks.recipes.lra.prepare_pathfinder import Options
+from megalodon_tasks.recipes.lra.pathfinder import generator as pathfinder_generator
+from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
+from megalodon_tasks.recipes.lra.pathfinder.prepare import Options
 from tests.recipes.test_image import images_of
 
 HARD = "pathfinder32/curv_contour_length_14"

@@ -7,9 +7,9 @@ import pytest
 
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import prepare_retrieval
 from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
-from megalodon_tasks.recipes.lra.retrieval import FILES, find_pairs, read_pairs
+from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
+from megalodon_tasks.recipes.lra.retrieval.release import FILES, find_pairs, read_pairs
 from tests.data.prepared import write_random
 
 # As the release has them: quotes and backslashes are characters of the text.

@@ -10,8 +10,8 @@ import pytest
 
 from tests.recipes.run_scripts import LISTOPS, ROOT, option
 
-GENERATE, PREPARE = "recipes.lra.listops_generator", "recipes.lra.prepare_listops"
-TRAIN, EVALUATE, PLOT = "cli.train", "cli.evaluate", "cli.plot"
+GENERATE, PREPARE = "recipes.lra.listops.generator", "recipes.lra.listops.prepare"
+TRAIN, EVALUATE, PLOT = "cli.train", "cli.evaluate", "runs.plot"
 
 
 def names(calls):

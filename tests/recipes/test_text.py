@@ -7,9 +7,10 @@ import pytest
 
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
-from megalodon_tasks.recipes.lra import prepare_text, text
 from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
-from megalodon_tasks.recipes.lra.prepare_text import Options
+from megalodon_tasks.recipes.lra.text import prepare as prepare_text
+from megalodon_tasks.recipes.lra.text import release as text
+from megalodon_tasks.recipes.lra.text.prepare import Options
 from tests.data.prepared import write_random
 
 PER_FOLDER = 12

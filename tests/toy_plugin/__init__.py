@@ -16,7 +16,8 @@ from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.tasks import FairseqTask, register_task
 
-from megalodon_tasks import fairseq_compat, optim  # noqa: F401
+from megalodon_tasks import fairseq_compat
+from megalodon_tasks.training import optimizer as optim  # noqa: F401
 
 fairseq_compat.install()
 

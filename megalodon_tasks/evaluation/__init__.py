@@ -1,0 +1,1 @@
+"""Evaluate checkpoints, draw samples, and show what a model does."""

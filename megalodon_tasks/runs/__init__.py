@@ -1,0 +1,1 @@
+"""Read what runs recorded: metrics, results, tables, figures, reports and sweeps."""

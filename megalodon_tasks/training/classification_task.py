@@ -1,0 +1,176 @@
+"""What all classification tasks share: prepared data in, samples for a classifier out."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+
+from megalodon_tasks.data.sequence_dataset import SequenceDataset
+from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.training.recorded_names import check_recorded
+
+logger = logging.getLogger(__name__)
+
+SOURCE_REMEDY = "Prepare the data from the source that the model was trained with"
+
+
+@dataclass
+class ClassificationConfig(FairseqDataclass):
+    """Settings of every classification task."""
+
+    # Without a default of its own, fairseq's parser would refuse the positional argument.
+    data: Optional[str] = field(default=None, metadata={"help": "folder of the prepared data"})
+    benchmark: Optional[str] = field(
+        default=None,
+        metadata={"help": "refuse data of another benchmark; default: take what the folder holds"},
+    )
+    max_positions: Optional[int] = field(
+        default=None,
+        metadata={"help": "longest sequence to accept, in steps; default: the longest there is"},
+    )
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    # fairseq's switch, read from here.  A default of True would make the flag turn it off.
+    rebuild_batches: bool = field(
+        default=False,
+        metadata={"help": "make the batches of each epoch anew; always done, whatever this says"},
+    )
+
+
+class ClassificationTask(FairseqTask):
+    """Classify prepared sequences, or pairs of them.
+
+    A subclass names in ``prepare_commands`` the benchmarks that it accepts and for each the command that
+    prepares its data, with ``{data}`` for the folder.  In all of them token 0 is padding.  What is wrong
+    with the data is raised as :class:`UserError`.
+    """
+
+    prepare_commands: ClassVar[dict[str, str]] = {}
+    padding_idx: ClassVar[int] = 0
+    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
+
+    def __init__(self, cfg: ClassificationConfig, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        cfg.rebuild_batches = True
+        with user_errors():
+            self.prepared = self._open(cfg)
+        self._max_positions = cfg.max_positions or self.prepared.max_length
+
+    def _open(self, cfg: ClassificationConfig) -> PreparedDataset:
+        if cfg.benchmark is not None and cfg.benchmark not in self.prepare_commands:
+            raise ValueError(
+                f"task.benchmark={cfg.benchmark!r} is unknown to this task; "
+                f"it has {', '.join(self.prepare_commands)}"
+            )
+        if not cfg.data:
+            raise ValueError(
+                f"task.data={cfg.data!r} names no folder of prepared data; {self._how_to_prepare()}"
+            )
+        folder = Path(cfg.data).absolute()
+        try:
+            prepared = PreparedDataset(folder)
+        except ValueError as error:
+            raise ValueError(f"task.data: {error}; {self._how_to_prepare(folder)}") from None
+        found, wanted = prepared.spec.benchmark, cfg.benchmark
+        if found not in self.prepare_commands or wanted not in (None, found):
+            raise ValueError(
+                f"task.data: {folder} holds data of the benchmark {found!r}, wanted "
+                f"{wanted or ' or '.join(self.prepare_commands)}; {self._how_to_prepare(folder)}"
+            )
+        return prepared
+
+    def _how_to_prepare(self, folder: Path | str = "DATA") -> str:
+        benchmark = self.cfg.benchmark
+        wanted = [benchmark] if benchmark is not None else list(self.prepare_commands)
+        commands = [self.prepare_commands[name].format(data=folder) for name in wanted]
+        return "prepare a folder with: " + ", or ".join(commands)
+
+    @property
+    def inputs(self) -> ClassifierInputs:
+        """What the data holds, for building a model."""
+        spec = self.prepared.spec
+        return ClassifierInputs(
+            kind=spec.kind,
+            num_classes=len(spec.classes),
+            vocab_size=len(spec.vocabulary),
+            padding_idx=self.padding_idx,
+            max_length=self._max_positions,
+            pair=len(spec.columns) == 2,
+        )
+
+    @property
+    def length_pool(self) -> int:
+        """Of :class:`SequenceDataset`, in training."""
+        return 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in the order of its number."""
+        return self.prepared.spec.classes
+
+    @user_errors()
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split: that for training is shuffled anew each epoch, others are sorted by length."""
+        self.datasets[split] = SequenceDataset(
+            self.prepared.split(split),
+            padding_value=self.padding_idx,
+            max_length=self._max_positions,
+            shuffle=split == self.cfg.train_subset,
+            seed=self.cfg.seed,
+            length_pool=self.length_pool,
+        )
+        logger.info(f"{split}: {len(self.datasets[split])} items of {self.prepared.folder}")
+
+    @user_errors()
+    def filter_indices_by_size(
+        self,
+        indices: np.ndarray,
+        dataset: SequenceDataset,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+    ) -> np.ndarray:
+        """Return ``indices``; raise :class:`UserError` for an item longer than the model takes."""
+        return dataset.filter_indices_by_size(indices, max_positions)[0]
+
+    @user_errors()
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model.
+
+        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint of other symbols
+        or classes than those of the data.
+        """
+        if self.inputs.kind == "tokens":
+            check_recorded(cfg, "vocabulary", self.prepared.spec.vocabulary, SOURCE_REMEDY)
+        check_recorded(cfg, "classes", self.class_names, SOURCE_REMEDY)
+        return super().build_model(cfg, from_checkpoint)
+
+    @user_errors()
+    def build_criterion(
+        self, cfg: FairseqDataclass, from_checkpoint: bool = False
+    ) -> torch.nn.Module:
+        """Build the criterion; raise :class:`UserError` for values that it cannot have."""
+        return super().build_criterion(cfg, from_checkpoint)
+
+    def can_reuse_epoch_itr(self, dataset: SequenceDataset) -> bool:
+        """Keep iterators, and with them their data workers, from epoch to epoch.
+
+        Their batches are made anew for each epoch all the same (``rebuild_batches``).  An iterator that
+        is dropped leaves its workers to the garbage collector, which takes 5 seconds to end them, or
+        runs inside a worker of the next epoch, where torch then prints a traceback.
+
+        A split that is trained on and evaluated too needs two iterators, though fairseq keeps one.
+        """
+        return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
+
+    def max_positions(self) -> int:
+        """The length of the longest sequence that is accepted, in steps."""
+        return self._max_positions

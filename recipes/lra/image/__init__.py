@@ -1,0 +1,1 @@
+"""CIFAR-10 as grey pixels: read the release, prepare it."""

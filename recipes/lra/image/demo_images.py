@@ -1,0 +1,59 @@
+"""Data for the demo of Image: scikit-learn's handwritten digits, 8 x 8, in the form of Mega's files.
+
+    python -m megalodon_tasks.recipes.lra.image.demo_images OUT
+
+1,797 digits; the split keeps the proportions of the classes and depends on nothing.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from megalodon_tasks.files import atomic_file
+
+SIDE = 8
+_HELD_OUT = 297  # for each of validation and test
+
+
+def write_digits(out: Path) -> None:
+    """Write ``input/{train,valid,test}.src`` and ``label/{train,valid,test}.label`` into ``out``."""
+    digits = load_digits()
+    images = np.rint(digits.images.reshape(len(digits.target), -1) * 255 / 16).astype(int)
+    everything = np.arange(len(images))
+    train, others = train_test_split(
+        everything, test_size=2 * _HELD_OUT, random_state=0, stratify=digits.target
+    )
+    valid, test = train_test_split(
+        others, test_size=_HELD_OUT, random_state=0, stratify=digits.target[others]
+    )
+    for folder in ("input", "label"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for split, places in (("train", train), ("valid", valid), ("test", test)):
+        lines = [" ".join(map(str, images[place])) for place in places]
+        _write(out / "input" / f"{split}.src", lines)
+        _write(out / "label" / f"{split}.label", [str(digits.target[place]) for place in places])
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    with atomic_file(path, "w") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megalodon_tasks.recipes.lra.image.demo_images",
+        description="Write scikit-learn's digits in the form of Mega's image files.",
+    )
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    write_digits(options.out)
+    print(f"{options.out}: digits of {SIDE}x{SIDE} pixels")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""ListOps: generate it, read the release, prepare it."""

@@ -1,0 +1,1 @@
+"""Pathfinder and Path-X: generate them, read the release, prepare them."""

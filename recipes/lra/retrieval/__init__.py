@@ -1,0 +1,1 @@
+"""ACL Anthology pairs: read the release, prepare them."""

@@ -1,0 +1,1 @@
+"""Byte-level IMDb: read the release, prepare it."""

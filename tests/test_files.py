@@ -1,0 +1,80 @@
+import multiprocessing
+import time
+
+import pytest
+
+from megalodon_tasks.files import atomic_file, sole_writer
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "grüße"), ("wb", b"\x00\xff")])
+def test_file_appears_when_complete(tmp_path, mode, content):
+    path = tmp_path / "file"
+    with atomic_file(path, mode) as stream:
+        stream.write(content)
+        assert not path.exists()
+    found = path.read_text(encoding="utf-8") if mode == "w" else path.read_bytes()
+    assert found == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path, "w") as stream:
+        stream.write("n" * (1 // 0))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftover_of_a_killed_writer_is_overwritten(tmp_path):
+    (tmp_path / ".file.tmp").write_text("half of a longer file")
+    with atomic_file(tmp_path / "file", "w") as stream:
+        stream.write("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_folder_has_one_writer_at_a_time(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with sole_writer(folder):
+        message = f"another process is writing to {folder}; wait"
+        with pytest.raises(ValueError, match=message), sole_writer(folder):
+            pass
+        (folder / "file").touch()
+    with sole_writer(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_folder_of_a_dead_writer_is_free(tmp_path):
+    (tmp_path / ".lock").touch()
+    with sole_writer(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_made_for_nothing_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), sole_writer(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def _hold_with_a_child(folder, pipe):
+    with sole_writer(folder):
+        multiprocessing.get_context("fork").Process(target=pipe.poll, args=(60,)).start()
+        pipe.send("locked")
+        time.sleep(60)
+
+
+def test_folder_of_a_killed_writer_is_free_while_its_workers_live(tmp_path):
+    pipe, pipe_of_writer = multiprocessing.Pipe()
+    writer = multiprocessing.get_context("fork").Process(
+        target=_hold_with_a_child, args=(tmp_path, pipe_of_writer)
+    )
+    writer.start()
+    assert pipe.recv() == "locked"
+    with pytest.raises(ValueError, match="another process"), sole_writer(tmp_path):
+        pass
+    writer.kill()
+    writer.join()
+    with sole_writer(tmp_path):
+        pipe.send("the worker may end")
