@@ -46,18 +46,7 @@ setup(
         "sentencepiece>=0.2",
         "jinja2>=3.1",
     ],
-    entry_points={
-        "console_scripts": [
-            "megalodon-train = megalodon_tasks.cli.train:main",
-            "megalodon-evaluate = megalodon_tasks.cli.evaluate:main",
-            "megalodon-evaluate-lm = megalodon_tasks.cli.evaluate_lm:main",
-            "megalodon-sample = megalodon_tasks.cli.sample:main",
-            "megalodon-convert = megalodon_tasks.cli.convert:main",
-            "megalodon-sweep = megalodon_tasks.cli.sweep:main",
-            "megalodon-inspect = megalodon_tasks.cli.inspect:main",
-            "megalodon-report = megalodon_tasks.cli.report:main",
-        ]
-    },
+    entry_points={"console_scripts": ["megalodon = megalodon_tasks.cli.main:main"]},
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "build>=1.2"],
         "slurm": ["hydra-submitit-launcher>=1.2"],
