@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Creates the virtual environment of this checkout and installs everything into it, or does nothing when
-# it is current.  Usage: tools/make_venv.sh [VENV_DIR]; PYTHON=... chooses the interpreter.
+# Create the virtual environment of this checkout and install everything into it; do nothing if it is
+# up to date.  Usage: tools/make_venv.sh [VENV_DIR]; PYTHON=... chooses the interpreter.
 #
-# It is current when setup.py, constraints.txt, this script, the folder and the Python version are those
-# that the stamp names.  The stamp is written last, so that an interrupted install is continued.
+# It is up to date when the stamp names the present setup.py, constraints.txt, this script, the folder and
+# the Python version.  The stamp is written last, so an interrupted install continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,13 +17,13 @@ fail() {
     exit 1
 }
 
-# The version of interpreter $1, or nothing when it does not run or is too old.
+# Print the version of interpreter $1, or nothing if it does not run or is too old.
 version_of() {
     "$1" -c 'import sys; sys.version_info >= (3, 11) and print("%d.%d.%d" % sys.version_info[:3])' \
         2>/dev/null || true
 }
 
-# What the stamp must say for Python version $1.
+# Print what the stamp must contain for Python version $1.
 fingerprint() {
     echo "python $1 in $PWD"
     cksum setup.py constraints.txt tools/make_venv.sh
@@ -36,7 +36,7 @@ is_current() {
     [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$found" ]
 }
 
-# Sets $python: the one asked for, else that of the existing environment, else the first that serves.
+# Set $python to $PYTHON, else to the interpreter of the existing environment, else to the first that works.
 choose_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
@@ -56,7 +56,7 @@ choose_python() {
         "python3-dev) or name it: make venv PYTHON=/path/to/python3.11"
 }
 
-# Compiles the C++ program on stdin; extra arguments go to the compiler.
+# Compile the C++ program on stdin; extra arguments go to the compiler.
 compiles() {
     # CXX may hold options, so it is split on purpose.
     # shellcheck disable=SC2086
@@ -82,9 +82,9 @@ check_machine() {
 }
 
 create() {
-    local wanted
-    wanted=$(version_of "$python")
-    if [ "$(version_of "$VENV/bin/python")" != "$wanted" ] ||
+    local version
+    version=$(version_of "$python")
+    if [ "$(version_of "$VENV/bin/python")" != "$version" ] ||
         ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         [ ! -e "$VENV" ] || [ -f "$VENV/pyvenv.cfg" ] ||
             fail "$VENV exists and is not a virtual environment; move it away"
@@ -94,7 +94,7 @@ create() {
     : >"$LOG"
 }
 
-# Runs a command with its output in the log: step "text" command...
+# Run a command with its output in the log: step "text" command...
 step() {
     local text=$1 began=$SECONDS ticker=
     shift
@@ -112,7 +112,7 @@ step() {
     fi
     if [ "$status" -ne 0 ]; then
         tail -n 20 "$LOG" >&2
-        fail "this step failed: $text (whole log: $LOG); after mending the cause, the same command continues"
+        fail "this step failed: $text (whole log: $LOG); once the cause is fixed, the same command continues"
     fi
     echo "    done in $((SECONDS - began)) s"
 }
@@ -147,11 +147,11 @@ install() {
 }
 
 if is_current; then
-    echo "make venv: $VENV is current"
+    echo "make venv: $VENV is up to date"
     exit 0
 fi
 
-# The caller's Python and pip settings must not lead outside the environment, and with CUDA_HOME set,
+# The caller's Python and pip settings must not lead outside the environment.  With CUDA_HOME set,
 # fairseq would compile CUDA kernels that nothing here uses.
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX CUDA_HOME
 export PIP_USER=0 PIP_ROOT_USER_ACTION=ignore CC=${CC:-cc} CXX=${CXX:-c++}
