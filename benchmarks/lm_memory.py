@@ -24,8 +24,8 @@ from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, write_corpus
 from megalodon_tasks.data.tokenizers import SPECIALS, ByteTokenizer
 from megalodon_tasks.long_context import Position, Totals, read_document
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.steady_memory import return_large_buffers
 
 CONFIG = MegalodonConfig(

@@ -11,8 +11,8 @@ from dataclasses import fields
 
 import torch
 
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
 
 # Ours -> released, inside one layer.
 _LAYER_NAMES = {

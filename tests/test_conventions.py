@@ -23,8 +23,8 @@ MAY_IMPORT = {
 }
 # These look back, to register everything.
 REGISTER = {"megalodon_tasks/__init__.py", "megalodon_tasks/registration.py"}
-# The models that fairseq sees; all else in models/ and cuda_ops/ works with torch alone.
-FAIRSEQ_MODELS = {"models/classifier.py", "models/language_model.py"}
+# What is registered with fairseq; all else in models/ and cuda_ops/ needs torch only.
+FAIRSEQ_MODELS = {"models/fairseq_models.py"}
 TORCH_ALONE = {"torch", "megalodon_tasks", *sys.stdlib_module_names}
 
 

@@ -11,10 +11,9 @@ from timm.models import is_model, load_checkpoint, model_entrypoint
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from megalodon_tasks import timm_model
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 TINY, BASE = "megalodon_tiny_patch16_224", "megalodon_base_patch16_224"
 # as the registered models are, only small

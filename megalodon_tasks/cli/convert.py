@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.released import config_to_released, load_released, to_released
 from megalodon_tasks.released_files import (
     read_released,

@@ -12,7 +12,7 @@ from omegaconf import II
 
 from megalodon_tasks.classification import ClassificationConfig, ClassificationTask
 from megalodon_tasks.errors import user_errors
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.augmentation import (
     AugmentationConfig,
     Mixer,

@@ -3,14 +3,14 @@
 import torch
 from fairseq.data import Dictionary
 
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.language_model import (
+from megalodon_tasks.models.fairseq_models import (
     MegalodonDecoder,
     MegalodonLanguageModel,
     MegalodonLanguageModelConfig,
     build_core,
 )
+from megalodon_tasks.models.language_model import CausalLM
 
 CHUNK = 4
 SIZES = {

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megalodon_tasks.models.causal_lm import CausalLM
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
+from megalodon_tasks.models.language_model import CausalLM
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}

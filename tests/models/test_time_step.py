@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 LENGTH = 512
 
@@ -114,5 +113,7 @@ def test_a_factor_that_makes_no_sense_is_refused(factor):
 def test_symbols_have_no_sampling_rate():
     config = MegalodonConfig(model_dim=8, value_dim=16, z_dim=8, ffn_hidden_dim=20, num_layers=1)
     model = SequenceClassifier(config, ClassifierInputs("tokens", num_classes=2, vocab_size=9))
-    with pytest.raises(ValueError, match="time step 2: only models of a signal have one"):
+    with pytest.raises(
+        ValueError, match="time step 2: only models of pixels or waveforms have one"
+    ):
         model.set_time_step(2)

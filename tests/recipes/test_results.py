@@ -9,10 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from megalodon_tasks.cli import results
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

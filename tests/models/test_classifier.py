@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 TINY = {
     "model_dim": 12,

@@ -1,0 +1,365 @@
+"""All models that are registered with fairseq: the classifier, the language model, and their presets.
+
+The plain models of ``classifier.py`` and ``language_model.py`` do the work.  This file adds what fairseq
+asks for: configuration classes, its dictionary, its adaptive embedding and softmax, its incremental
+state, and the padding of its batches.
+Legend: B batch, L length, D model dim.
+"""
+
+import itertools
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Optional
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import (
+    BaseFairseqModel,
+    FairseqIncrementalDecoder,
+    FairseqLanguageModel,
+    register_model,
+)
+from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
+from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig
+from torch.nn import functional as F
+
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
+from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.documents import RowStates
+from megalodon_tasks.models.language_model import CausalLM, LanguageModel
+from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
+from megalodon_tasks.models.state import Carried, StackState, reorder_state
+
+
+def plain_config(cfg: Any, **changes: object) -> MegalodonConfig:
+    """Return the fields of ``cfg`` that belong to :class:`MegalodonConfig`, with ``changes``."""
+    values = {f.name: getattr(cfg, f.name) for f in fields(MegalodonConfig)}
+    config = MegalodonConfig(**values | changes)
+    config.validate()
+    return config
+
+
+@dataclass
+class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
+    """Everything that defines a Megalodon classifier except the data set, which the task describes."""
+
+    vocabulary: Optional[str] = field(
+        default=None,
+        metadata={"help": "number and digest of the symbols; set and checked by the task"},
+    )
+    classes: Optional[str] = field(
+        default=None,
+        metadata={"help": "number and digest of the classes; set and checked by the task"},
+    )
+
+
+class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
+    """:class:`SequenceClassifier` with fairseq's model interface and the same ``state_dict`` names."""
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonClassifier":
+        """Build for the data set of ``task``, whose ``inputs`` must be ``ClassifierInputs``."""
+        inputs = getattr(task, "inputs", None)
+        if not isinstance(inputs, ClassifierInputs):
+            raise ValueError(
+                f"task {type(task).__name__} does not describe its data set; use a classification "
+                "task of this project (for example task._name=lra_text)"
+            )
+        return cls(plain_config(cfg), inputs)
+
+
+@dataclass
+class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
+    """Everything that defines a Megalodon language model; the vocabulary comes from the task.
+
+    ``causal`` is always True, whatever it says.
+    """
+
+    scale_emb: bool = field(default=False, metadata={"help": "embedding times sqrt(d)"})
+    share_emb: bool = field(
+        default=False,
+        metadata={"help": "one matrix for input and output (adaptive: projections too)"},
+    )
+    adaptive_cutoffs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "adaptive input and softmax: ranks that divide the vocabulary, 20000,60000"
+        },
+    )
+    adaptive_factor: float = field(
+        default=4.0, metadata={"help": "how much narrower the embedding of each rarer band is"}
+    )
+    adaptive_dropout: float = field(
+        default=0.0, metadata={"help": "dropout before the adaptive softmax"}
+    )
+    vocabulary: Optional[str] = field(
+        default=None,
+        metadata={"help": "size and digest of the vocabulary; the task fills it in and checks it"},
+    )
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for a value that no language model can have."""
+        super().validate()
+        if not 0.0 <= self.adaptive_dropout < 1.0:
+            raise ValueError(
+                f"model.adaptive_dropout={self.adaptive_dropout} is not a probability in [0, 1)"
+            )
+        if self.adaptive_factor < 1.0:
+            raise ValueError(f"model.adaptive_factor={self.adaptive_factor} must be at least 1")
+
+    def cutoffs(self, vocab_size: int) -> list[int]:
+        """``adaptive_cutoffs`` as ranks; ``ValueError`` unless they rise within the vocabulary."""
+        words = self.adaptive_cutoffs.split(",")
+        cutoffs = [int(word) for word in words if word.strip().isdigit()]
+        edges = [0, *cutoffs, vocab_size]
+        rising = all(low < high for low, high in itertools.pairwise(edges))
+        if len(cutoffs) != len(words) or not rising:
+            raise ValueError(
+                f"model.adaptive_cutoffs={self.adaptive_cutoffs!r} must be rising numbers between 0 and "
+                f"the size of the vocabulary, {vocab_size}, such as 20000,60000"
+            )
+        narrowest = self.model_dim // self.adaptive_factor ** len(cutoffs)
+        if narrowest < 1:
+            raise ValueError(
+                f"model.adaptive_factor={self.adaptive_factor} leaves no width for the rarest of "
+                f"{len(cutoffs) + 1} bands of model.model_dim={self.model_dim}; use fewer cutoffs"
+            )
+        return cutoffs
+
+
+class AdaptiveEmbedding(AdaptiveInput):
+    """fairseq's adaptive input, times sqrt(d) if ``scaled``."""
+
+    def __init__(
+        self, config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
+    ) -> None:
+        d = config.model_dim
+        cutoffs = config.cutoffs(vocab_size)
+        super().__init__(vocab_size, padding_idx, d, config.adaptive_factor, d, cutoffs)
+        self.scale = d**0.5 if config.scale_emb else 1.0
+
+    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """(B, L) int64 -> (B, L, D)."""
+        return super().forward(tokens_BL) * self.scale
+
+
+class AdaptiveOutput(AdaptiveSoftmax):
+    """fairseq's adaptive softmax, with the methods of :class:`TokenOutput` too.
+
+    ``embedding``: tie weights and projections to it.  Called, it does what fairseq's criterion wants.
+    """
+
+    def __init__(
+        self,
+        config: MegalodonLanguageModelConfig,
+        vocab_size: int,
+        embedding: AdaptiveEmbedding | None,
+    ) -> None:
+        super().__init__(
+            vocab_size,
+            config.model_dim,
+            config.cutoffs(vocab_size),
+            config.adaptive_dropout,
+            factor=config.adaptive_factor,
+            adaptive_inputs=embedding,
+            tie_proj=embedding is not None,
+        )
+
+    def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> log-probabilities (B, L, V)."""
+        return self.get_log_prob(x_BLD, target=None)
+
+    def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood in nats, (B, L) float32: the head's, and the band's where in one."""
+        targets_BL = targets_BL.contiguous()
+        bands, targets = self(x_BLD, targets_BL)
+        nll_N = F.cross_entropy(bands[0].float(), targets[0], reduction="none")
+        at = self.adapt_target(targets_BL)[1]
+        for band, target, index in zip(bands[1:], targets[1:], at, strict=True):
+            if index is not None:
+                rest = F.cross_entropy(band.float(), target, reduction="none")
+                nll_N = nll_N.index_add(0, index, rest)
+        return nll_N.view_as(targets_BL)
+
+
+def build_core(
+    config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
+) -> LanguageModel:
+    """The model without fairseq's interface; ``ValueError`` for values that no model can have."""
+    config.validate()
+    stack_config = plain_config(config, causal=True)
+    if config.adaptive_cutoffs is None:
+        return CausalLM(
+            stack_config,
+            vocab_size,
+            scale_emb=config.scale_emb,
+            share_emb=config.share_emb,
+            padding_idx=padding_idx,
+        )
+    embedding = AdaptiveEmbedding(config, vocab_size, padding_idx)
+    output = AdaptiveOutput(config, vocab_size, embedding if config.share_emb else None)
+    return LanguageModel(stack_config, vocab_size, embedding, output)
+
+
+class MegalodonDecoder(FairseqIncrementalDecoder):
+    """:class:`LanguageModel` as fairseq's decoder.
+
+    With the adaptive softmax the output are features, which fairseq's ``adaptive_loss`` and
+    ``get_normalized_probs`` expect; else scores over the vocabulary.
+    """
+
+    def __init__(self, dictionary: Dictionary, lm: LanguageModel) -> None:
+        super().__init__(dictionary)
+        self.lm = lm
+        self.padding_idx = dictionary.pad()
+
+    @property
+    def adaptive_softmax(self) -> AdaptiveOutput | None:
+        """The output layer where it is adaptive: the name by which fairseq asks for it."""
+        output = self.lm.output
+        return output if isinstance(output, AdaptiveOutput) else None
+
+    @adaptive_softmax.setter
+    def adaptive_softmax(self, value: None) -> None:
+        """fairseq's constructor sets None here, before there is an output."""
+
+    def forward(
+        self,
+        prev_output_tokens: torch.Tensor,
+        encoder_out: None = None,
+        incremental_state: dict[str, Any] | None = None,
+        features_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """As :meth:`extract_features`, then the output layer unless ``features_only``."""
+        x_BLD, extra = self.extract_features(
+            prev_output_tokens, incremental_state=incremental_state, **kwargs
+        )
+        return x_BLD if features_only else self.output_layer(x_BLD), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: torch.Tensor,
+        encoder_out: None = None,
+        incremental_state: dict[str, Any] | None = None,
+        state: StackState | RowStates | None = None,
+        carried: Carried | None = None,
+        document_starts: torch.Tensor | None = None,
+        src_lengths: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """tokens: (B, L) int64, padded on the right.  Returns features (B, L, D), zero at padding, and
+        ``{"attn": None, "state": state after L}``.  document_starts: (B, L) bool, see
+        :meth:`LanguageModel.features`; their state is kept for ``carried`` alone.
+
+        The state of earlier tokens comes from one of three: ``state`` itself; ``carried``, which is
+        read and then holds the new, detached state (training on streams); or fairseq's
+        ``incremental_state``, where ``tokens`` has all tokens so far and only those not yet read are
+        computed: one when generating, a whole prompt, or anything between.
+        ``src_lengths`` is not used: the padding symbol says where a sequence ends.
+        Raises ``ValueError`` for padding on the left, and for tokens that were all read before.
+        """
+        tokens_BL, read = prev_output_tokens, 0
+        if incremental_state is not None:
+            state, read = self._read_so_far(incremental_state)
+            tokens_BL = self._unread(tokens_BL, read)
+        elif carried is not None:
+            state = carried.state
+        padding_mask_BL = self._padding(tokens_BL)
+        x_BLD, state = self.lm.features(
+            tokens_BL, state, padding_mask_BL, document_starts, keep_states=carried is not None
+        )
+        if incremental_state is not None:
+            entry = {"state": state, "read": read + tokens_BL.shape[1]}
+            self.set_incremental_state(incremental_state, "stack", entry)
+        elif carried is not None:
+            carried.leave(state)
+        return x_BLD, {"attn": None, "state": state}
+
+    def output_layer(self, features: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """(B, L, D) -> scores (B, L, V); with the adaptive softmax the features as they are."""
+        return features if self.adaptive_softmax is not None else self.lm.output.scores(features)
+
+    def _read_so_far(self, incremental_state: dict[str, Any]) -> tuple[StackState | None, int]:
+        entry = self.get_incremental_state(incremental_state, "stack")
+        return (None, 0) if entry is None else (entry["state"], entry["read"])
+
+    def _unread(self, tokens_BL: torch.Tensor, read: int) -> torch.Tensor:
+        if tokens_BL.shape[1] <= read:
+            raise ValueError(
+                f"got {tokens_BL.shape[1]} tokens with an incremental state that has read {read}; "
+                "pass all tokens from the start, as fairseq's generator does, or a new state"
+            )
+        return tokens_BL[:, read:]
+
+    def _padding(self, tokens_BL: torch.Tensor) -> torch.Tensor | None:
+        padding_mask_BL = tokens_BL == self.padding_idx
+        if not padding_mask_BL.any():
+            return None
+        after_padding = padding_mask_BL[:, :-1] & ~padding_mask_BL[:, 1:]
+        if after_padding.any():
+            row = int(after_padding.any(1).nonzero()[0, 0])
+            raise ValueError(
+                f"row {row} has padding before a real token; chunks are counted from the start of a "
+                "row, so pad on the right (left_pad=False)"
+            )
+        return padding_mask_BL
+
+    def reorder_incremental_state(
+        self, incremental_state: dict[str, Any], new_order: torch.Tensor
+    ) -> None:
+        """Select rows, as beam search does.  new_order: (new batch,) int64, repeats allowed."""
+        entry = self.get_incremental_state(incremental_state, "stack")
+        if entry is not None:
+            entry = entry | {"state": reorder_state(entry["state"], new_order)}
+            self.set_incremental_state(incremental_state, "stack", entry)
+
+    def max_positions(self) -> int:
+        """No limit: a sequence of any length can be read, in pieces if memory asks for it."""
+        return sys.maxsize
+
+
+class MegalodonLanguageModel(FairseqLanguageModel):
+    """A Megalodon decoder with fairseq's interface.
+
+    ``model.decoder.lm`` is the model in plain PyTorch; ``state_dict`` names are its names after
+    ``decoder.lm.``.  Called, it takes what :meth:`MegalodonDecoder.forward` takes.
+    """
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonLanguageModel":
+        """Build for the dictionary of ``task``; ``ValueError`` for sizes that no model can have."""
+        dictionary = getattr(task, "source_dictionary", None)
+        if dictionary is None:
+            raise ValueError(
+                f"task {type(task).__name__} has no dictionary; use a language modelling task "
+                "(task._name=megalodon_language_modeling)"
+            )
+        names = [f.name for f in fields(MegalodonLanguageModelConfig) if f.name != "_name"]
+        config = MegalodonLanguageModelConfig(**{name: getattr(cfg, name) for name in names})
+        lm = build_core(config, len(dictionary), dictionary.pad())
+        return cls(MegalodonDecoder(dictionary, lm))
+
+
+def register(name: str, config: type, model: type, presets: dict[str, dict[str, object]]) -> None:
+    """Register ``model`` under ``name``, and a subclass of it for each preset under the preset's name.
+
+    fairseq applies the sizes of an ``--arch`` preset only on the command line; for ``model._name`` in a
+    YAML file it silently builds the base model.  Configuration subclasses whose defaults are the
+    preset's sizes give the same model either way.
+    """
+    register_model(name, dataclass=config)(model)
+    known = {f.name: f for f in fields(config)}
+    for preset, sizes in presets.items():
+        changed = [
+            (key, known[key].type, field(default=value, metadata=known[key].metadata))
+            for key, value in sizes.items()
+        ]
+        sized_config = make_dataclass(f"Config_{preset}", changed, bases=(config,))
+        sized_model = type(f"Model_{preset}", (model,), {"__module__": __name__})
+        register_model(preset, dataclass=sized_config)(sized_model)
+
+
+register("megalodon_classifier", MegalodonClassifierConfig, MegalodonClassifier, CLASSIFIER_PRESETS)
+register("megalodon_lm", MegalodonLanguageModelConfig, MegalodonLanguageModel, LM_PRESETS)
