@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from megalodon_tasks.models.fairseq_models import MegalodonLanguageModelConfig, build_core
 from megalodon_tasks.models.presets import LM_PRESETS
-from megalodon_tasks.models.released import load_released, to_released
+from megalodon_tasks.models.released.names import load_released, to_released
 from megalodon_tasks.models.state import Carried
 from tests.models.lm_cases import SIZES, make_dictionary, make_model, make_tokens, pieces_of
 
