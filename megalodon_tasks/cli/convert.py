@@ -4,9 +4,10 @@
     python -m megalodon_tasks.cli.convert to-released CHECKPOINT.pt TARGET [--shards N]
 
 SOURCE and TARGET are what ``megalodon_tasks.models.released.files`` reads: the release's folder (with
-its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data whose dictionary
-goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with ``<s> <pad> </s>
-<unk>`` in front.  Nothing is executed from any file, and a target is written whole or not at all.
+its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data whose
+dictionary goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with ``<s>
+<pad> </s> <unk>`` in front.  Nothing is executed from any file, and a target is written whole or not at
+all.
 """
 
 import argparse
