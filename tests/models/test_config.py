@@ -22,6 +22,7 @@ def test_defaults_are_valid():
         ({"num_layers": -1}, r"model\.num_layers=-1"),
         ({"dropout": 1.0}, r"model\.dropout=1\.0 is not a probability"),
         ({"attention_dropout": -0.1}, r"model\.attention_dropout=-0\.1"),
+        ({"drop_path": 1.0}, r"model\.drop_path=1\.0 is not a probability"),
         ({"norm_eps": 0.0}, r"model\.norm_eps=0\.0 must be greater than 0"),
         ({"init_mode": "ones"}, r"model\.init_mode='ones'.*he"),
     ],
