@@ -72,9 +72,9 @@ class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
 
 @dataclass
 class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
-    """Everything that defines a Megalodon language model; the vocabulary comes from the task.
+    """Everything that defines a Megalodon language model except the vocabulary, which the task has.
 
-    ``causal`` is always True, whatever it says.
+    ``causal`` is ignored: a language model always is.
     """
 
     scale_emb: bool = field(default=False, metadata={"help": "embedding times sqrt(d)"})
@@ -96,7 +96,7 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
     )
     vocabulary: Optional[str] = field(
         default=None,
-        metadata={"help": "size and digest of the vocabulary; the task fills it in and checks it"},
+        metadata={"help": "size and digest of the vocabulary; set and checked by the task"},
     )
 
     def validate(self) -> None:
@@ -110,7 +110,7 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
             raise ValueError(f"model.adaptive_factor={self.adaptive_factor} must be at least 1")
 
     def cutoffs(self, vocab_size: int) -> list[int]:
-        """``adaptive_cutoffs`` as ranks; ``ValueError`` unless they rise within the vocabulary."""
+        """Parse ``adaptive_cutoffs``; ``ValueError`` unless they rise within the vocabulary."""
         words = self.adaptive_cutoffs.split(",")
         cutoffs = [int(word) for word in words if word.strip().isdigit()]
         edges = [0, *cutoffs, vocab_size]
@@ -130,7 +130,7 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
 
 
 class AdaptiveEmbedding(AdaptiveInput):
-    """fairseq's adaptive input, times sqrt(d) if ``scaled``."""
+    """fairseq's adaptive input, multiplied by sqrt(d) with ``config.scale_emb``."""
 
     def __init__(
         self, config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
@@ -141,14 +141,14 @@ class AdaptiveEmbedding(AdaptiveInput):
         self.scale = d**0.5 if config.scale_emb else 1.0
 
     def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 -> (B, L, D)."""
+        """Embed tokens (B, L) int64 as (B, L, D)."""
         return super().forward(tokens_BL) * self.scale
 
 
 class AdaptiveOutput(AdaptiveSoftmax):
-    """fairseq's adaptive softmax, with the methods of :class:`TokenOutput` too.
+    """fairseq's adaptive softmax with the methods of :class:`TokenOutput`.
 
-    ``embedding``: tie weights and projections to it.  Called, it does what fairseq's criterion wants.
+    ``embedding``: tie weights and projections to it.
     """
 
     def __init__(
@@ -168,26 +168,29 @@ class AdaptiveOutput(AdaptiveSoftmax):
         )
 
     def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> log-probabilities (B, L, V)."""
+        """Return log-probabilities (B, L, V) of features (B, L, D)."""
         return self.get_log_prob(x_BLD, target=None)
 
     def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood in nats, (B, L) float32: the head's, and the band's where in one."""
+        """Return the negative log-likelihood in nats, (B, L) float32.
+
+        It is that of the head, plus that inside the band for a target in a band.
+        """
         targets_BL = targets_BL.contiguous()
         bands, targets = self(x_BLD, targets_BL)
         nll_N = F.cross_entropy(bands[0].float(), targets[0], reduction="none")
-        at = self.adapt_target(targets_BL)[1]
-        for band, target, index in zip(bands[1:], targets[1:], at, strict=True):
+        positions = self.adapt_target(targets_BL)[1]
+        for band, target, index in zip(bands[1:], targets[1:], positions, strict=True):
             if index is not None:
-                rest = F.cross_entropy(band.float(), target, reduction="none")
-                nll_N = nll_N.index_add(0, index, rest)
+                nll_in_band = F.cross_entropy(band.float(), target, reduction="none")
+                nll_N = nll_N.index_add(0, index, nll_in_band)
         return nll_N.view_as(targets_BL)
 
 
-def build_core(
+def build_language_model(
     config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
 ) -> LanguageModel:
-    """The model without fairseq's interface; ``ValueError`` for values that no model can have."""
+    """Build the model without fairseq's interface; ``ValueError`` for an impossible configuration."""
     config.validate()
     stack_config = plain_config(config, causal=True)
     if config.adaptive_cutoffs is None:
@@ -204,11 +207,7 @@ def build_core(
 
 
 class MegalodonDecoder(FairseqIncrementalDecoder):
-    """:class:`LanguageModel` as fairseq's decoder.
-
-    With the adaptive softmax the output are features, which fairseq's ``adaptive_loss`` and
-    ``get_normalized_probs`` expect; else scores over the vocabulary.
-    """
+    """:class:`LanguageModel` as fairseq's decoder."""
 
     def __init__(self, dictionary: Dictionary, lm: LanguageModel) -> None:
         super().__init__(dictionary)
@@ -217,13 +216,13 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
 
     @property
     def adaptive_softmax(self) -> AdaptiveOutput | None:
-        """The output layer where it is adaptive: the name by which fairseq asks for it."""
+        """The output layer if it is adaptive; fairseq looks for it under this name."""
         output = self.lm.output
         return output if isinstance(output, AdaptiveOutput) else None
 
     @adaptive_softmax.setter
     def adaptive_softmax(self, value: None) -> None:
-        """fairseq's constructor sets None here, before there is an output."""
+        """Accept the None that fairseq's constructor sets before there is an output."""
 
     def forward(
         self,
@@ -233,65 +232,60 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
         features_only: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """As :meth:`extract_features`, then the output layer unless ``features_only``."""
-        x_BLD, extra = self.extract_features(
-            prev_output_tokens, incremental_state=incremental_state, **kwargs
-        )
+        """Return scores (B, L, V), or features (B, L, D) with ``features_only`` and where the softmax
+        is adaptive, as fairseq's ``adaptive_loss`` expects; and what :meth:`extract_features` adds.
+
+        With fairseq's ``incremental_state``, ``prev_output_tokens`` holds all tokens so far, of which
+        only those not yet read are computed: one when generating, a whole prompt, or anything between.
+        Raises ``ValueError`` if all of them were read before.
+        """
+        if incremental_state is None:
+            x_BLD, extra = self.extract_features(prev_output_tokens, **kwargs)
+        else:
+            x_BLD, extra = self._extract_unread(prev_output_tokens, incremental_state, **kwargs)
         return x_BLD if features_only else self.output_layer(x_BLD), extra
+
+    def _extract_unread(
+        self, tokens_BL: torch.Tensor, incremental_state: dict[str, Any], **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        entry = self.get_incremental_state(incremental_state, "stack")
+        state, read = (entry["state"], entry["read"]) if entry else (None, 0)
+        length = tokens_BL.shape[1]
+        if length <= read:
+            raise ValueError(
+                f"got {length} tokens with an incremental state that has read {read}; "
+                "pass all tokens from the start, as fairseq's generator does, or a new state"
+            )
+        x_BLD, extra = self.extract_features(tokens_BL[:, read:], state=state, **kwargs)
+        entry = {"state": extra["state"], "read": length}
+        self.set_incremental_state(incremental_state, "stack", entry)
+        return x_BLD, extra
 
     def extract_features(
         self,
         prev_output_tokens: torch.Tensor,
         encoder_out: None = None,
-        incremental_state: dict[str, Any] | None = None,
         state: StackState | RowStates | None = None,
-        carried: Carried | None = None,
         document_starts: torch.Tensor | None = None,
+        return_state: bool = False,
         src_lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """tokens: (B, L) int64, padded on the right.  Returns features (B, L, D), zero at padding, and
-        ``{"attn": None, "state": state after L}``.  document_starts: (B, L) bool, see
-        :meth:`LanguageModel.features`; their state is kept for ``carried`` alone.
+        """Return features (B, L, D), zero at padding, and ``{"attn": None, "state": after step L}``.
 
-        The state of earlier tokens comes from one of three: ``state`` itself; ``carried``, which is
-        read and then holds the new, detached state (training on streams); or fairseq's
-        ``incremental_state``, where ``tokens`` has all tokens so far and only those not yet read are
-        computed: one when generating, a whole prompt, or anything between.
-        ``src_lengths`` is not used: the padding symbol says where a sequence ends.
-        Raises ``ValueError`` for padding on the left, and for tokens that were all read before.
+        prev_output_tokens: (B, L) int64, padded on the right.  state: that of the steps before.
+        document_starts: (B, L) bool; with it the state is None unless ``return_state``, see
+        :meth:`LanguageModel.features`.  ``src_lengths`` is not used: padding shows where a row ends.
+        Raises ``ValueError`` for padding on the left.
         """
-        tokens_BL, read = prev_output_tokens, 0
-        if incremental_state is not None:
-            state, read = self._read_so_far(incremental_state)
-            tokens_BL = self._unread(tokens_BL, read)
-        elif carried is not None:
-            state = carried.state
-        padding_mask_BL = self._padding(tokens_BL)
+        padding_mask_BL = self._padding(prev_output_tokens)
         x_BLD, state = self.lm.features(
-            tokens_BL, state, padding_mask_BL, document_starts, keep_states=carried is not None
+            prev_output_tokens, state, padding_mask_BL, document_starts, return_state
         )
-        if incremental_state is not None:
-            entry = {"state": state, "read": read + tokens_BL.shape[1]}
-            self.set_incremental_state(incremental_state, "stack", entry)
-        elif carried is not None:
-            carried.leave(state)
         return x_BLD, {"attn": None, "state": state}
 
     def output_layer(self, features: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """(B, L, D) -> scores (B, L, V); with the adaptive softmax the features as they are."""
+        """Map (B, L, D) to scores (B, L, V); with the adaptive softmax return the features."""
         return features if self.adaptive_softmax is not None else self.lm.output.scores(features)
-
-    def _read_so_far(self, incremental_state: dict[str, Any]) -> tuple[StackState | None, int]:
-        entry = self.get_incremental_state(incremental_state, "stack")
-        return (None, 0) if entry is None else (entry["state"], entry["read"])
-
-    def _unread(self, tokens_BL: torch.Tensor, read: int) -> torch.Tensor:
-        if tokens_BL.shape[1] <= read:
-            raise ValueError(
-                f"got {tokens_BL.shape[1]} tokens with an incremental state that has read {read}; "
-                "pass all tokens from the start, as fairseq's generator does, or a new state"
-            )
-        return tokens_BL[:, read:]
 
     def _padding(self, tokens_BL: torch.Tensor) -> torch.Tensor | None:
         padding_mask_BL = tokens_BL == self.padding_idx
@@ -316,7 +310,7 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
             self.set_incremental_state(incremental_state, "stack", entry)
 
     def max_positions(self) -> int:
-        """No limit: a sequence of any length can be read, in pieces if memory asks for it."""
+        """Return fairseq's limit on the length of a sequence: there is none."""
         return sys.maxsize
 
 
@@ -324,12 +318,12 @@ class MegalodonLanguageModel(FairseqLanguageModel):
     """A Megalodon decoder with fairseq's interface.
 
     ``model.decoder.lm`` is the model in plain PyTorch; ``state_dict`` names are its names after
-    ``decoder.lm.``.  Called, it takes what :meth:`MegalodonDecoder.forward` takes.
+    ``decoder.lm.``.
     """
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonLanguageModel":
-        """Build for the dictionary of ``task``; ``ValueError`` for sizes that no model can have."""
+        """Build for the dictionary of ``task``; ``ValueError`` for an impossible configuration."""
         dictionary = getattr(task, "source_dictionary", None)
         if dictionary is None:
             raise ValueError(
@@ -338,8 +332,19 @@ class MegalodonLanguageModel(FairseqLanguageModel):
             )
         names = [f.name for f in fields(MegalodonLanguageModelConfig) if f.name != "_name"]
         config = MegalodonLanguageModelConfig(**{name: getattr(cfg, name) for name in names})
-        lm = build_core(config, len(dictionary), dictionary.pad())
+        lm = build_language_model(config, len(dictionary), dictionary.pad())
         return cls(MegalodonDecoder(dictionary, lm))
+
+    def forward(
+        self, src_tokens: torch.Tensor, carried: Carried | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Call the decoder; with ``carried``, continue from its state and leave the next one there."""
+        if carried is None:
+            return self.decoder(src_tokens, **kwargs)
+        state = carried.get(self)
+        output, extra = self.decoder(src_tokens, state=state, return_state=True, **kwargs)
+        carried.put(self, extra["state"])
+        return output, extra
 
 
 def register(name: str, config: type, model: type, presets: dict[str, dict[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""Whole language models in plain PyTorch: token embedding, causal stack, output, with explicit state.
+"""Language models in plain PyTorch: token embedding, causal stack, output, with explicit state.
 
 Legend: B batch, L length, D model dim, V vocabulary.
 """
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.documents import RowStates, isolated
+from megalodon_tasks.models.documents import RowStates, run_documents
 from megalodon_tasks.models.embeddings import TokenEmbedding
 from megalodon_tasks.models.heads import TokenOutput
 from megalodon_tasks.models.stack import MegalodonStack
@@ -16,7 +16,7 @@ from megalodon_tasks.models.state import StackState
 
 
 class LanguageModel(nn.Module):
-    """Next-token scores from any pair of embedding and output, which know the vocabulary.
+    """Score next tokens with any embedding and output layer of the same vocabulary.
 
     ``embedding`` maps tokens (B, L) to (B, L, D).  ``output`` has ``scores`` and ``nll``, as
     :class:`TokenOutput` does.  A sequence may be fed in pieces of any length with the state carried.
@@ -41,30 +41,30 @@ class LanguageModel(nn.Module):
         state: StackState | RowStates | None = None,
         padding_mask_BL: torch.Tensor | None = None,
         document_starts_BL: torch.Tensor | None = None,
-        keep_states: bool = True,
-    ) -> tuple[torch.Tensor, StackState | RowStates]:
-        """tokens: (B, L) int64.  Returns what the output layer reads, (B, L, D), and the state after L.
+        return_state: bool = True,
+    ) -> tuple[torch.Tensor, StackState | RowStates | None]:
+        """Return the input of the output layer, (B, L, D), and the state after step L.
 
-        padding_mask: (B, L) bool, True at padding, whose features are zero.  document_starts: (B, L)
-        bool, True where a document starts that must know nothing of what stands before it; the state is
-        then one per row, and leaving it out (``keep_states`` False) is faster, see
-        :func:`megalodon_tasks.models.documents.isolated`.
-        Raises ``ValueError`` for a token that is not in the vocabulary, or a state of another model.
+        tokens: (B, L) int64.  padding_mask: (B, L) bool, True at padding, whose features are zero.
+        document_starts: (B, L) bool, True where a document starts, which sees nothing before it.  With
+        document starts there is one state per row, and leaving it out (``return_state`` False) is
+        faster; see :func:`megalodon_tasks.models.documents.run_documents`.
+        Raises ``ValueError`` for a token outside the vocabulary, or a state of another model.
         """
         self._check_tokens(tokens_BL)
         x_BLD = F.dropout(self.embedding(tokens_BL), self.dropout, self.training)
         if document_starts_BL is None:
             return self.stack(x_BLD, padding_mask_BL, state)
-        return isolated(self.stack, x_BLD, document_starts_BL, padding_mask_BL, state, keep_states)
+        return run_documents(
+            self.stack, x_BLD, document_starts_BL, padding_mask_BL, state, return_state
+        )
 
     def forward(
         self, tokens_BL: torch.Tensor, state: StackState | None = None
     ) -> tuple[torch.Tensor, StackState]:
-        """tokens: (B, L) int64.  Returns scores (B, L, V) and the state after the last token.
+        """Return scores (B, L, V), unnormalised log-probabilities, and the state after step L.
 
-        ``log_softmax`` of the scores are log-probabilities of the next token.
-
-        Raises ``ValueError`` for a token that is not in the vocabulary, or a state of another model.
+        tokens: (B, L) int64.  Raises what :meth:`features` raises.
         """
         x_BLD, state = self.features(tokens_BL, state)
         return self.output.scores(x_BLD), state
@@ -72,9 +72,9 @@ class LanguageModel(nn.Module):
     def nll(
         self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor, state: StackState | None = None
     ) -> tuple[torch.Tensor, StackState]:
-        """Negative log-likelihood of ``targets`` in nats, (B, L) float32, and the state after L.
+        """Return the negative log-likelihood of ``targets`` in nats, (B, L) float32, and the state.
 
-        Raises ``ValueError`` for a token or target that is not in the vocabulary.
+        Raises ``ValueError`` for a token or target outside the vocabulary.
         """
         self._check_tokens(targets_BL)
         x_BLD, state = self.features(tokens_BL, state)
@@ -95,10 +95,10 @@ class LanguageModel(nn.Module):
 
 
 class CausalLM(LanguageModel):
-    """The released form: one matrix in, one matrix out.
+    """The released form: one embedding matrix and one output matrix.
 
     ``scale_emb`` multiplies the embedding by sqrt(d); ``share_emb`` uses its matrix for the output too.
-    Released models have no padding symbol and treat none apart; ``padding_idx`` gives one a zero row.
+    Released models have no padding symbol; ``padding_idx`` gives a symbol an embedding of zeros.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from megalodon_tasks.models.fairseq_models import (
     MegalodonDecoder,
     MegalodonLanguageModel,
     MegalodonLanguageModelConfig,
-    build_core,
+    build_language_model,
 )
 from megalodon_tasks.models.language_model import CausalLM
 
@@ -53,7 +53,7 @@ def make_model(dictionary=None, **changes) -> MegalodonLanguageModel:
     torch.manual_seed(0)
     dictionary = dictionary or make_dictionary()
     config = MegalodonLanguageModelConfig(**(SIZES | changes))
-    lm = build_core(config, len(dictionary), dictionary.pad())
+    lm = build_language_model(config, len(dictionary), dictionary.pad())
     return perturbed(MegalodonLanguageModel(MegalodonDecoder(dictionary, lm)))
 
 

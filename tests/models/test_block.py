@@ -1,4 +1,4 @@
-"""One block: the two-hop residual, the feed-forward layer, and stochastic depth against its definition and timm's."""
+"""One block: residuals, feed-forward layer, and stochastic depth against its definition and timm's."""
 
 import pytest
 import torch

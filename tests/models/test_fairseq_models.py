@@ -1,4 +1,4 @@
-"""The language model behind fairseq's interface: presets, adaptive ends, states, padding."""
+"""The registered models: presets, adaptive embedding and softmax, states, padding."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from omegaconf import OmegaConf
 
-from megalodon_tasks.models.fairseq_models import MegalodonLanguageModelConfig, build_core
+from megalodon_tasks.models.fairseq_models import MegalodonLanguageModelConfig, build_language_model
 from megalodon_tasks.models.presets import LM_PRESETS
 from megalodon_tasks.models.released.names import load_released, to_released
 from megalodon_tasks.models.state import Carried
@@ -48,7 +48,7 @@ def registered(name, **changes):
 def test_presets_have_the_published_sizes(name):
     vocabulary, expected = COUNTS[name]
     with torch.device("meta"):
-        lm = build_core(MegalodonLanguageModelConfig(**LM_PRESETS[name]), vocabulary, 1)
+        lm = build_language_model(MegalodonLanguageModelConfig(**LM_PRESETS[name]), vocabulary, 1)
     assert sum(p.numel() for p in lm.parameters()) == expected
     assert lm.stack.causal
 
@@ -90,16 +90,16 @@ def test_scores_and_losses_agree_with_the_probabilities(ends):
 
 
 def test_fairseq_itself_leaves_out_the_second_word_of_a_band():
-    """Without the mend its loss lacks words; see fairseq_compat/adaptive_loss.py."""
+    """Without the patch its loss lacks words; see fairseq_compat/adaptive_loss.py."""
     model, source = make_model(**ADAPTIVE), make_tokens()
     criterion = AdaptiveLoss(TaskOf(), sentence_avg=False)
     for word, lacks in ((5, False), (6, True), (7, False), (9, True)):
         sample = {"net_input": {"src_tokens": source}, "target": torch.full_like(source, word)}
-        mended, _, logged = criterion(model, sample)
+        patched, _, logged = criterion(model, sample)
         stock, _, theirs = AdaptiveLoss.forward.__wrapped__(criterion, model, sample)
         assert logged.keys() == theirs.keys()
         assert all(logged[key] == theirs[key] for key in logged.keys() - {"loss"})
-        assert (stock.item() < mended.item() - 1) == lacks
+        assert (stock.item() < patched.item() - 1) == lacks
 
 
 @pytest.mark.parametrize("ends", ENDS)
@@ -184,15 +184,37 @@ def test_reordered_rows_continue_after_chunk_boundaries(read):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_explicit_and_carried_states_continue():
+def test_state_continues():
     model, tokens = make_model(), make_tokens()
     expected, _ = model(tokens)
     _, extra = model(tokens[:, :6])
+    assert extra["state"].norm.mean.requires_grad
     torch.testing.assert_close(model(tokens[:, 6:], state=extra["state"])[0], expected[:, 6:])
-    carried = Carried()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_model_of_an_ensemble_continues_from_its_own_carried_state(packed):
+    tokens, carried = make_tokens(), Carried()
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[1, 4] = starts[0, 9] = packed
+    models_ = [make_model(), make_model(rope_base=100.0)]
+    for model in models_:
+        model(tokens[:, :6], carried=carried, document_starts=starts[:, :6])
+    for model in models_:
+        model(tokens[:, 6:9], carried=carried, document_starts=starts[:, 6:9])
+    for model in models_:
+        expected, _ = model(tokens, document_starts=starts)
+        piece = {"carried": carried, "document_starts": starts[:, 9:]}
+        torch.testing.assert_close(model(tokens[:, 9:], **piece)[0], expected[:, 9:])
+
+
+def test_a_carried_state_is_cut_from_the_graph_and_may_begin_anywhere():
+    model, tokens, carried = make_model(), make_tokens(), Carried()
     model(tokens[:, :6], carried=carried)
     assert not carried.state.norm.mean.requires_grad
-    torch.testing.assert_close(model(tokens[:, 6:], carried=carried)[0], expected[:, 6:])
+    restored = Carried(carried.state)
+    expected, _ = model(tokens)
+    torch.testing.assert_close(model(tokens[:, 6:], carried=restored)[0], expected[:, 6:])
 
 
 def test_features_only_leaves_out_the_scores():
@@ -217,12 +239,6 @@ def test_left_padding_is_refused():
     tokens[1, :3] = 1
     with pytest.raises(ValueError, match="row 1 has padding before a real token.*left_pad=False"):
         model(tokens)
-
-
-def test_there_is_no_longest_sequence():
-    model = make_model()
-    assert model.max_positions() > 10**15
-    assert model.max_decoder_positions() > 10**15
 
 
 def test_a_trained_model_has_the_released_form():
