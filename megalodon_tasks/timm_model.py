@@ -9,7 +9,7 @@
 
 No other module imports this file, so that training with fairseq does not import timm.  Names in the
 ``state_dict`` are those of ``SequenceClassifier`` (models/README.md).  A checkpoint of the recipe loads
-as it is, and at another image size or with another number of classes as in the rest of timm:
+as it is, and at another image size or with another number of classes as in all of timm:
 
     timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, img_size=384)
 

@@ -103,9 +103,7 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
         """Raise ``ValueError`` for a value that no language model can have."""
         super().validate()
         if not 0.0 <= self.adaptive_dropout < 1.0:
-            raise ValueError(
-                f"model.adaptive_dropout={self.adaptive_dropout} is not a probability in [0, 1)"
-            )
+            raise ValueError(f"model.adaptive_dropout={self.adaptive_dropout} must be in [0, 1)")
         if self.adaptive_factor < 1.0:
             raise ValueError(f"model.adaptive_factor={self.adaptive_factor} must be at least 1")
 

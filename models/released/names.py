@@ -1,8 +1,8 @@
 """Translate between the names and settings of released language models and ours.
 
 Tensors have the same shapes on both sides; only their names differ.  A released checkpoint lists a tied
-output matrix twice, and holds the constant ``rope.freqs``, which is no parameter here: it is checked
-against the configured base if it is present.
+output matrix twice, and holds the constant ``rope.freqs``, which is not a parameter here: it is
+checked against the configured base if it is present.
 Names and configuration keys: github.com/XuezheMax/megalodon at 53cbaa3a.
 """
 

@@ -27,7 +27,7 @@ SIZES = {
 
 
 def perturbed(module):
-    """In double precision and evaluation, with scales and norms that are not their start values."""
+    """Return the module in double precision and evaluation, away from its initial scales and norms."""
     module = module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -49,7 +49,7 @@ def make_dictionary(words=7) -> Dictionary:
 
 
 def make_model(dictionary=None, **changes) -> MegalodonLanguageModel:
-    """The model with fairseq's interface, for a vocabulary of 11 by default."""
+    """Build the model with fairseq's interface, for a vocabulary of 11 by default."""
     torch.manual_seed(0)
     dictionary = dictionary or make_dictionary()
     config = MegalodonLanguageModelConfig(**(SIZES | changes))
@@ -58,12 +58,11 @@ def make_model(dictionary=None, **changes) -> MegalodonLanguageModel:
 
 
 def make_tokens(batch=2, length=15, vocab_size=11):
-    """Tokens without the special symbols, the same each time."""
+    """Draw tokens without the special symbols, the same each time."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(4, vocab_size, (batch, length), generator=generator)
 
 
 def pieces_of(tokens, lengths):
-    """``tokens`` cut along its length; the last piece takes what is left."""
-    rest = tokens.shape[1] - sum(lengths)
-    return tokens.split([*lengths, rest], dim=1)
+    """Cut ``tokens`` along its length; the last piece takes the remaining steps."""
+    return tokens.split([*lengths, tokens.shape[1] - sum(lengths)], dim=1)

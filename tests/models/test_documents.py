@@ -49,9 +49,9 @@ def test_gradients_equal_those_of_separate_documents():
     tokens, starts, padded = packed()
     parameters = list(lm.stack.parameters())
     x, _ = lm.features(tokens, None, padded, starts)
-    found = torch.autograd.grad((x**3).sum(), parameters)
+    gradients = torch.autograd.grad((x**3).sum(), parameters)
     expected = torch.autograd.grad((separately(lm, tokens, PACKED) ** 3).sum(), parameters)
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8)
 
 

@@ -1,7 +1,5 @@
 """The registered models: presets, adaptive embedding and softmax, states, padding."""
 
-import dataclasses
-
 import pytest
 import torch
 from fairseq import models
@@ -61,11 +59,6 @@ def test_presets_are_registered_with_their_sizes(name):
     defaults = models.MODEL_DATACLASS_REGISTRY[name]()
     assert {k: getattr(defaults, k) for k in LM_PRESETS[name]} == LM_PRESETS[name]
     assert cfg.rope_base == LM_PRESETS[name].get("rope_base", 10000.0)
-
-
-def test_every_preset_is_a_field_of_the_configuration():
-    known = {f.name for f in dataclasses.fields(MegalodonLanguageModelConfig)}
-    assert all(sizes.keys() <= known for sizes in LM_PRESETS.values())
 
 
 @pytest.mark.parametrize("ends", ENDS)
@@ -137,7 +130,7 @@ def test_tied_adaptive_ends_share_weights_and_projections():
         ({"adaptive_cutoffs": "five"}, "adaptive_cutoffs='five'"),
         ({"adaptive_cutoffs": "5,8", "adaptive_factor": 64.0}, "adaptive_factor=64.0 leaves no"),
         ({"adaptive_cutoffs": "5", "adaptive_factor": 0.5}, "adaptive_factor=0.5 must be at least"),
-        ({"adaptive_dropout": 1.0}, "adaptive_dropout=1.0 is not a probability"),
+        ({"adaptive_dropout": 1.0}, "adaptive_dropout=1.0 must be in"),
         ({"chunk_size": 0}, "model.chunk_size=0"),
     ],
 )
@@ -179,9 +172,9 @@ def test_reordered_rows_continue_after_chunk_boundaries(read):
     model.decoder(tokens[:, :read], incremental_state=incremental)
     order = torch.tensor([2, 0, 0, 1])
     model.decoder.reorder_incremental_state_scripting(incremental, order)
-    found, _ = model.decoder(tokens[order], incremental_state=incremental)
+    result, _ = model.decoder(tokens[order], incremental_state=incremental)
     expected = model(tokens)[0][order, read:]
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_state_continues():
@@ -229,9 +222,9 @@ def test_right_padding_changes_nothing():
     model, tokens = make_model(), make_tokens()
     padded = torch.cat((tokens, torch.full((2, 5), 1)), 1)
     padded[1, 9:] = 1
-    found, _ = model(padded)
-    torch.testing.assert_close(found[0, :15], model(tokens)[0][0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found[1, :9], model(tokens[1:, :9])[0][0], rtol=1e-9, atol=1e-9)
+    result, _ = model(padded)
+    torch.testing.assert_close(result[0, :15], model(tokens)[0][0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result[1, :9], model(tokens[1:, :9])[0][0], rtol=1e-9, atol=1e-9)
 
 
 def test_left_padding_is_refused():

@@ -47,8 +47,10 @@ def test_nll_is_the_cross_entropy_of_the_scores():
     scores, _ = lm(tokens[:, :-1])
     expected = F.cross_entropy(scores.transpose(1, 2), tokens[:, 1:], reduction="none")
     nll, state = lm.nll(tokens[:, :10], tokens[:, 1:11])
-    rest, _ = lm.nll(tokens[:, 10:-1], tokens[:, 11:], state)
-    torch.testing.assert_close(torch.cat((nll, rest), 1), expected.float(), rtol=1e-5, atol=1e-5)
+    nll_after, _ = lm.nll(tokens[:, 10:-1], tokens[:, 11:], state)
+    torch.testing.assert_close(
+        torch.cat((nll, nll_after), 1), expected.float(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("wrong", [-1, 11, 400])
@@ -74,7 +76,7 @@ def test_padding_symbol_starts_at_zero():
 
 
 def gradients(lm, tokens, state):
-    """Loss and gradients of a training step, the state's included, from one fixed seed of dropout."""
+    """Compute the gradients of a training step, the state's included, from a fixed seed of dropout."""
     torch.manual_seed(5)
     state = map_state(state, lambda t: t.requires_grad_() if t.is_floating_point() else t)
     x, new_state = lm.features(tokens, state)
@@ -90,12 +92,12 @@ def test_activation_checkpointing_changes_no_gradient(dropout):
     tokens = make_tokens(length=22)
     state = detach_state(plain(tokens[:, :6])[1])
     expected = gradients(plain.train(), tokens[:, 6:], state)
-    found = gradients(saving.train(), tokens[:, 6:], state)
-    for one, other in zip(expected, found, strict=True):
+    recomputed = gradients(saving.train(), tokens[:, 6:], state)
+    for one, other in zip(expected, recomputed, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
 
 
-def test_activation_checkpointing_keeps_less_for_the_backward_pass():
+def test_activation_checkpointing_stores_less_for_the_backward_pass():
     def saved_bytes(lm):
         sizes = {}
         # Each storage counts once: what is saved are often views of one tensor.
@@ -125,11 +127,13 @@ def test_joining_fills_in_what_only_some_states_have():
     _, masked = lm.features(tokens[:, :6], padding_mask_BL=padded)
     assert masked.blocks[0].attention.padding_mask is not None
     joined = join_states([plain, masked])
-    both = torch.cat((tokens, tokens))[:, 6:]
-    torch.testing.assert_close(lm(both, joined)[0][:2], lm(tokens)[0][:, 6:], rtol=1e-9, atol=1e-9)
+    next_tokens = torch.cat((tokens, tokens))[:, 6:]
+    torch.testing.assert_close(
+        lm(next_tokens, joined)[0][:2], lm(tokens)[0][:, 6:], rtol=1e-9, atol=1e-9
+    )
 
 
-def test_state_survives_a_checkpoint_that_holds_plain_values_alone(tmp_path):
+def test_state_survives_a_checkpoint_of_plain_values(tmp_path):
     lm, tokens = make_lm(), make_tokens()
     _, state = lm(tokens[:, :6])
     torch.save(state_to_plain(state), tmp_path / "state.pt")

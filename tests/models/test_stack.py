@@ -127,7 +127,7 @@ def test_every_parameter_gets_a_gradient():
 
 def test_state_of_another_model_is_refused():
     _, state = make_stack(causal=True, num_layers=1)(make_input())
-    with pytest.raises(ValueError, match="state is of 1 blocks, this stack has 2"):
+    with pytest.raises(ValueError, match="state has 1 blocks, this stack 2"):
         make_stack(causal=True)(make_input(), state=state)
     with pytest.raises(ValueError, match="bidirectional stack carries no state"):
         make_stack()(make_input(), state=state)

@@ -1,4 +1,4 @@
-"""Names in a state_dict are a promise: models/README.md lists them, and this holds both to it."""
+"""The names in a state_dict are those that models/README.md promises."""
 
 import re
 from itertools import product
@@ -15,7 +15,7 @@ SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
 
 
 def documented_names() -> set[str]:
-    """All names of the README's table, braces expanded, with 0 for the block's number."""
+    """Return all names of the README's table, braces expanded, with 0 for the block's number."""
     table = README.read_text().split("## Names in a `state_dict`")[1]
     names = set()
     for row in re.findall(r"^\| (.+?) \|", table, re.MULTILINE):
