@@ -30,7 +30,6 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
@@ -143,11 +142,6 @@ class MegalodonVision(nn.Module):
         weight = self.stack.blocks[0].feed_forward.fc1.weight
         return module.to(weight.device, weight.dtype).train(self.training)
 
-    def _block(self, block: nn.Module, x_BLD: torch.Tensor) -> torch.Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x_BLD, use_reentrant=False)[0]
-        return block(x_BLD)[0]
-
     def forward_intermediates(
         self,
         x: torch.Tensor,
@@ -169,7 +163,7 @@ class MegalodonVision(nn.Module):
         blocks = self.stack.blocks[: last + 1] if stop_early else self.stack.blocks
         x_BLD, intermediates = self.embedding(x), []
         for i, block in enumerate(blocks):
-            x_BLD = self._block(block, x_BLD)
+            x_BLD = self.stack.run_block(block, x_BLD)[0]
             if i in indices:
                 intermediates.append(self.stack.norm(x_BLD)[0] if norm else x_BLD)
         if output_fmt == "NCHW":
@@ -280,27 +274,23 @@ def from_checkpoint(
     return model.eval()
 
 
-def _cfg(**changes: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "fixed_input_size": True,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "embedding.proj",
-        "classifier": "head.proj",
-        "paper_ids": "arXiv:2404.08801",
-        "license": "mit",
-        **changes,
-    }
-
-
+_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": None,
+    "fixed_input_size": True,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "embedding.proj",
+    "classifier": "head.proj",
+    "paper_ids": "arXiv:2404.08801",
+    "license": "mit",
+}
 # No weights are published: checkpoints come from the recipe.
 default_cfgs = generate_default_cfgs(
-    {"megalodon_tiny_patch16_224": _cfg(), "megalodon_base_patch16_224": _cfg()}
+    {"megalodon_tiny_patch16_224": _CFG, "megalodon_base_patch16_224": _CFG}
 )
 
 

@@ -127,43 +127,8 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
         return cutoffs
 
 
-class AdaptiveEmbedding(AdaptiveInput):
-    """fairseq's adaptive input, multiplied by sqrt(d) with ``config.scale_emb``."""
-
-    def __init__(
-        self, config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
-    ) -> None:
-        d = config.model_dim
-        cutoffs = config.cutoffs(vocab_size)
-        super().__init__(vocab_size, padding_idx, d, config.adaptive_factor, d, cutoffs)
-        self.scale = d**0.5 if config.scale_emb else 1.0
-
-    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Embed tokens (B, L) int64 as (B, L, D)."""
-        return super().forward(tokens_BL) * self.scale
-
-
 class AdaptiveOutput(AdaptiveSoftmax):
-    """fairseq's adaptive softmax with the methods of :class:`TokenOutput`.
-
-    ``embedding``: tie weights and projections to it.
-    """
-
-    def __init__(
-        self,
-        config: MegalodonLanguageModelConfig,
-        vocab_size: int,
-        embedding: AdaptiveEmbedding | None,
-    ) -> None:
-        super().__init__(
-            vocab_size,
-            config.model_dim,
-            config.cutoffs(vocab_size),
-            config.adaptive_dropout,
-            factor=config.adaptive_factor,
-            adaptive_inputs=embedding,
-            tie_proj=embedding is not None,
-        )
+    """fairseq's adaptive softmax with the methods of :class:`TokenOutput`."""
 
     def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Return log-probabilities (B, L, V) of features (B, L, D)."""
@@ -199,9 +164,18 @@ def build_language_model(
             share_emb=config.share_emb,
             padding_idx=padding_idx,
         )
-    embedding = AdaptiveEmbedding(config, vocab_size, padding_idx)
-    output = AdaptiveOutput(config, vocab_size, embedding if config.share_emb else None)
-    return LanguageModel(stack_config, vocab_size, embedding, output)
+    d, cutoffs, factor = config.model_dim, config.cutoffs(vocab_size), config.adaptive_factor
+    embedding = AdaptiveInput(vocab_size, padding_idx, d, factor, d, cutoffs)
+    output = AdaptiveOutput(
+        vocab_size,
+        d,
+        cutoffs,
+        config.adaptive_dropout,
+        factor=factor,
+        adaptive_inputs=embedding if config.share_emb else None,
+        tie_proj=config.share_emb,
+    )
+    return LanguageModel(stack_config, vocab_size, embedding, output, config.scale_emb)
 
 
 class MegalodonDecoder(FairseqIncrementalDecoder):

@@ -19,11 +19,17 @@ class LanguageModel(nn.Module):
     """Score next tokens with any embedding and output layer of the same vocabulary.
 
     ``embedding`` maps tokens (B, L) to (B, L, D).  ``output`` has ``scores`` and ``nll``, as
-    :class:`TokenOutput` does.  A sequence may be fed in pieces of any length with the state carried.
+    :class:`TokenOutput` does.  ``scale_emb`` multiplies the embedding by sqrt(D).  A sequence may be fed
+    in pieces of any length with the state carried.
     """
 
     def __init__(
-        self, config: MegalodonConfig, vocab_size: int, embedding: nn.Module, output: nn.Module
+        self,
+        config: MegalodonConfig,
+        vocab_size: int,
+        embedding: nn.Module,
+        output: nn.Module,
+        scale_emb: bool = False,
     ) -> None:
         super().__init__()
         if not config.causal:
@@ -31,6 +37,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.dropout = config.dropout
+        self.scale_emb = scale_emb
         self.embedding = embedding
         self.stack = MegalodonStack(config)
         self.output = output
@@ -52,7 +59,10 @@ class LanguageModel(nn.Module):
         Raises ``ValueError`` for a token outside the vocabulary, or a state of another model.
         """
         self._check_tokens(tokens_BL)
-        x_BLD = F.dropout(self.embedding(tokens_BL), self.dropout, self.training)
+        x_BLD = self.embedding(tokens_BL)
+        if self.scale_emb:
+            x_BLD = x_BLD * self.config.model_dim**0.5
+        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
         if document_starts_BL is None:
             return self.stack(x_BLD, padding_mask_BL, state)
         return run_documents(
@@ -97,8 +107,8 @@ class LanguageModel(nn.Module):
 class CausalLM(LanguageModel):
     """The released form: one embedding matrix and one output matrix.
 
-    ``scale_emb`` multiplies the embedding by sqrt(d); ``share_emb`` uses its matrix for the output too.
-    Released models have no padding symbol; ``padding_idx`` gives a symbol an embedding of zeros.
+    ``share_emb`` uses one matrix for both.  ``padding_idx`` gives a symbol an embedding of zeros;
+    released models have no padding symbol.
     """
 
     def __init__(
@@ -110,10 +120,9 @@ class CausalLM(LanguageModel):
         share_emb: bool = False,
         padding_idx: int | None = None,
     ) -> None:
-        embedding = TokenEmbedding(vocab_size, config.model_dim, padding_idx, scaled=scale_emb)
+        embedding = TokenEmbedding(vocab_size, config.model_dim, padding_idx, scaled=False)
         output = TokenOutput(config.model_dim, vocab_size)
-        super().__init__(config, vocab_size, embedding, output)
-        self.scale_emb = scale_emb
+        super().__init__(config, vocab_size, embedding, output, scale_emb)
         self.share_emb = share_emb
         if share_emb:
             self.output.weight = self.embedding.weight

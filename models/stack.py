@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.layers.norms import TimeNorm
-from megalodon_tasks.models.state import StackState
+from megalodon_tasks.models.state import BlockState, StackState
 
 
 class MegalodonStack(nn.Module):
@@ -43,15 +43,18 @@ class MegalodonStack(nn.Module):
         states = state.blocks if state is not None else (None,) * len(self.blocks)
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x_BLD, block_state = checkpoint(
-                    block, x_BLD, padding_mask_BL, block_state, use_reentrant=False
-                )
-            else:
-                x_BLD, block_state = block(x_BLD, padding_mask_BL, block_state)
+            x_BLD, block_state = self.run_block(block, x_BLD, padding_mask_BL, block_state)
             new_states.append(block_state)
         x_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, state.norm if state else None)
         return x_BLD, StackState(tuple(new_states), norm_state) if self.causal else None
+
+    def run_block(
+        self, block: MegalodonBlock, *inputs: torch.Tensor | BlockState | None
+    ) -> tuple[torch.Tensor, BlockState | None]:
+        """Call a block of this stack, with its activations stored or to be recomputed."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _check_state(self, state: StackState | None) -> None:
         if state is None:

@@ -14,42 +14,30 @@ import torch
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
 
-# Our name -> the released name, and the axis along which model-parallel training cuts the tensor (None:
-# every device holds all of it).  Source of the axes: the released modules that name a parallel layer.
-_IN_LAYER: dict[str, tuple[str, int | None]] = {
-    "attention.norm.weight": ("mega.timenorm.weight", 0),
-    "attention.norm.bias": ("mega.timenorm.bias", 0),
-    "attention.cema.alpha": ("mega.cema.alpha", 0),
-    "attention.cema.delta": ("mega.cema.delta", 0),
-    "attention.cema.theta": ("mega.cema.theta", 0),
-    "attention.cema.gamma": ("mega.cema.gamma", 0),
-    "attention.cema.omega": ("mega.cema.omega", 0),
-    "attention.cema_norm.weight": ("mega.rmsnorm.weight", None),
-    "attention.v_proj.weight": ("mega.wv.weight", 0),
-    "attention.v_proj.bias": ("mega.wv.bias", 0),
-    "attention.z_proj.weight": ("mega.wz.weight", 0),
-    "attention.z_proj.bias": ("mega.wz.bias", 0),
-    "attention.gate_proj.weight": ("mega.wr.weight", 0),
-    "attention.gate_proj.bias": ("mega.wr.bias", 0),
-    "attention.skip_proj.weight": ("mega.wh1.weight", 0),
-    "attention.skip_proj.bias": ("mega.wh1.bias", 0),
-    "attention.out_proj.weight": ("mega.wh2.weight", 1),
+# Our module or parameter, without the number of its block -> the released one, and the axis along which
+# model-parallel training cuts its tensors (None: every device holds all of them).  Source of the axes:
+# the released modules that name a parallel layer.
+_NAMES: dict[str, tuple[str, int | None]] = {
+    "attention.norm": ("mega.timenorm", 0),
+    "attention.cema": ("mega.cema", 0),
+    "attention.cema_norm": ("mega.rmsnorm", None),
+    "attention.v_proj": ("mega.wv", 0),
+    "attention.z_proj": ("mega.wz", 0),
+    "attention.gate_proj": ("mega.wr", 0),
+    "attention.skip_proj": ("mega.wh1", 0),
+    "attention.out_proj": ("mega.wh2", 1),
     "attention.qk_scale": ("mega.gamma", 1),
     "attention.qk_bias": ("mega.beta", 1),
-    "feed_forward.norm.weight": ("nffn.norm.weight", None),
-    "feed_forward.norm.bias": ("nffn.norm.bias", None),
-    "feed_forward.fc1.weight": ("nffn.fc1.weight", 0),
-    "feed_forward.fc2.weight": ("nffn.fc2.weight", 1),
-    "feed_forward.fc3.weight": ("nffn.fc3.weight", 0),
+    "feed_forward.norm": ("nffn.norm", None),
+    "feed_forward.fc1": ("nffn.fc1", 0),
+    "feed_forward.fc2": ("nffn.fc2", 1),
+    "feed_forward.fc3": ("nffn.fc3", 0),
     "feed_forward.layer_scale": ("nffn.alpha", None),
+    "embedding": ("embed", 1),
+    "stack.norm": ("output.final_norm", 0),
+    "output": ("output.output", 1),
 }
-_OUTSIDE_LAYERS: dict[str, tuple[str, int | None]] = {
-    "embedding.weight": ("embed.weight", 1),
-    "stack.norm.weight": ("output.final_norm.weight", 0),
-    "stack.norm.bias": ("output.final_norm.bias", 0),
-    "output.weight": ("output.output.weight", 1),
-}
-_AXES = dict([*_IN_LAYER.values(), *_OUTSIDE_LAYERS.values()])
+_AXES = dict(_NAMES.values())
 # Keys of a released configuration that describe how the model was trained or run.
 _IGNORED_KEYS = ("efficient_attn", "layerwise_ckpt", "head_dim", "attention_window", "output_size")
 # Keys that describe the model and are no fields of MegalodonConfig.
@@ -63,16 +51,24 @@ _REQUIRED_KEYS = (
 
 def released_name(name: str) -> str:
     """Return the released name of our parameter ``name``, such as ``layers.0.mega.wz.weight``."""
-    if name in _OUTSIDE_LAYERS:
-        return _OUTSIDE_LAYERS[name][0]
-    index, _, name_in_layer = name.removeprefix("stack.blocks.").partition(".")
-    return f"layers.{index}.{_IN_LAYER[name_in_layer][0]}"
+    layer = ""
+    if name.startswith("stack.blocks."):
+        index, _, name = name.removeprefix("stack.blocks.").partition(".")
+        layer = f"layers.{index}."
+    key = _key(name, _NAMES)
+    return layer + _NAMES[key][0] + name.removeprefix(key)
 
 
 def shard_axis(name: str) -> int | None:
     """Return the axis along which the tensor of this released name is cut; None if it is not cut."""
-    parts = name.split(".")
-    return _AXES.get(".".join(parts[2:]) if parts[0] == "layers" else name)
+    if name.startswith("layers."):
+        name = name.split(".", 2)[-1]
+    return _AXES.get(_key(name, _AXES))
+
+
+def _key(name: str, table: Mapping[str, object]) -> str:
+    """Return the entry of ``table`` that is ``name`` or the module of it."""
+    return name if name in table else name.rpartition(".")[0]
 
 
 def config_from_released(config: Mapping[str, object]) -> MegalodonConfig:
