@@ -3,10 +3,11 @@
     python -m megalodon_tasks.cli.convert from-released SOURCE CHECKPOINT.pt --data DIR
     python -m megalodon_tasks.cli.convert to-released CHECKPOINT.pt TARGET [--shards N]
 
-SOURCE and TARGET are what ``megalodon_tasks.released_files`` describes: the release's folder (with its
-model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data whose dictionary
-goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with ``<s> <pad> </s>
-<unk>`` in front.  Nothing is executed from any file, and a target is written whole or not at all.
+SOURCE and TARGET are what ``megalodon_tasks.models.released.files`` reads: the release's folder (with
+its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data whose
+dictionary goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with ``<s>
+<pad> </s> <unk>`` in front.  Nothing is executed from any file, and a target is written whole or not at
+all.
 """
 
 import argparse
@@ -25,15 +26,15 @@ from omegaconf import OmegaConf
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.released import config_to_released, load_released, to_released
-from megalodon_tasks.released_files import (
+from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.released.files import (
     read_released,
     read_tensors,
     write_released,
     write_tensors,
 )
+from megalodon_tasks.models.released.names import config_to_released, load_released, to_released
 
 PREFIX = "decoder.lm."
 MODEL, TASK = "megalodon_lm", "megalodon_language_modeling"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megalodon_tasks.models.causal_lm import LanguageModelCore
+from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, state_from_plain, state_to_plain
 
 FIRST_CONTEXT = 1024
@@ -119,7 +119,7 @@ class Position:
 
 @torch.inference_mode()
 def read_document(
-    model: LanguageModelCore,
+    model: LanguageModel,
     read: ReadTokens,
     length: int,
     piece: int,
