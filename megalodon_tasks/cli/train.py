@@ -11,7 +11,6 @@ import argparse
 import functools
 import logging
 import os
-import re
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -22,15 +21,11 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
+from megalodon_tasks.configuration import check_fields, for_hydra, quoted
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.training import fields
 from megalodon_tasks.training.console import FILE_ONLY, exit_status
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
-
-# Of these sections hydra knows only the fields that the YAML writes out, and wants ++ before any other;
-# fairseq checks the names afterwards all the same.
-COMPONENT_FIELD = re.compile(r"(model|task|criterion|optimizer|lr_scheduler)\.\w+=")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +50,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
     a field that there is not.
     """
     folder, name = _checked_config(options.config_dir, options.config_name)
-    fields.check(Path(folder) / f"{name}.yaml", rest)
+    check_fields(Path(folder), name, rest)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
         f"common.user_dir={quoted(package)}",
@@ -72,8 +67,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         overrides.append(f"task.data={quoted(os.path.abspath(options.data))}")
     if options.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(options.save_dir))}")
-    given = [f"++{word}" if COMPONENT_FIELD.match(word) else word for word in rest]
-    return ["--config-dir", folder, "--config-name", name, *overrides, *given]
+    return ["--config-dir", folder, "--config-name", name, *overrides, *for_hydra(rest)]
 
 
 def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
@@ -87,13 +81,6 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
             f"configurations there: {known}"
         )
     return str(folder), name
-
-
-def quoted(value: str) -> str:
-    """``value`` as a string of hydra's override grammar, whatever characters it has."""
-    # a quote is written \', and backslashes are doubled before a quote and nowhere else
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
 
 
 def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
