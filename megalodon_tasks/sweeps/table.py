@@ -2,21 +2,15 @@
 
 import csv
 import io
-import json
-import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs import training_log
+from megalodon_tasks.runs.record import read_run
 from megalodon_tasks.sweeps import status
 from megalodon_tasks.sweeps.request import SEED, Request, Run, short_name, shown
-
-GPU_MEMORY = re.compile(r"total memory = ([\d.]+) GB")
-PEAK_MEMORY = re.compile(r"peak memory of the process: ([\d.]+) GB")
 
 
 @dataclass(frozen=True)
@@ -55,57 +49,29 @@ class Row:
 
 def measured(folder: Path, run: Run) -> Measured | None:
     """What ``run`` reached, or None while it has no result."""
-    place, state = status.run_folder(folder, run), status.read(folder, run)
-    record = _last_record(place / "results.jsonl")
-    if record is None or state.state != status.DONE:
+    state = status.read(folder, run)
+    if state.state != status.DONE:
         return None
-    log = place / "train.log"
-    events = _training_events(log)
+    recorded = read_run(status.run_folder(folder, run))
+    if not recorded.results:
+        return None
+    result, lines = recorded.results[-1], list(recorded.train_inner.values())
+    memory = recorded.peak_memory
     return Measured(
-        metric=record["metric"],
-        value=record["value"],
-        params=record["params"],
+        metric=result["metric"],
+        value=result["value"],
+        params=result["params"],
         seconds=state.seconds,
-        tokens_per_second=_speed(events, lambda event: event.get("wps")),
-        samples_per_second=_speed(events, _samples),
-        memory=_memory(log, events),
+        tokens_per_second=_speed(lines, "wps"),
+        samples_per_second=_speed(lines, "samples_per_second"),
+        memory=None if memory is None else memory / 1024**3,
     )
 
 
-def _last_record(file: Path) -> dict | None:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    records = [json.loads(line) for line in lines if line.startswith("{")]
-    return records[-1] if records else None
-
-
-def _training_events(log: Path) -> list[dict[str, float]]:
-    """The lines of running averages, none where the log has none."""
-    try:
-        return list(training_log.read(log).get("train_inner", {}).values())
-    except UserError:
-        return []
-
-
-def _samples(event: dict[str, float]) -> float | None:
-    return event["ups"] * event["bsz"] if "ups" in event and "bsz" in event else None
-
-
-def _speed(
-    events: list[dict[str, float]], of: Callable[[dict[str, float]], float | None]
-) -> float | None:
-    """The median over the log's lines; the first one, which has the warm-up, only if it is alone."""
-    known = [value for value in map(of, events) if value]
+def _speed(lines: list[dict[str, float]], name: str) -> float | None:
+    """Return the median; the first line, which has the warm-up, counts only if it is the only one."""
+    known = [line[name] for line in lines if line.get(name)]
     return statistics.median(known[1:] or known) if known else None
-
-
-def _memory(log: Path, events: list[dict[str, float]]) -> float | None:
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    total = [float(found) for found in GPU_MEMORY.findall(text)]
-    if total:
-        free = [event["gb_free"] for event in events if "gb_free" in event]
-        return max(total) - min(free) if free else None
-    peaks = [float(found) for found in PEAK_MEMORY.findall(text)]
-    return max(peaks) if peaks else None
 
 
 def rows(folder: Path, request: Request) -> list[Row]:

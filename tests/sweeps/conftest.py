@@ -1,9 +1,8 @@
-import json
-
 import pytest
 
 from megalodon_tasks.sweeps import catalogue, request, status
 from megalodon_tasks.sweeps.request import Request
+from tests.runs.records import result, write_record
 
 # Stands in for a recipe's script: "trains" and leaves what a run leaves.
 SCRIPT = """#!/usr/bin/env bash
@@ -13,13 +12,9 @@ echo "called with $*"
 [[ $* != *seed=99* ]] || { trap 'echo saved; exit 130' INT; while true; do sleep 0.05; done; }
 mkdir -p "$2"
 echo "OMP $OMP_NUM_THREADS" > "$2/threads"
-echo '{"metric": "accuracy", "value": 50.0, "params": 7}' >> "$2/results.jsonl"
+echo '{"benchmark": "lra/listops", "split": "test", "metric": "accuracy", "value": 50.0,' \
+    '"params": 7}' >> "$2/results.jsonl"
 """
-
-LOG = (
-    "[2026-01-01 00:00:00,000][train_inner][INFO] - "
-    '{{"epoch": 1, "num_updates": "{update}", "wps": "{wps}", "ups": "2", "bsz": "4"}}\n'
-)
 
 
 @pytest.fixture
@@ -43,14 +38,16 @@ def script(tmp_path, monkeypatch):
 def finish(tmp_path):
     """A function that makes a run of the sweep look finished."""
 
-    def finished(run, value, seconds=10.0, wps=(100, 300, 500), peak=None):
+    def finished(run, value, seconds=10.0, wps=(100, 300, 500), **memory):
         folder = status.run_folder(tmp_path / "sweep", run)
-        folder.mkdir(parents=True)
-        record = {"metric": "accuracy", "value": value, "params": 1234}
-        (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
-        lines = [LOG.format(update=10 * i, wps=w) for i, w in enumerate(wps, start=1)]
-        lines += [f"[...][INFO] - peak memory of the process: {peak:.2f} GB\n"] if peak else []
-        (folder / "train.log").write_text("".join(lines))
+        write_record(
+            folder,
+            [result(value=value, params=1234)],
+            train_inner=[
+                {"step": 10 * i, "wps": w, "samples_per_second": 8.0, **memory}
+                for i, w in enumerate(wps, start=1)
+            ],
+        )
         status.write(tmp_path / "sweep", run, status.Status(status.DONE, seconds, returncode=0))
 
     return finished

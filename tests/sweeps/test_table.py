@@ -15,7 +15,7 @@ def folder(tmp_path):
 @pytest.fixture
 def finished(asked, finish):
     for run, value in zip(asked.runs(), (50.0, 54.0, 60.0, 60.0), strict=True):
-        finish(run, value, wps=(7, 300, 500), peak=1.5)
+        finish(run, value, wps=(7, 300, 500), host_peak_bytes=3 * 2**29)
     return asked
 
 
@@ -45,15 +45,9 @@ def test_only_finished_runs_count(asked, folder, finish):
     assert "| 64 | 50.00 |  | 1 |" in table.markdown(asked, [row])
 
 
-def test_memory_of_a_gpu_is_what_was_not_free(asked, folder, finish):
+def test_memory_is_that_of_the_gpu_where_there_is_one(asked, folder, finish):
     run = asked.runs()[0]
-    finish(run, 50.0)
-    log = status.run_folder(folder, run) / "train.log"
-    log.write_text(
-        "rank   0: capabilities =  9.0  ; total memory = 80.000 GB ; name = A\n"
-        + '[x][train_inner][INFO] - {"epoch": 1, "num_updates": "1", "gb_free": "71.5"}\n'
-        + '[x][train_inner][INFO] - {"epoch": 1, "num_updates": "2", "gb_free": "70"}\n'
-    )
+    finish(run, 50.0, host_peak_bytes=3 * 2**30, device_peak_bytes=10 * 2**30)
     assert table.measured(folder, run).memory == 10
 
 
