@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.resources
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -44,22 +43,27 @@ class Recipe:
 
 
 def recipes() -> list[Recipe]:
-    """List all recipes by id."""
-    scripts = [p for p in sorted(RECIPES.glob("*/*.sh")) if p.with_suffix(".yaml").is_file()]
-    return [Recipe(f"{path.parent.name}/{path.stem}", path) for path in scripts]
+    """List the recipes of this project by id."""
+    return [_recipe(path) for path in sorted(RECIPES.glob("*/*.sh")) if _has_configuration(path)]
+
+
+def _recipe(script: Path) -> Recipe:
+    return Recipe(f"{script.parent.name}/{script.stem}", script)
+
+
+def _has_configuration(script: Path) -> bool:
+    return script.with_suffix(".yaml").is_file()
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe with this id or name, or whose script lies at this path.
+    """Return the recipe with this id or name, or the one whose script lies at this path.
 
     Raises :class:`UserError`, which lists the recipes, if none or several have the name.
     """
-    path = os.path.abspath(name)
-    matches = [
-        recipe
-        for recipe in recipes()
-        if name in (recipe.id, recipe.script.stem) or path == str(recipe.script)
-    ]
+    script = Path(name).absolute()
+    if script.suffix == ".sh" and _has_configuration(script):
+        return _recipe(script)
+    matches = [recipe for recipe in recipes() if name in (recipe.id, recipe.script.stem)]
     if len(matches) != 1:
         known = ", ".join(recipe.id for recipe in recipes())
         state = "ambiguous" if matches else "unknown"
@@ -110,7 +114,7 @@ def training_configuration(folder: Path, name: str, overrides: Sequence[str]) ->
 
 
 def _refused(folder: Path, name: str, overrides: Sequence[str], error: Exception) -> UserError:
-    message = str(error).strip().splitlines()[0]
+    message = str(error.__cause__ or error).strip().splitlines()[0]
     return UserError(f"{folder / name}.yaml with {' '.join(overrides)}: {message}")
 
 

@@ -103,8 +103,15 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     if len(set(fields)) < len(fields):
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
     fixed = dict(word.split("=", 1) for word in overrides)
-    data, save = os.path.abspath(options.data), options.save.absolute()
-    sweep = Sweep(save, recipe.id, data, options.demo, fixed, grid(swept))
+    sweep = Sweep(
+        folder=options.save.absolute(),
+        recipe=recipe.id,
+        script=str(recipe.script),
+        data=os.path.abspath(options.data),
+        demo=options.demo,
+        fixed=fixed,
+        points=grid(swept),
+    )
     folder, name = recipe.script.parent, recipe.config_name(options.demo)
     check_fields(folder, name, sweep.overrides(sweep.runs[0]))
     for run in sweep.runs:
@@ -139,13 +146,13 @@ def launcher_words(options: argparse.Namespace, runs: int) -> list[str]:
 
 def follow(process: subprocess.Popen, sweep: Sweep) -> None:
     """Show how many runs have ended until the launcher has."""
-    with tqdm(total=len(sweep.runs), initial=sweep.states()[DONE], unit="run") as bar:
+    done = sweep.states()[DONE]
+    with tqdm(total=len(sweep.runs), initial=done, unit="run", miniters=1, smoothing=0) as bar:
         while True:
             ended = process.poll() is not None
             states = sweep.states()
-            bar.set_postfix(
-                {state: states[state] for state in (RUNNING, FAILED)}, refresh=sys.stderr.isatty()
-            )
+            counts = {state: states[state] for state in (RUNNING, FAILED)}
+            bar.set_postfix(counts, refresh=sys.stderr.isatty())
             bar.update(states[DONE] + states[FAILED] - bar.n)
             if ended:
                 return
@@ -164,7 +171,7 @@ def conclude(sweep: Sweep) -> bool:
         print(f"written to {sweep.folder}: table.csv, table.md and pictures")
     for run in sweep.runs:
         if run.state == FAILED:
-            print(f"failed: {run.name}, exit status {run.status_file.read_text()}", file=sys.stderr)
+            print(f"failed: {run.name}, exit status {run.status}", file=sys.stderr)
             output = run.output.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
             lines = [line for line in output.splitlines() if line.strip()]
             print("\n".join(f"    {line}" for line in lines[-5:]), file=sys.stderr)
@@ -174,9 +181,9 @@ def conclude(sweep: Sweep) -> bool:
 
 def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     """Run what is not done; return whether everything is then."""
-    prepare = sweep_job.script_command(sweep, "prepare", sweep.data, str(sweep.folder / "prepare"))
-    if subprocess.run(prepare, env=sweep_job.variables(), stdin=subprocess.DEVNULL).returncode:
-        raise UserError(f"the data could not be prepared ({shlex.join(prepare)}); nothing was run")
+    command = sweep.preparation()
+    if subprocess.run(command, env=sweep_job.variables(), stdin=subprocess.DEVNULL).returncode:
+        raise UserError(f"the data could not be prepared ({shlex.join(command)}); nothing was run")
     remaining = [run for run in sweep.runs if run.state != DONE]
     if remaining:
         process = sweep_job.launch(sweep, remaining, launcher)
@@ -196,7 +203,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(f"{len(sweep.runs)} runs, started by hydra with {shlex.join(launcher)}:")
         for run in sweep.runs:
-            print("  " + shlex.join(sweep_job.run_command(sweep, run)))
+            print("  " + shlex.join(sweep.command(run)))
         return 0
     with sole_writer(sweep.folder):
         return 0 if execute(enter_sweep(sweep), launcher) else 1

@@ -2,16 +2,15 @@
 
 The run is that of ``fairseq-hydra-train`` with the same arguments.  Around it, this command imports
 the plugin, refuses a missing configuration (fairseq would train something else), takes relative paths
-from the caller's folder, keeps everything of the run in its save folder (``train.log``, ``hydra/``),
-goes on from ``checkpoint_last.pt`` if there is one, and ends in one message where a setting or a file
-is wrong.
+from the caller's folder, keeps everything of the run in its save folder (``metrics.jsonl``,
+``train.log``, ``hydra/``), resumes from ``checkpoint_last.pt`` if there is one, and ends in one message
+where a setting or a file is wrong.
 """
 
 import argparse
 import functools
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,9 +88,7 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
         try:
-            result = run(cfg)
-            _log_peak_memory()
-            return result
+            return run(cfg)
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)
             if message is None:
@@ -102,12 +99,6 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
             raise SystemExit(1) from None
 
     return run_with_messages
-
-
-def _log_peak_memory() -> None:
-    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss: bytes there, else KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1024**2
-    logger.info(f"peak memory of the process: {peak:.2f} GB", extra=FILE_ONLY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

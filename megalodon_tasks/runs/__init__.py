@@ -1,1 +1,8 @@
-"""Read what runs recorded: metrics, results, tables, figures, reports and sweeps."""
+"""What runs recorded, and what is made of it.
+
+record.py       read and write ``metrics.jsonl`` and ``results.jsonl``
+environment.py  describe device, versions and commit, for the record
+results.py      compare a result with published numbers
+figures.py      learning curves of one run and of several
+report.py       the page about any set of runs and sweeps
+"""

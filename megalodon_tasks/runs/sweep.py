@@ -45,28 +45,35 @@ class SweepRun:
 
     @property
     def status_file(self) -> Path:
-        """The file that holds the exit status of an attempt that has ended; negative for a signal."""
+        """The file that holds the exit status of the last attempt once that has ended."""
         return self.job / "exit_status"
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of the last attempt; negative for a signal, None if it has not ended."""
+        return int(self.status_file.read_text()) if self.status_file.is_file() else None
 
     @property
     def state(self) -> str:
         """WAITING (also after an interruption), RUNNING, DONE or FAILED."""
         if has_writer(self.job):
             return RUNNING
-        status = int(self.status_file.read_text()) if self.status_file.is_file() else -1
-        return WAITING if status < 0 else FAILED if status else DONE
+        if self.status is None or self.status < 0:
+            return WAITING
+        return FAILED if self.status else DONE
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A recipe trained at several points.
 
-    Each point maps the swept fields to values, and ``fixed`` maps the fields that are the same in all
-    runs to theirs.  Values are in hydra's override grammar.
+    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  fixed: field -> value
+    for all runs.  points: swept field -> value for each run.  Values are in hydra's override grammar.
     """
 
     folder: Path
     recipe: str
+    script: str
     data: str
     demo: bool
     fixed: dict[str, str]
@@ -98,8 +105,18 @@ class Sweep:
         return last if lasts.count(last) == 1 else field
 
     def overrides(self, run: SweepRun) -> list[str]:
-        """Return the settings of ``run`` as arguments of the recipe's script."""
+        """Return all settings of ``run`` as overrides."""
         return [f"{field}={value}" for field, value in {**self.fixed, **run.settings}.items()]
+
+    def command(self, run: SweepRun) -> list[str]:
+        """Return the command that trains and evaluates ``run``."""
+        demo = ["--demo"] if self.demo else []
+        return ["bash", self.script, *demo, self.data, str(run.folder), *self.overrides(run)]
+
+    def preparation(self) -> list[str]:
+        """Return the command that prepares the data of all runs."""
+        demo = ["--demo"] if self.demo else []
+        return ["bash", self.script, *demo, "prepare", self.data, str(self.folder / "prepare")]
 
     def states(self) -> collections.Counter[str]:
         """Count the runs by state."""

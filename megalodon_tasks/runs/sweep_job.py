@@ -16,9 +16,9 @@ import hydra
 from omegaconf import DictConfig
 
 import megalodon_tasks
-from megalodon_tasks.configuration import find_recipe, quoted
+from megalodon_tasks.configuration import quoted
 from megalodon_tasks.files import atomic_file, has_writer, sole_writer
-from megalodon_tasks.runs.sweep import DONE, Sweep, SweepRun, read_sweep
+from megalodon_tasks.runs.sweep import Sweep, SweepRun, read_sweep
 
 POLL_SECONDS = 0.5
 APP = "from megalodon_tasks.runs.sweep_job import app; app()"
@@ -27,59 +27,43 @@ APP = "from megalodon_tasks.runs.sweep_job import app; app()"
 # The version is that of fairseq's own commands: hydra keeps one for the whole process.
 @hydra.main(version_base="1.1", config_path=None)
 def app(config: DictConfig) -> None:
-    """Run the point ``config.run`` of the sweep in ``config.folder``, unless it is done.
+    """Run one job of the multirun."""
+    run_point(Path(config.folder), config.run, config.threads, config.attached)
 
-    threads: CPU threads of the run; 0 leaves the choice to torch.  attached: stop when the sweep that
-    started this job ends; false on a cluster, where jobs outlive the process that submitted them.
-    A failure of the run is recorded, never raised.
+
+def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
+    """Run the point ``name`` of the sweep in ``folder`` unless it is done, and record its exit status.
+
+    ``threads``: CPU threads of the run; 0 leaves the choice to torch.  ``attached``: kill the run when
+    the sweep that started this job ends; not so on a cluster, where jobs outlive the process that
+    submitted them.  A run resumes from its last checkpoint whatever ended it.
     """
-    sweep = read_sweep(Path(config.folder))
-    run = next(run for run in sweep.runs if run.name == config.run)
-    done = run.state == DONE
-    # the job of a sweep that was killed needs a moment to stop
+    sweep = read_sweep(folder)
+    run = next(run for run in sweep.runs if run.name == name)
+    # wait for the job of a sweep that was killed, which needs a moment to stop
     with sole_writer(run.job, wait=True):
-        if not done and not _abandoned(config):
-            _perform(sweep, run, config)
-
-
-def _abandoned(config: DictConfig) -> bool:
-    return config.attached and not has_writer(Path(config.folder))
-
-
-def _perform(sweep: Sweep, run: SweepRun, config: DictConfig) -> None:
-    """Execute the recipe's script and record its exit status; kill it when the sweep has ended.
-
-    A run resumes from its last checkpoint whatever ended it, so nothing is lost by that.
-    """
-    run.status_file.unlink(missing_ok=True)
-    with open(run.output, "ab") as output:
-        process = subprocess.Popen(
-            run_command(sweep, run),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=variables(config.threads),
-            start_new_session=True,
-        )
-    try:
-        while process.poll() is None and not _abandoned(config):
-            time.sleep(POLL_SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        with atomic_file(run.status_file, "w") as stream:
-            stream.write(str(process.wait()))
-
-
-def run_command(sweep: Sweep, run: SweepRun) -> list[str]:
-    """Return the command that trains and evaluates ``run``."""
-    return script_command(sweep, sweep.data, str(run.folder), *sweep.overrides(run))
-
-
-def script_command(sweep: Sweep, *words: str) -> list[str]:
-    """Return the command that gives ``words`` to the recipe's script."""
-    demo = ["--demo"] if sweep.demo else []
-    return ["bash", str(find_recipe(sweep.recipe).script), *demo, *words]
+        abandoned = attached and not has_writer(folder)
+        if run.status == 0 or abandoned:
+            return
+        run.status_file.unlink(missing_ok=True)
+        with open(run.output, "ab") as output:
+            process = subprocess.Popen(
+                sweep.command(run),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=variables(threads),
+                start_new_session=True,
+            )
+        try:
+            while process.poll() is None and not abandoned:
+                time.sleep(POLL_SECONDS)
+                abandoned = attached and not has_writer(folder)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            with atomic_file(run.status_file, "w") as stream:
+                stream.write(str(process.wait()))
 
 
 def variables(threads: int = 0) -> dict[str, str]:

@@ -76,8 +76,9 @@ def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
     measurements = {
         result["metric"]: result["value"],
         "params": result["params"],
-        "seconds": max(line["wall"] for line in recorded.train.values()),
     }
+    if recorded.train:
+        measurements["seconds"] = max(line["wall"] for line in recorded.train.values())
     for name, recorded_name in (("tokens_per_s", "wps"), ("samples_per_s", "samples_per_second")):
         speeds = [line[recorded_name] for line in intervals if line.get(recorded_name)]
         if speeds:
