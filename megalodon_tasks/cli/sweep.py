@@ -20,60 +20,45 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from megalodon_tasks import fairseq_compat
+from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import check_fields, find_recipe, training_configuration
-from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import sole_writer
 from megalodon_tasks.runs import results, sweep_job, sweep_table
-from megalodon_tasks.runs.sweep import (
-    CHUNK_SIZE,
-    DONE,
-    FAILED,
-    FULL,
-    RUNNING,
-    SEED,
-    Sweep,
-    enter_sweep,
-    grid,
-)
-from megalodon_tasks.training.console import INTERRUPTED
+from megalodon_tasks.runs import sweep as sweeps
+from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
 
-OVERRIDE = re.compile(r"\w[\w.]*=")
+# Without the lock on the folder of the sweep, its runs stop.
+AFTER_INTERRUPT = "the same command resumes the sweep"
 LAUNCHERS = {"local": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm"}
 LAUNCHER_FIELD = "hydra.launcher."
+OVERRIDE = re.compile(r"\w[\w.]*=")
 POLL_SECONDS = 1.0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the options; ``key=value`` words are taken out before."""
-    parser = argparse.ArgumentParser(
-        prog="megalodon sweep",
-        description="Train and evaluate a recipe over a grid of settings.",
-        epilog="key=value: settings that all runs share, such as optimization.max_update=1000, and\n"
-        "fields of hydra's launcher, such as hydra.launcher.partition=gpu\n\n"
-        "example: megalodon sweep lra/listops DATA SWEEP --chunk-sizes 64 128 full --seeds 1 2 3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Return the parser of the options; ``key=value`` words are taken out before."""
+    parser = options.parser(
+        "sweep",
+        "Train and evaluate a recipe over a grid of settings.  Words key=value are settings that all\n"
+        "runs share, or fields of hydra's launcher, such as hydra.launcher.partition=gpu.",
+        "lra/listops DATA SWEEP --chunk-sizes 64 128 full --seeds 1 2 3",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="family/name, such as lra/listops")
-    parser.add_argument("data", help="DATA_DIR of the recipe's script")
-    parser.add_argument("save", type=Path, help="folder of the sweep")
-    parser.add_argument(
-        "--chunk-sizes", nargs="+", default=[], metavar="STEPS", help="numbers, or full"
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", default=[], metavar="SEED", help="default: that of the recipe"
-    )
-    parser.add_argument(
-        "--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
-        help="any other field; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--demo", action="store_true", help="the recipe's small data and model")
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="local")
-    parser.add_argument("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
-    parser.add_argument("--workers", type=int, default=1, help="local: runs at a time")
-    parser.add_argument("--threads", type=int, help="CPU threads of a run (default: a fair share)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run; write nothing")
+    add = parser.add_argument
+    add("recipe", help="family/name, such as lra/listops, or the path of a run script")
+    add("data", help="DATA_DIR of the recipe's script")
+    add("save", type=Path, help="folder of the sweep")
+    add("--chunk-sizes", nargs="+", default=[], metavar="STEPS", help="numbers, or full")
+    add("--seeds", nargs="+", default=[], metavar="SEED", help="default: that of the recipe")
+    add("--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
+        help="any other field; may be given several times")  # fmt: skip
+    add("--demo", action="store_true", help="the recipe's small data and model")
+    add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
+    add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
+    add("--workers", type=options.at_least(1), default=1, help="local: runs at a time")
+    add("--threads", type=int, help="CPU threads of a run (default: a fair share)")
+    add("--dry-run", action="store_true", help="show what would run; write nothing")
     return parser
 
 
@@ -87,16 +72,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return build_parser().parse_args(words), list(itertools.compress(arguments, is_override))
 
 
-def plan(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
+def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     """Make the sweep that the command line asks for and check the configuration of every run.
 
     Raises :class:`UserError` where nothing varies, a field is given twice, or a run could not start.
     """
-    recipe = find_recipe(options.recipe)
-    chunk_sizes = ["null" if size == FULL else size for size in options.chunk_sizes]
-    swept = [f"{CHUNK_SIZE}={','.join(chunk_sizes)}"] if chunk_sizes else []
-    swept += options.sweep
-    swept += [f"{SEED}={','.join(options.seeds)}"] if options.seeds else []
+    recipe = find_recipe(given.recipe)
+    chunk_sizes = ["null" if size == sweeps.FULL else size for size in given.chunk_sizes]
+    swept = [f"{sweeps.CHUNK_SIZE}={','.join(chunk_sizes)}"] if chunk_sizes else []
+    swept += given.sweep
+    swept += [f"{sweeps.SEED}={','.join(given.seeds)}"] if given.seeds else []
     if not swept:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
     fields = [word.partition("=")[0] for word in [*swept, *overrides]]
@@ -104,42 +89,40 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
     fixed = dict(word.split("=", 1) for word in overrides)
     sweep = Sweep(
-        folder=options.save.absolute(),
+        folder=given.save.absolute(),
         recipe=recipe.id,
         script=str(recipe.script),
-        data=os.path.abspath(options.data),
-        demo=options.demo,
+        data=os.path.abspath(given.data),
+        demo=given.demo,
         fixed=fixed,
-        points=grid(swept),
+        points=sweeps.grid(swept),
     )
-    folder, name = recipe.script.parent, recipe.config_name(options.demo)
+    folder, name = recipe.script.parent, recipe.config_name(given.demo)
     check_fields(folder, name, sweep.overrides(sweep.runs[0]))
     for run in sweep.runs:
         training_configuration(folder, name, ["task.data=DATA", *sweep.overrides(run)])
     return sweep
 
 
-def launcher_words(options: argparse.Namespace, runs: int) -> list[str]:
+def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
     """Return hydra's overrides that choose the launcher and share the cores among its workers."""
-    if options.workers < 1:
-        raise UserError(f"--workers={options.workers} must be at least 1")
-    if options.launcher != "local" and importlib.util.find_spec("submitit") is None:
+    if given.launcher != "local" and importlib.util.find_spec("submitit") is None:
         raise UserError(
-            f"--launcher {options.launcher} needs submitit: pip install hydra-submitit-launcher"
+            f"--launcher {given.launcher} needs submitit: pip install hydra-submitit-launcher"
         )
-    if options.launcher == "local":
+    if given.launcher == "local":
         # one job at a time, so that a free worker takes the next
-        fields = {"n_jobs": options.workers, "batch_size": 1, "pre_dispatch": options.workers}
-        runs = min(options.workers, runs)
+        fields = {"n_jobs": given.workers, "batch_size": 1, "pre_dispatch": given.workers}
+        runs = min(given.workers, runs)
     else:
         fields = {"name": "megalodon-sweep"}
-    share = 0 if options.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
-    if options.launcher_file is not None:
-        fields |= OmegaConf.to_container(OmegaConf.load(options.launcher_file))
+    share = 0 if given.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
+    if given.launcher_file is not None:
+        fields |= OmegaConf.to_container(OmegaConf.load(given.launcher_file))
     return [
-        f"hydra/launcher={LAUNCHERS[options.launcher]}",
-        f"+threads={share if options.threads is None else options.threads}",
-        f"+attached={options.launcher != 'slurm'}",
+        f"hydra/launcher={LAUNCHERS[given.launcher]}",
+        f"+threads={share if given.threads is None else given.threads}",
+        f"+attached={given.launcher != 'slurm'}",
         *(f"{LAUNCHER_FIELD}{name}={json.dumps(value)}" for name, value in fields.items()),
     ]
 
@@ -193,28 +176,16 @@ def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     return conclude(sweep)
 
 
-@user_errors()
-def run(arguments: Sequence[str]) -> int:
-    """Do what the command line asks for; return the exit status."""
-    options, overrides = parse(arguments)
-    sweep = plan(options, [word for word in overrides if not word.startswith(LAUNCHER_FIELD)])
-    launcher = launcher_words(options, len(sweep.runs))
+def main(arguments: Sequence[str]) -> int:
+    """Run a sweep, or show it; return 1 unless all of its runs are done."""
+    given, overrides = parse(arguments)
+    sweep = plan(given, [word for word in overrides if not word.startswith(LAUNCHER_FIELD)])
+    launcher = launcher_words(given, len(sweep.runs))
     launcher += [word for word in overrides if word.startswith(LAUNCHER_FIELD)]
-    if options.dry_run:
+    if given.dry_run:
         print(f"{len(sweep.runs)} runs, started by hydra with {shlex.join(launcher)}:")
         for run in sweep.runs:
             print("  " + shlex.join(sweep.command(run)))
         return 0
     with sole_writer(sweep.folder):
-        return 0 if execute(enter_sweep(sweep), launcher) else 1
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    fairseq_compat.install()
-    try:
-        return run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        # without the lock on the folder the runs stop
-        print("interrupted; the same command resumes the sweep", file=sys.stderr)
-        return INTERRUPTED
+        return 0 if execute(sweeps.enter_sweep(sweep), launcher) else 1

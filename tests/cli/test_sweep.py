@@ -10,6 +10,7 @@ import time
 import pytest
 
 from megalodon_tasks.cli import sweep
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, WAITING, read_sweep
 from tests.runs.toy_sweep import toy_recipe
@@ -44,15 +45,20 @@ def states(folder):
         (["--seeds", "1", "common.seed=3"], "common.seed is given twice"),
         (["--seeds", "1", "--sweep", "common.seed=3"], "common.seed is given twice"),
         (["--seeds", "1", "--demo"], "listops_demo"),
-        (["--seeds", "1", "--workers", "0"], "--workers=0 must be at least 1"),
         (["--seeds", "1", "--launcher-file", "none.yaml"], "none.yaml"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_starts(toy, folder, words, message):
     with pytest.raises(UserError) as caught:
-        sweep.main([*toy, *words])
+        main(["sweep", *toy, *words])
     assert message in str(caught.value)
     assert not folder.exists()
+
+
+def test_there_is_at_least_one_worker(toy, capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", *toy, "--seeds", "1", "--workers", "0"])
+    assert "--workers: 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_key_value_words_may_stand_anywhere():
@@ -64,7 +70,7 @@ def test_key_value_words_may_stand_anywhere():
 
 def test_a_dry_run_shows_the_runs_and_writes_nothing(toy, folder, capsys):
     words = ["--chunk-sizes", "64", "full", "--seeds", "1", "2", "--workers", "2", "--dry-run"]
-    assert sweep.main([*toy, *words]) == 0
+    assert main(["sweep", *toy, *words]) == 0
     shown = capsys.readouterr().out
     assert "4 runs" in shown
     assert "hydra/launcher=joblib" in shown
@@ -79,7 +85,7 @@ def test_a_dry_run_for_slurm_shows_the_fields_of_its_launcher(toy, capsys, tmp_p
     more = tmp_path / "cluster.yaml"
     more.write_text("account: lab\nmem_gb: 32\n")
     words = ["--seeds", "1", "--launcher", "slurm", "--launcher-file", str(more), "--dry-run"]
-    assert sweep.main([*toy, *words, "hydra.launcher.partition=gpu"]) == 0
+    assert main(["sweep", *toy, *words, "hydra.launcher.partition=gpu"]) == 0
     shown = capsys.readouterr().out
     for word in ("hydra/launcher=submitit_slurm", "account=", "mem_gb=32", "partition=gpu"):
         assert word in shown
@@ -89,7 +95,7 @@ def test_a_dry_run_for_slurm_shows_the_fields_of_its_launcher(toy, capsys, tmp_p
 def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
     words = ["--chunk-sizes", "64", "full", "--seeds", "1", "13", "--workers", "2"]
     words += ["--threads", "3"]
-    assert sweep.main([*toy, *words]) == 1
+    assert main(["sweep", *toy, *words]) == 1
     failed = {"chunk_size-64_seed-13": FAILED, "chunk_size-full_seed-13": FAILED}
     done = {"chunk_size-64_seed-1": DONE, "chunk_size-full_seed-1": DONE}
     assert states(folder) == failed | done
@@ -106,7 +112,7 @@ def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
     assert (folder / "table.md").read_text() in shown.out
     assert (folder / "chunk_size.png").is_file()
 
-    assert sweep.main([*toy, *words]) == 1
+    assert main(["sweep", *toy, *words]) == 1
     attempts = {run.name: run.output.read_text().count("called") for run in read_sweep(folder).runs}
     assert attempts == dict.fromkeys(failed, 2) | dict.fromkeys(done, 1)
     threads = folder / "runs" / "chunk_size-64_seed-1" / "threads"
@@ -135,5 +141,5 @@ def test_runs_stop_with_their_sweep_and_resume(toy, folder, tmp_path, launcher, 
     wait_for(lambda: RUNNING not in states(folder).values())
     assert states(folder)["seed-99"] == WAITING
     (tmp_path / "data" / "go").touch()
-    assert sweep.main(words) == 0
+    assert main(["sweep", *words]) == 0
     assert set(states(folder).values()) == {DONE}
