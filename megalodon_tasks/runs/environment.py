@@ -14,7 +14,7 @@ import megalodon_tasks
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return date, device, versions, and the commit if this is a git checkout."""
+    """Return the date, device, versions, and the commit if this is a git checkout."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -53,7 +53,7 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

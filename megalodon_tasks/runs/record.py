@@ -34,6 +34,7 @@ except ImportError:  # not a Unix system
     fcntl = None
 
 METRICS, RESULTS = "metrics.jsonl", "results.jsonl"
+LOG = "train.log"  # text for people, and all that earlier versions kept
 FORMAT = 1  # version of metrics.jsonl
 NOT_FINITE = "not_finite"
 
@@ -107,7 +108,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     metrics, results = folder / METRICS, folder / RESULTS
     if _is_older(folder):
         raise UserError(
-            f"{folder}: an earlier version trained this run and left train.log but no {METRICS}; "
+            f"{folder}: an earlier version trained this run and left {LOG} but no {METRICS}; "
             "resume or repeat the training, or read it with the version that trained it"
         )
     if not metrics.is_file() and not results.is_file():
@@ -135,13 +136,11 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     for top in folders:
         if not top.is_dir():
             raise UserError(f"{top}: there is no such folder")
-        found = {path.parent.resolve() for name in (METRICS, RESULTS) for path in top.rglob(name)}
-        found |= {
-            path.parent.resolve() for path in top.rglob("train.log") if _is_older(path.parent)
-        }
-        if not found:
+        files = [path for name in (METRICS, RESULTS, LOG) for path in top.rglob(name)]
+        runs = {f.parent.resolve() for f in files if f.name != LOG or _is_older(f.parent)}
+        if not runs:
             raise UserError(f"{top}: neither it nor a folder below it holds {METRICS} or {RESULTS}")
-        places |= found
+        places |= runs
     common = Path(os.path.commonpath(places)) if len(places) > 1 else min(places).parent
     names = {place: place.relative_to(common).as_posix() for place in sorted(places)}
     return [
@@ -156,19 +155,21 @@ def _is_older(folder: Path) -> bool:
     A log without a checkpoint or result may also be that of a run that ended before its first update.
     """
     trained = (folder / RESULTS).is_file() or any(folder.glob("checkpoint*.pt"))
-    return (folder / "train.log").is_file() and not (folder / METRICS).is_file() and trained
+    return (folder / LOG).is_file() and not (folder / METRICS).is_file() and trained
 
 
 def _add(run: Run, line: dict[str, Any], where: str) -> None:
     """Add a line of ``metrics.jsonl`` to ``run``."""
     event, step = line.get("event"), line.get("step")
     series = {"train_inner": run.train_inner, "train": run.train}
+    if event == "valid" and "split" in line:
+        series["valid"] = run.valid.setdefault(line["split"], {})
     if event == "start" and line.get("format") != FORMAT:
         raise UserError(
             f"{where}: format {line.get('format')!r}; this version reads format {FORMAT}, so read the "
             f"run with the version that wrote it: {line.get('versions', 'unknown')}"
         )
-    if not isinstance(step, int) or event not in ("start", "valid", *series):
+    if not isinstance(step, int) or event not in ("start", *series):
         raise UserError(f"{where}: not a line of metrics: {str(line)[:80]}")
     if event == "start":
         run.start.clear()
@@ -176,8 +177,6 @@ def _add(run: Run, line: dict[str, Any], where: str) -> None:
         for points in run._series():
             for later in [other for other in points if other > step]:
                 del points[later]
-    elif event == "valid":
-        run.valid.setdefault(line["split"], {})[step] = line
     else:
         series[event][step] = line
 
@@ -186,14 +185,10 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects in ``file``, if it exists, with their line numbers."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line:
-                yield number, json.loads(line, object_hook=_with_not_finite)
-        except json.JSONDecodeError:
-            if not line.startswith("{"):  # else cut short
-                raise UserError(
-                    f"{file}, line {number}: not a JSON object: {line[:80]!r}"
-                ) from None
+        if line and not line.startswith("{"):
+            raise UserError(f"{file}, line {number}: not a JSON object: {line[:80]!r}")
+        with contextlib.suppress(json.JSONDecodeError):  # cut short, or empty
+            yield number, json.loads(line, object_hook=_with_not_finite)
 
 
 def _with_not_finite(fields: dict[str, Any]) -> dict[str, Any]:

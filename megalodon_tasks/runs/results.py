@@ -6,13 +6,13 @@ from typing import Any
 
 
 def published(benchmark: str) -> list[dict[str, str]]:
-    """The rows of ``recipes/results.csv`` for ``benchmark`` and its variants (``benchmark-...``)."""
+    """Return the rows of ``recipes/results.csv`` for ``benchmark`` and its variants."""
     rows = _table("results.csv")
     return [row for row in rows if row["id"] == benchmark or row["id"].startswith(f"{benchmark}-")]
 
 
 def peers(benchmark: str) -> list[dict[str, str]]:
-    """The rows of ``recipes/published.csv`` for ``benchmark``: what each published system reached."""
+    """Return the rows of ``recipes/published.csv`` for ``benchmark``, one per published system."""
     return [row for row in _table("published.csv") if row["id"] == benchmark]
 
 
@@ -23,27 +23,30 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
-    """The lines to print: the result, the best constant answer, ``rows`` of this project's recipes,
-    and other published systems.
+    """Return the lines to print: a result beside the best constant answer and published numbers.
+
+    record: a line of ``results.jsonl``.  rows: those of :func:`published`.
     """
-    found = [("this checkpoint", record["value"], _position(record))]
+    entries = [("this checkpoint", record["value"], _position(record))]
     if "top5" in record:
-        found.append(("this checkpoint, top 5", record["top5"], ""))
+        entries.append(("this checkpoint, top 5", record["top5"], ""))
     if record["best_constant"] is not None:
-        found.append(("best constant answer", record["best_constant"], ""))
-    found += [
+        entries.append(("best constant answer", record["best_constant"], ""))
+    entries += [
         (r["id"], float(r["paper_value"]), r["paper_source"]) for r in rows if r["paper_value"]
     ]
     others = [
         row for row in peers(record["benchmark"]) if not row["system"].startswith("Megalodon")
     ]
-    found += [(row["system"], float(row["value"]), row["source"]) for row in others if row["value"]]
-    width = max(len(name) for name, _, _ in found)
+    entries += [
+        (row["system"], float(row["value"]), row["source"]) for row in others if row["value"]
+    ]
+    width = max(len(name) for name, _, _ in entries)
     title = (
         f"{record['benchmark']}: {record['metric']} on {record['split']} "
         f"({record['n']} items, loss {record['loss']:.3f})"
     )
-    lines = [f"  {name:{width}}  {value:6.2f}  {note}".rstrip() for name, value, note in found]
+    lines = [f"  {name:{width}}  {value:6.2f}  {note}".rstrip() for name, value, note in entries]
     return [title, *lines]
 
 
