@@ -87,14 +87,13 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     fields = [word.partition("=")[0] for word in [*swept, *overrides]]
     if len(set(fields)) < len(fields):
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
-    fixed = dict(word.split("=", 1) for word in overrides)
     sweep = Sweep(
         folder=given.save.absolute(),
         recipe=recipe.id,
         script=str(recipe.script),
         data=os.path.abspath(given.data),
         demo=given.demo,
-        fixed=fixed,
+        fixed=dict(word.split("=", 1) for word in overrides),
         points=sweeps.grid(swept),
     )
     folder, name = recipe.script.parent, recipe.config_name(given.demo)
@@ -164,7 +163,7 @@ def conclude(sweep: Sweep) -> bool:
 
 def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     """Run what is not done; return whether everything is then."""
-    command = sweep.preparation()
+    command = sweep.command()
     if subprocess.run(command, env=sweep_job.variables(), stdin=subprocess.DEVNULL).returncode:
         raise UserError(f"the data could not be prepared ({shlex.join(command)}); nothing was run")
     remaining = [run for run in sweep.runs if run.state != DONE]

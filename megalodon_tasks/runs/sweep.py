@@ -87,16 +87,12 @@ class Sweep:
     @property
     def runs(self) -> list[SweepRun]:
         """The runs, in the order of the points."""
-        names = [
-            "_".join(f"{self.label(field)}-{shown(field, value)}" for field, value in point.items())
-            for point in self.points
-        ]
-        names = [re.sub(r"[^\w.+-]", "", name) for name in names]
-        folder = self.folder / "runs"
-        return [
-            SweepRun(name, folder / name, point)
-            for name, point in zip(names, self.points, strict=True)
-        ]
+        runs = []
+        for point in self.points:
+            parts = [f"{self.label(field)}-{shown(field, value)}" for field, value in point.items()]
+            name = re.sub(r"[^\w.+-]", "", "_".join(parts))
+            runs.append(SweepRun(name, self.folder / "runs" / name, point))
+        return runs
 
     def label(self, field: str) -> str:
         """Return the last part of a field's name, or all of it where two swept fields share that."""
@@ -108,15 +104,12 @@ class Sweep:
         """Return all settings of ``run`` as overrides."""
         return [f"{field}={value}" for field, value in {**self.fixed, **run.settings}.items()]
 
-    def command(self, run: SweepRun) -> list[str]:
-        """Return the command that trains and evaluates ``run``."""
-        demo = ["--demo"] if self.demo else []
-        return ["bash", self.script, *demo, self.data, str(run.folder), *self.overrides(run)]
-
-    def preparation(self) -> list[str]:
-        """Return the command that prepares the data of all runs."""
-        demo = ["--demo"] if self.demo else []
-        return ["bash", self.script, *demo, "prepare", self.data, str(self.folder / "prepare")]
+    def command(self, run: SweepRun | None = None) -> list[str]:
+        """Return the command that trains and evaluates ``run``, or without one prepares the data."""
+        words = ["bash", self.script, *(["--demo"] if self.demo else [])]
+        if run is None:
+            return [*words, "prepare", self.data, str(self.folder / "prepare")]
+        return [*words, self.data, str(run.folder), *self.overrides(run)]
 
     def states(self) -> collections.Counter[str]:
         """Count the runs by state."""

@@ -1,7 +1,6 @@
 """Collect the results of a sweep into a table (CSV and Markdown) and pictures."""
 
 import csv
-import io
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -19,12 +18,11 @@ DIGITS = {"tokens_per_s": 0, "samples_per_s": 1, "peak_memory_gb": 2, "params": 
 PICTURED = {"tokens_per_s": "training, tokens per second", "peak_memory_gb": "peak memory (GB)"}
 
 # Series differ in marker and lightness, so that they can be told apart without colour.
-SERIES = [
-    {"color": "#0b3c6f", "marker": "o", "linestyle": "-"},
-    {"color": "0.45", "marker": "s", "linestyle": "--"},
-    {"color": "black", "marker": "^", "linestyle": ":"},
-    {"color": "#7a5c00", "marker": "D", "linestyle": "-."},
-]
+SERIES = {
+    "color": ["#0b3c6f", "0.45", "black", "#7a5c00"],
+    "marker": ["o", "s", "^", "D"],
+    "linestyle": ["-", "--", ":", "-."],
+}
 REFERENCES = ("--", ":", "-.")
 
 
@@ -119,11 +117,10 @@ def markdown(sweep: Sweep, rows: list[Row]) -> str:
 def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """Write ``table.csv`` and ``table.md`` into the folder of the sweep."""
     head, lines = cells(sweep, rows)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    for name, content in (("table.csv", text.getvalue()), ("table.md", markdown(sweep, rows))):
-        with atomic_file(sweep.folder / name, "w") as stream:
-            stream.write(content)
+    with atomic_file(sweep.folder / "table.csv", "w") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([head, *lines])
+    with atomic_file(sweep.folder / "table.md", "w") as stream:
+        stream.write(markdown(sweep, rows))
 
 
 def draw(sweep: Sweep, rows: list[Row], references: dict[str, float]) -> list[Path]:
@@ -155,29 +152,27 @@ def draw(sweep: Sweep, rows: list[Row], references: dict[str, float]) -> list[Pa
 
 def _draw_panel(axes: Axes, swept: str, rows: list[Row], name: str) -> None:
     """Draw a line for each combination of the other fields, over equally spaced values."""
-    values = sorted(dict.fromkeys(row.settings[swept] for row in rows), key=_size)
+    values = sorted({row.settings[swept] for row in rows}, key=_size)
     series: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: values.index(row.settings[swept])):
         others = [f"{f.rpartition('.')[2]} {v}" for f, v in row.settings.items() if f != swept]
         if row.mean(name) is not None:
             series.setdefault(", ".join(others) or "ours", []).append(row)
-    for number, (label, points) in enumerate(series.items()):
-        axes.errorbar(
-            [values.index(row.settings[swept]) for row in points],
-            [row.mean(name) for row in points],
-            yerr=[row.deviation or 0.0 for row in points] if name == rows[0].metric else None,
-            capsize=3,
-            label=label,
-            **SERIES[number % len(SERIES)],
-        )
+    axes.set_prop_cycle(**SERIES)
+    for label, points in series.items():
+        positions = [values.index(row.settings[swept]) for row in points]
+        means = [row.mean(name) for row in points]
+        deviations = [row.deviation or 0.0 for row in points]
+        errors = deviations if name == rows[0].metric else None
+        axes.errorbar(positions, means, yerr=errors, capsize=3, label=label)
     axes.set_xticks(range(len(values)), values)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _size(value: str) -> float:
-    """Sort key of the values in a picture: numbers by size, then full attention and words."""
+def _size(value: str) -> tuple[float, str]:
+    """Return the sort key of a value: numbers by size, then full attention and other words."""
     try:
-        return float(value)
+        return float(value), value
     except ValueError:
-        return math.inf
+        return math.inf, value
