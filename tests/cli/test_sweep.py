@@ -2,12 +2,15 @@
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hydra import compose, initialize
+from hydra.core.global_hydra import GlobalHydra
 
 from megalodon_tasks.cli import sweep
 from megalodon_tasks.cli.main import main
@@ -81,15 +84,23 @@ def test_a_dry_run_shows_the_runs_and_writes_nothing(toy, folder, capsys):
     assert not folder.exists()
 
 
-def test_a_dry_run_for_slurm_shows_the_fields_of_its_launcher(toy, capsys, tmp_path):
+def test_a_dry_run_for_slurm_shows_words_that_its_launcher_takes(toy, capsys, tmp_path):
     more = tmp_path / "cluster.yaml"
-    more.write_text("account: lab\nmem_gb: 32\n")
+    more.write_text("account: lab\nmem_gb: 32\nsetup: [module load cuda]\n")
     words = ["--seeds", "1", "--launcher", "slurm", "--launcher-file", str(more), "--dry-run"]
-    assert main(["sweep", *toy, *words, "hydra.launcher.partition=gpu"]) == 0
-    shown = capsys.readouterr().out
-    for word in ("hydra/launcher=submitit_slurm", "account=", "mem_gb=32", "partition=gpu"):
-        assert word in shown
-    assert "hydra" not in shown.splitlines()[1]
+    words += ["hydra.launcher.partition=gpu", "hydra.launcher.mem_gb=64"]
+    assert main(["sweep", *toy, *words]) == 0
+    head, command = capsys.readouterr().out.splitlines()
+    assert "hydra" not in command
+    overrides = shlex.split(head.removesuffix(":").partition("by hydra with ")[2])
+    GlobalHydra.instance().clear()
+    with initialize(config_path=None, version_base="1.1"):
+        config = compose(overrides=overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert "SlurmLauncher" in launcher._target_
+    assert (launcher.account, launcher.partition, launcher.mem_gb) == ("lab", "gpu", 64)
+    assert launcher.setup == ["module load cuda"]
+    assert config.attached is False, "jobs end with the process that submitted them"
 
 
 def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
