@@ -105,7 +105,7 @@ def training_configuration(folder: Path, name: str, overrides: Sequence[str]) ->
     config = compose_configuration(folder, name, overrides)
     try:
         add_defaults(config)
-        config = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+        OmegaConf.resolve(config)
         sizes = {field.name for field in fields(MegalodonConfig)} & set(config.model)
         MegalodonConfig(**{field: config.model[field] for field in sizes}).validate()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
