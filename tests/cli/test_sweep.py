@@ -130,6 +130,15 @@ def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
     assert threads.read_text() == "OMP 3\n"
 
 
+def test_a_launcher_that_fails_is_named_with_its_log(toy, folder):
+    with pytest.raises(UserError, match="hydra's launcher failed") as caught:
+        main(["sweep", *toy, "--seeds", "1", "hydra.launcher.nonsense=1"])
+    log = folder / "launcher.log"
+    assert str(log) in str(caught.value)
+    assert "nonsense" in log.read_text()
+    assert states(folder) == {"seed-1": WAITING}
+
+
 def wait_for(condition):
     deadline = time.monotonic() + 120
     while not condition():
