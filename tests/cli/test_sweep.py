@@ -104,9 +104,8 @@ def test_a_dry_run_for_slurm_shows_words_that_its_launcher_takes(toy, capsys, tm
 
 
 def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
-    words = ["--chunk-sizes", "64", "full", "--seeds", "1", "13", "--workers", "2"]
-    words += ["--threads", "3"]
-    assert main(["sweep", *toy, *words]) == 1
+    words = ["--chunk-sizes", "64", "full", "--seeds", "1", "13", "--threads", "3"]
+    assert main(["sweep", *toy, *words, "--workers", "2"]) == 1
     failed = {"chunk_size-64_seed-13": FAILED, "chunk_size-full_seed-13": FAILED}
     done = {"chunk_size-64_seed-1": DONE, "chunk_size-full_seed-1": DONE}
     assert states(folder) == failed | done
