@@ -20,7 +20,7 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
-from megalodon_tasks.configuration import check_fields, for_hydra, quoted
+from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.training.console import FILE_ONLY, exit_status
 
@@ -66,7 +66,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         overrides.append(f"task.data={quoted(os.path.abspath(options.data))}")
     if options.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(options.save_dir))}")
-    return ["--config-dir", folder, "--config-name", name, *overrides, *for_hydra(rest)]
+    return ["--config-dir", folder, "--config-name", name, *overrides, *hydra_overrides(rest)]
 
 
 def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
