@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs.records import result, write_record
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIBLINGS = ("models", "criterions", "cuda_ops", "recipes")
 COPIED = ("megalodon_tasks", *SIBLINGS, "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -160,6 +162,13 @@ def test_wheel_holds_the_recipes(wheel, pattern):
 
     assert below(REPOSITORY / "recipes")
     assert below(wheel.user_dir / "recipes") == below(REPOSITORY / "recipes")
+
+
+def test_wheel_holds_the_templates_of_the_report(wheel, tmp_path):
+    write_record(tmp_path / "run", [result()])
+    done = wheel.run("-m", "megalodon_tasks", "report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in tmp_path.glob("run/report.*")} == {".html", ".md"}
 
 
 def test_wheel_brings_its_commands(wheel, tmp_path):

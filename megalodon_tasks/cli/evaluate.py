@@ -27,6 +27,8 @@ from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.evaluation import confusion, predictions
 from megalodon_tasks.evaluation.predictions import Predictions
 from megalodon_tasks.runs import results
+from megalodon_tasks.runs.environment import environment
+from megalodon_tasks.runs.record import RESULTS, append, relative
 from megalodon_tasks.training import console
 
 # Up to so many classes the accuracy of each is printed.
@@ -269,13 +271,13 @@ def run(options: argparse.Namespace) -> None:
         set_time_step(trained.model, options.time_step)
     score = evaluate(trained, options.split, options.batch_size, options.num_workers, device)
     benchmark = options.recipe or trained.cfg.task._name
-    file = options.results or options.checkpoint.parent / "results.jsonl"
+    file = options.results or options.checkpoint.parent / RESULTS
     record = describe(trained, score, benchmark, options.split, file, device)
     record |= {"task_overrides": overrides, "time_step": options.time_step}
     print("\n".join(results.summary(record, results.published(benchmark))))
     written = write_details(score, f"{benchmark}, {options.split}", options)
-    record["files"] = {k: results.relative(path, file.parent) for k, path in written.items()}
-    results.append(file, record)
+    record["files"] = {k: relative(path, file.parent) for k, path in written.items()}
+    append(file, record)
     print(f"recorded in {file}")
 
 
@@ -305,13 +307,13 @@ def describe(
 def provenance(trained: Trained, file: Path, device: torch.device) -> dict[str, Any]:
     """What a result in ``file`` was reached by, and where: the part that all results share."""
     return {
-        "checkpoint": results.relative(trained.path, file.parent),
+        "checkpoint": relative(trained.path, file.parent),
         "update": trained.update,
         "epoch": trained.epoch,
         "params": sum(p.numel() for p in trained.model.parameters()),
         "chunk_size": trained.cfg.model.get("chunk_size"),
         "seed": trained.cfg.common.seed,
-        **results.environment(device),
+        **environment(device),
     }
 
 

@@ -34,6 +34,7 @@ from megalodon_tasks.evaluation.lm_progress import Progress, deferred_interrupt
 from megalodon_tasks.evaluation.long_context import FIRST_CONTEXT, Position, Totals, read_document
 from megalodon_tasks.evaluation.steady_memory import return_large_buffers
 from megalodon_tasks.runs import results
+from megalodon_tasks.runs.record import RESULTS, append
 from megalodon_tasks.training.console import exit_status
 
 PIECE = 2048
@@ -197,7 +198,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.checkpoint}: holds no language model of this project")
     corpus = read_corpus(Path(trained.cfg.task.data))
     split = corpus.split(options.split)
-    file = options.results or options.checkpoint.parent / "results.jsonl"
+    file = options.results or options.checkpoint.parent / RESULTS
     output = options.output or file.parent
     output.mkdir(parents=True, exist_ok=True)
     progress = Progress(
@@ -211,7 +212,7 @@ def run(options: argparse.Namespace) -> None:
     record = describe(trained, totals, found, metric, options, file, device)
     if compressed is not None:
         record["compressors"] = compressed
-    results.append(file, record)
+    append(file, record)
     context_report.write_csv(totals.bands, output / "context_length.csv")
     title = f"{record['benchmark']}, {options.split}"
     context_report.draw(totals.bands, title, output / "context_length.png")

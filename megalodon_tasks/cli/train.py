@@ -2,17 +2,15 @@
 
 The run is that of ``fairseq-hydra-train`` with the same arguments.  Around it, this command imports
 the plugin, refuses a missing configuration (fairseq would train something else), takes relative paths
-from the caller's folder, keeps everything of the run in its save folder (``train.log``, ``hydra/``),
-goes on from ``checkpoint_last.pt`` if there is one, and ends in one message where a setting or a file
-is wrong.
+from the caller's folder, keeps everything of the run in its save folder (``metrics.jsonl``,
+``train.log``, ``hydra/``), resumes from ``checkpoint_last.pt`` if there is one, and ends in one message
+where a setting or a file is wrong.
 """
 
 import argparse
 import functools
 import logging
 import os
-import re
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +20,11 @@ from fairseq_cli import hydra_train
 
 import megalodon_tasks
 from megalodon_tasks import errors, fairseq_compat
+from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.training import fields
 from megalodon_tasks.training.console import FILE_ONLY, exit_status
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
-
-# Of these sections hydra knows only the fields that the YAML writes out, and wants ++ before any other;
-# fairseq checks the names afterwards all the same.
-COMPONENT_FIELD = re.compile(r"(model|task|criterion|optimizer|lr_scheduler)\.\w+=")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +49,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
     a field that there is not.
     """
     folder, name = _checked_config(options.config_dir, options.config_name)
-    fields.check(Path(folder) / f"{name}.yaml", rest)
+    check_fields(Path(folder), name, rest)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
         f"common.user_dir={quoted(package)}",
@@ -72,8 +66,7 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         overrides.append(f"task.data={quoted(os.path.abspath(options.data))}")
     if options.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(options.save_dir))}")
-    given = [f"++{word}" if COMPONENT_FIELD.match(word) else word for word in rest]
-    return ["--config-dir", folder, "--config-name", name, *overrides, *given]
+    return ["--config-dir", folder, "--config-name", name, *overrides, *hydra_overrides(rest)]
 
 
 def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
@@ -89,22 +82,13 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
     return str(folder), name
 
 
-def quoted(value: str) -> str:
-    """``value`` as a string of hydra's override grammar, whatever characters it has."""
-    # a quote is written \', and backslashes are doubled before a quote and nowhere else
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
-
-
 def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     """Let an error of the user's end the process with its message alone, and keep all in the log."""
 
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
         try:
-            result = run(cfg)
-            _log_peak_memory()
-            return result
+            return run(cfg)
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)
             if message is None:
@@ -115,12 +99,6 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
             raise SystemExit(1) from None
 
     return run_with_messages
-
-
-def _log_peak_memory() -> None:
-    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss: bytes there, else KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1024**2
-    logger.info(f"peak memory of the process: {peak:.2f} GB", extra=FILE_ONLY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
