@@ -3,7 +3,7 @@
     python -m benchmarks.lm_memory                     # 20,000 and 2,000,000 tokens
     python -m benchmarks.lm_memory --lengths 10000 100000 --piece 1024
 
-Each length is read in a process of its own, as ``megalodon_tasks.cli.evaluate_lm`` does it: tokens from
+Each length is read in a process of its own, as ``megalodon evaluate-lm`` does it: tokens from
 disk, state carried, sums by context length.  Prints one JSON line with the peak resident memory of each
 and the ratio of the largest to the smallest.  The model has 4 layers, d 256, z 128, v 512, chunk 512.
 """
@@ -23,8 +23,8 @@ import torch
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, write_corpus
 from megalodon_tasks.data.tokenizers import SPECIALS, ByteTokenizer
+from megalodon_tasks.evaluation.language_model import return_large_buffers
 from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
-from megalodon_tasks.evaluation.steady_memory import return_large_buffers
 from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
 

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Sequence
 
 import megalodon_tasks
+from megalodon_tasks.errors import user_errors
 
-# subcommand -> what it does.  Each is a module of this package whose ``main(arguments)`` returns an exit
-# status; it is imported when called, so that ``--help`` is quick.
+INTERRUPTED = 130  # 128 + SIGINT, the status that a shell expects after Ctrl-C
+
+# subcommand -> what it does.  Each is a module of this package, imported when it is called, so that
+# ``--help`` is quick.  Its ``main(arguments)`` may return an exit status; its ``AFTER_INTERRUPT`` says
+# what Ctrl-C left.
 COMMANDS = {
     "prepare": "check a data set and bring it into the form that training reads",
     "train": "train a recipe with fairseq and hydra",
@@ -28,7 +32,7 @@ EXAMPLES = """examples:
   megalodon evaluate SAVE/checkpoint_best.pt
   megalodon sweep lra/listops DATA SWEEP --chunk-sizes 64 128 full
 
-`megalodon COMMAND --help` lists the options of a command.  From a checkout: python -m megalodon_tasks."""
+`megalodon COMMAND --help` lists the options of a command.  In a checkout: python -m megalodon_tasks."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return its exit status.  An unknown one exits with status 2."""
+    """Run a subcommand; return its exit status: 130 after Ctrl-C, and 2 for an unknown command.
+
+    Raises :class:`UserError` for what the user can put right.  Uncaught, it ends the process with one
+    message and status 1 (see :func:`megalodon_tasks.errors.install_excepthook`).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     command = parser.parse_args(words[:1]).command
@@ -56,4 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=2) or COMMANDS
         parser.error(f"unknown command {command!r}; there is {', '.join(near)}")
     module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
-    return module.main(words[1:]) or 0
+    try:
+        with user_errors():
+            return module.main(words[1:]) or 0
+    except KeyboardInterrupt:
+        advice = getattr(module, "AFTER_INTERRUPT", "")
+        print(f"interrupted; {advice}" if advice else "", file=sys.stderr)
+        return INTERRUPTED

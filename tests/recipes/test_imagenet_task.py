@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from timm.scheduler import CosineLRScheduler
 
 from megalodon_tasks import timm_model
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.image_tree import build_index
@@ -172,7 +172,7 @@ def test_averaged_weights_are_validated_kept_and_resumed(index, tmp_path, capsys
     logged = float(events["valid", 11]["loss"])
     assert logged == pytest.approx(loss.item() / math.log(2), abs=2e-4)
     checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
-    evaluate.main([checkpoint, "--data", str(index), "--cpu", "--ema"])
+    main(["evaluate", checkpoint, "--data", str(index), "--cpu", "--ema"])
     assert f"loss {logged:.3f})" in capsys.readouterr().out
 
     (tmp_path / "again").mkdir()
@@ -186,12 +186,12 @@ def test_averaged_weights_are_validated_kept_and_resumed(index, tmp_path, capsys
 def test_the_command_evaluates_a_checkpoint_on_the_validation_images(index, tmp_path, capsys):
     runs.train(tmp_path / "run", *TRAINING)
     checkpoint = tmp_path / "run" / "checkpoint_best.pt"
-    evaluate.main([str(checkpoint), "--data", str(index), "--split", "test", "--cpu"])
+    main(["evaluate", str(checkpoint), "--data", str(index), "--split", "test", "--cpu"])
     printed = capsys.readouterr().out
     assert "accuracy on test (6 items" in printed
     assert "33.33" in printed
     with pytest.raises(UserError, match="holds no averaged weights; train with ema.store_ema=true"):
-        evaluate.main([str(checkpoint), "--data", str(index), "--cpu", "--ema"])
+        main(["evaluate", str(checkpoint), "--data", str(index), "--cpu", "--ema"])
 
 
 @pytest.mark.parametrize(("warmup", "cosine"), [(4, 20), (0, 30), (4, None)])
@@ -263,7 +263,7 @@ def test_top5_is_evaluated_where_there_are_many_classes(tmp_path, monkeypatch, c
     build_index(write_tree(tmp_path / "images", 1, 1, classes), tmp_path / "index")
     monkeypatch.chdir(tmp_path / "index")
     runs.train(tmp_path / "run", *TRAINING, "--max-update", "2", "--batch-size-valid", "50")
-    evaluate.main([str(tmp_path / "run" / "checkpoint_best.pt"), "--cpu"])
+    main(["evaluate", str(tmp_path / "run" / "checkpoint_best.pt"), "--cpu"])
     found = re.search(r"this checkpoint, top 5 +(\d+\.\d\d)", capsys.readouterr().out)
     # whole images of 100; untrained, so about 5
     assert 0.0 <= float(found[1]) < 50.0

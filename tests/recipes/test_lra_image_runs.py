@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.recipes.lra.image import prepare as prepare_image
 from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
 from tests.recipes.run_scripts import ROOT, option, run_demo
@@ -104,7 +104,7 @@ def test_images_are_trained_on_and_evaluated(tmp_path, name):
         write_images(raw, f"pathfinder{side}/curv_contour_length_14", side=side)
         prepare_pathfinder.main([str(raw), str(prepared), "--benchmark", name, "--workers", "1"])
     command = [
-        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", LRA,
+        sys.executable, "-m", "megalodon_tasks", "train", "--config-dir", LRA,
         "--config-name", name, "--data", prepared, "--save-dir", tmp_path / "run",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -112,7 +112,7 @@ def test_images_are_trained_on_and_evaluated(tmp_path, name):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     checkpoint = tmp_path / "run" / "checkpoint_best.pt"
-    assert evaluate.main([str(checkpoint), "--recipe", f"lra/{name}", "--cpu"]) == 0
+    assert main(["evaluate", str(checkpoint), "--recipe", f"lra/{name}", "--cpu"]) == 0
     (record,) = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
     assert (record["benchmark"], record["split"]) == (f"lra/{name}", "test")
     assert record["n"] == (20 if name == "image" else 6)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.data.rejects import Rejects
 from megalodon_tasks.data.storage import PreparedDataset
 from megalodon_tasks.recipes.lra import demo_texts
@@ -111,7 +111,7 @@ SMALL = {
 def test_pairs_are_trained_on_and_evaluated(tmp_path, capsys):
     prepare_retrieval.main([str(write_pairs(tmp_path / "raw")), str(tmp_path / "prepared")])
     command = [
-        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", LRA,
+        sys.executable, "-m", "megalodon_tasks", "train", "--config-dir", LRA,
         "--config-name", "retrieval", "--data", tmp_path / "prepared", "--save-dir", tmp_path / "run",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -119,7 +119,7 @@ def test_pairs_are_trained_on_and_evaluated(tmp_path, capsys):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     checkpoint = tmp_path / "run" / "checkpoint_best.pt"
-    assert evaluate.main([str(checkpoint), "--recipe", "lra/retrieval", "--cpu"]) == 0
+    assert main(["evaluate", str(checkpoint), "--recipe", "lra/retrieval", "--cpu"]) == 0
     (record,) = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
     assert (record["benchmark"], record["split"], record["n"]) == ("lra/retrieval", "test", 1)
     assert record["update"] == 4

@@ -12,7 +12,7 @@ from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.data.storage import ColumnSpec
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.inputs import ClassifierInputs
@@ -273,9 +273,10 @@ def test_data_of_other_names_than_those_of_the_checkpoint_are_refused(learnable,
     other = write_random(tmp_path / "other", **{names: renamed}).folder
     count = len(renamed)
     with pytest.raises(UserError, match=f"model.{names}: .* trained with {count}:.* has {count}:"):
-        evaluate.main([best, "--data", str(other), "--cpu"])
+        main(["evaluate", best, "--data", str(other), "--cpu"])
     assert (
-        evaluate.main([best, "--data", str(write_random(tmp_path / "same").folder), "--cpu"]) == 0
+        main(["evaluate", best, "--data", str(write_random(tmp_path / "same").folder), "--cpu"])
+        == 0
     )
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from megalodon_tasks.cli import evaluate, inspect
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.evaluation.kernels import kernels, spread
-from megalodon_tasks.evaluation.observe import observed
+from megalodon_tasks.evaluation import checkpoint
+from megalodon_tasks.evaluation.model_pictures import initial_model, kernels, observed, spread
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.stack import MegalodonStack
@@ -80,7 +80,7 @@ def test_observed_weights_give_the_attended_values(causal, chunk_size):
     mixed = layer.cema_norm(averaged_BLD)
     output = layer.skip_proj(mixed) + layer.out_proj(attended * first.gate) + x_BLD
     torch.testing.assert_close(output, layer(x_BLD)[0], atol=1e-10, rtol=1e-10)
-    with pytest.raises(ValueError, match="is none of the"):
+    with pytest.raises(ValueError, match="the item has the chunks 0 to"):
         first.attention(0, 9)
 
 
@@ -92,7 +92,7 @@ def untrained(tmp_path_factory):
     sizes = {"model_dim": 8, "num_layers": 2, "z_dim": 4, "value_dim": 8, "ffn_hidden_dim": 8}
     subprocess.run(
         [
-            sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", str(RECIPE),
+            sys.executable, "-m", "megalodon_tasks", "train", "--config-dir", str(RECIPE),
             "--config-name", "listops_demo", "--data", str(folder / "data"),
             "--save-dir", str(folder / "run"), "optimization.max_update=1",
             "optimization.lr=[1.0e-30]", "lr_scheduler.warmup_init_lr=1.0e-31",
@@ -104,18 +104,18 @@ def untrained(tmp_path_factory):
 
 
 def test_the_model_before_training_is_the_one_that_training_began_with(untrained):
-    trained = evaluate.load(untrained, None, torch.device("cpu"))
-    began = inspect.as_it_began(trained)
+    trained = checkpoint.load(untrained, device=torch.device("cpu"))
+    began = initial_model(trained)
     for (name, old), new in zip(began.named_parameters(), trained.model.parameters(), strict=True):
         torch.testing.assert_close(old, new, atol=1e-20, rtol=0, msg=name)
 
 
 def test_three_pictures(untrained, tmp_path, capsys):
-    assert inspect.main([str(untrained), "--output", str(tmp_path), "--reach", "9"]) == 0
-    told = capsys.readouterr().out
+    assert main(["inspect", str(untrained), "--output", str(tmp_path), "--reach", "9"]) == 0
+    printed = capsys.readouterr().out
     for name in ("kernels", "attention", "gates"):
         assert imread(tmp_path / f"{name}.png").std() > 0
-        assert f"{name}.png" in told
+        assert f"{name}.png" in printed
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,11 @@ def test_three_pictures(untrained, tmp_path, capsys):
     [
         (["--item", "99"], "--item 99: the split valid has the items 0 to 11"),
         (["--layers", "2"], "--layers 2: the model has the layers 0 to 1"),
-        (["--chunk", "5"], "chunk 5 is none of the 1 chunks"),
-        (["--reach", "0"], "give at least 1 step"),
+        (["--chunk", "5"], "chunk 5: the item has the chunks 0 to 0 of"),
         (["--split", "dev"], "no split 'dev'"),
     ],
 )
 def test_what_is_not_there_is_named(untrained, tmp_path, words, message):
     with pytest.raises(UserError) as caught:
-        inspect.main([str(untrained), "--output", str(tmp_path), *words])
+        main(["inspect", str(untrained), "--output", str(tmp_path), *words])
     assert message in str(caught.value)

@@ -1,0 +1,48 @@
+"""Options that several subcommands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parser(
+    command: str, description: str, example: str, **options: bool
+) -> argparse.ArgumentParser:
+    """Return the parser of ``megalodon COMMAND``, whose help ends with an example."""
+    return argparse.ArgumentParser(
+        prog=f"megalodon {command}",
+        description=description,
+        epilog=f"example:\n  megalodon {command} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of an option that is a whole number of at least ``least``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+        return value
+
+    return number
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint and the data to read it with."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a file that a training run wrote")
+    add("--data", type=Path, help="folder of the prepared data (default: as in training)")
+
+
+def add_result(parser: argparse.ArgumentParser) -> None:
+    """Add what is evaluated, and where the result is recorded."""
+    add = parser.add_argument
+    add("--split", default="test", help="which split (default: %(default)s)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add(
+        "--results", type=Path, help="file of JSON lines (default: results.jsonl beside CHECKPOINT)"
+    )
+    add("--recipe", help="id in recipes/results.csv (default: the task's name)")
