@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import re
 import statistics
 import sys
@@ -14,15 +15,26 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
-# What each layer may import.  `megalodon_tasks` is what the recipes share.
+# What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
+LEAVES = {"errors", "files"}
 MAY_IMPORT = {
-    "cuda_ops": {"cuda_ops"},
-    "models": {"models", "cuda_ops"},
-    "criterions": {"criterions", "cuda_ops"},
-    "megalodon_tasks": {"megalodon_tasks", "criterions", "models", "cuda_ops"},
+    "errors": set(),
+    "files": set(),
+    "cuda_ops": set(),
+    "models": {"cuda_ops", "files"},
+    "timm_model": {"models"},
+    "criterions": {"cuda_ops", "models", *LEAVES},
+    "data": LEAVES,
+    "fairseq_compat": LEAVES,
+    "configuration": {"models", *LEAVES},
+    "runs": {"configuration", "models", "data", *LEAVES},
+    "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
+    "recipes": {"training", "data", "models", *LEAVES},
+    "evaluation": {"runs", "data", "models", "cuda_ops", *LEAVES},
+    "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
-# These look back, to register everything.
-REGISTER = {"megalodon_tasks/__init__.py", "megalodon_tasks/registration.py"}
+# These look back, to register everything and to start the command.
+LOOK_BACK = {"__init__", "registration", "__main__"}
 # The models that fairseq sees; all else in models/ and cuda_ops/ works with torch alone.
 FAIRSEQ_MODELS = {"models/classifier.py", "models/language_model.py"}
 TORCH_ALONE = {"torch", "megalodon_tasks", *sys.stdlib_module_names}
@@ -164,19 +176,43 @@ def test_imports_have_one_spelling():
     none(misspelt_imports())
 
 
-def wrong_arrows() -> Iterator[str]:
-    for source in sources(*MAY_IMPORT):
-        if source.name in REGISTER:
+def node(words: list[str]) -> str:
+    """Return the folder, or the file beside the folders, that a path or a dotted name lies in."""
+    words = words[1:] if words[0] == "megalodon_tasks" else words
+    return words[0].removesuffix(".py") if words else "__init__"
+
+
+@functools.cache
+def arrows() -> dict[str, dict[str, str]]:
+    """Return for each folder those that it imports, each with the first statement that does."""
+    found: dict[str, dict[str, str]] = {}
+    for source in sources(*SHIPPED):
+        start = node(source.name.split("/"))
+        if start in LOOK_BACK:
             continue
-        for node, name in imports(source.tree):
-            top, below = name.split(".")[0], (name.split(".") + [""])[1]
-            layer = below if below in SHIPPED else "megalodon_tasks"
-            if top == "megalodon_tasks" and layer not in MAY_IMPORT[source.folder]:
-                yield source.at(node, f"{source.folder} must not import {name}")
+        ends = found.setdefault(start, {})
+        for statement, name in imports(source.tree):
+            end = node(name.split("."))
+            if name.startswith("megalodon_tasks.") and end not in {
+                start,
+                *LOOK_BACK,
+                "__version__",
+            }:
+                ends.setdefault(end, source.at(statement, f"{start} imports {name}"))
+    return found
+
+
+def test_no_folder_imports_one_that_imports_it():
+    graphlib.TopologicalSorter(arrows()).prepare()
 
 
 def test_imports_go_one_way():
-    none(wrong_arrows())
+    none(
+        place
+        for start, ends in arrows().items()
+        for end, place in ends.items()
+        if end not in MAY_IMPORT.get(start, set())
+    )
 
 
 def more_than_torch() -> Iterator[str]:

@@ -128,7 +128,9 @@ def test_unknown_metric_is_named_with_those_that_there_are(run_copy):
     state = torch.load(run_copy / "checkpoint_best.pt")
     state["cfg"]["checkpoint"]["best_checkpoint_metric"] = "f1"
     torch.save(state, run_copy / "checkpoint_best.pt")
-    with pytest.raises(UserError, match="metric='f1' is not logged by the criterion, which logs acc"):
+    with pytest.raises(
+        UserError, match="metric='f1' is not logged by the criterion, which logs acc"
+    ):
         main(["evaluate", str(run_copy / "checkpoint_best.pt")])
 
 
