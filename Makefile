@@ -22,17 +22,18 @@ venv:  ## create .venv and install everything, or nothing if it is current
 demo: venv  ## generate short ListOps data, train a small Megalodon, evaluate it (about 5 minutes)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/lra/listops.sh --demo demo/data demo/run
 
-test: lint  ## formatter, linter and the fast tests
+test: lint  ## formatter, linter, type check and the fast tests
 	@$(PYTEST) -n $(WORKERS) --dist loadgroup
 
 test-slow: venv  ## the tests marked slow
 	@$(PYTEST) -m slow
 
-lint: venv  ## check format and style
+lint: venv  ## check format, style and types
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
-format: venv  ## format the code and mend what the linter can
+format: venv  ## format the code and fix what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 

@@ -193,11 +193,8 @@ def arrows() -> dict[str, dict[str, str]]:
         ends = found.setdefault(start, {})
         for statement, name in imports(source.tree):
             end = node(name.split("."))
-            if name.startswith("megalodon_tasks.") and end not in {
-                start,
-                *LOOK_BACK,
-                "__version__",
-            }:
+            inside = name.startswith("megalodon_tasks.") and end not in {"__version__", start}
+            if inside and end not in LOOK_BACK:
                 ends.setdefault(end, source.at(statement, f"{start} imports {name}"))
     return found
 

@@ -89,16 +89,14 @@ def load(
     update = state["optimizer_history"][-1]["num_updates"]
     position = state["extra_state"]["train_iterator"]
     try:
-        (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(path)], state=state
-        )
+        loaded: Any = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
         raise UserError(
             f"{path}: does not fit the model that its settings name: {error}"
         ) from error
-    assert task is not None, "fairseq sets up the task of a checkpoint that has settings"
+    (model,), cfg, task = loaded
     between_epochs = position["iterations_in_epoch"] == 0
     return Trained(
         path=path,
@@ -175,7 +173,8 @@ def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, 
     config.task = {"_name": TASK, **task}
     config.criterion = {"_name": "cross_entropy"}
     add_defaults(config)
-    return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    settings: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return settings
 
 
 def read_language_model(path: Path) -> CausalLM:

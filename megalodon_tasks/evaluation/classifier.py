@@ -81,8 +81,7 @@ class Collector:
         """Take the predictions for ``sample``, if it has one class and (B, classes) scores per item."""
         scores, target = self._scores, sample.get("target")
         self._scores = None
-        has_classes = target is not None and target.dim() == 1 and not target.is_floating_point()
-        if not has_classes or scores is None or scores.dim() != 2:
+        if scores is None or scores.dim() != 2 or target is None or not _are_classes(target):
             self._complete = False
             return
         probability, predicted = torch.softmax(scores.float(), dim=-1).max(dim=-1)
@@ -101,6 +100,10 @@ class Collector:
         order = np.argsort(columns[0], kind="stable")
         names = classes or [str(number) for number in range(self._num_classes)]
         return Predictions(*(column[order] for column in columns), classes=tuple(names))
+
+
+def _are_classes(target: torch.Tensor) -> bool:
+    return target.dim() == 1 and not target.is_floating_point()
 
 
 def _lengths(sample: dict[str, Any]) -> torch.Tensor:

@@ -22,7 +22,7 @@ def install() -> None:
 
 def _of_every_word(stock: Callable) -> Callable:
     def forward(
-        self: AdaptiveLoss, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
+        self: AdaptiveLoss, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         output = model.decoder.adaptive_softmax
         if not hasattr(output, "nll"):

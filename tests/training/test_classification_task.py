@@ -97,8 +97,8 @@ def nothing(folder):
         (truncated, "task.data: {data}/arrays-1/train.inputs.bin has .* bytes, wanted .*{command}"),
         (
             lambda folder: write_random(folder, benchmark="cifar"),
-            "task.data: {data} holds data of the benchmark 'cifar', wanted listops or text or retrieval;"
-            " .*{command}",
+            "task.data: {data} holds data of the benchmark 'cifar', expected listops or text or "
+            "retrieval; .*{command}",
         ),
     ],
 )
