@@ -1,4 +1,4 @@
-"""Each mend of fairseq: that it holds, and that fairseq without it still fails."""
+"""Each patch of fairseq: that it works, and that fairseq still fails without it."""
 
 import collections
 import io
@@ -134,7 +134,7 @@ def test_stopped_between_updates_goes_on_exactly(whole_run, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("stop", [2, 5, 7, 13])
 def test_a_task_may_keep_its_last_checkpoint_fresh(whole_run, tmp_path, monkeypatch, stop):
-    """Written at every update and killed: goes on from there, and validates no more often."""
+    """Written at every update and killed: resumes from there, and validates no more often."""
     monkeypatch.setattr(ToyTask, "saves_last_often", True, raising=False)
     monkeypatch.setattr(frequent_last, "SECONDS", 0.0)
     monkeypatch.setattr(frequent_last, "SHARE", 1e9)

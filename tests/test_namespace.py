@@ -118,7 +118,7 @@ print(json.dumps({
      for kind, registry in registries.items()}))
 """
 
-# Imports what needs torch alone, and calls it, with the other packages made impossible to import.
+# Imports what needs torch only, and calls it, with the other packages made impossible to import.
 TORCH_ALONE = """
 import importlib, pkgutil, sys
 for name in ("fairseq", "fairseq_cli", "hydra", "omegaconf", "triton"):

@@ -1,7 +1,7 @@
 """Draw what a model does: kernels and rates of CEMA, attention weights, and gates.
 
 Legend: B batch, L length, D channels, N components, H heads, K width of queries, V width of values,
-T lags.  Everything can be told apart without colour.
+T lags.  No picture needs colour to be read.
 """
 
 from collections.abc import Callable, Iterator, Sequence

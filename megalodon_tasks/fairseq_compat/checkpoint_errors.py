@@ -1,7 +1,7 @@
-"""A checkpoint that cannot be used: which file, what is wrong with it, what to do.
+"""Explain why a checkpoint cannot be used: which file, what is wrong with it, what to do.
 
-fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340) and answers a model that does
-not fit with "please ensure that the architectures match" (trainer.py:597), without saying what differs.
+fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340).  For a model that does not
+fit it says "please ensure that the architectures match" (trainer.py:597), not what differs.
 """
 
 import os
@@ -70,13 +70,13 @@ def _why_unusable(path: str, error: Exception) -> str | None:
 def _remedy(damaged: Path) -> str:
     others = [p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p)]
     if not others:
-        return "no whole one is beside it: take it from a copy, or delete it to start anew"
+        return "no whole one is beside it: restore it from a copy, or delete it to start again"
     copy = f"cp {shlex.quote(str(others[0]))} {shlex.quote(str(damaged))}"
-    return f"the newest whole one beside it is {others[0].name}; to go on from that: {copy}"
+    return f"the newest whole one beside it is {others[0].name}; to resume from that: {copy}"
 
 
 def is_whole(path: str | os.PathLike) -> bool:
-    """Whether the checkpoint file ``path`` was written to its end (torch writes zip archives)."""
+    """Return whether the checkpoint was written to its end (torch writes zip archives)."""
     return zipfile.is_zipfile(path)
 
 
@@ -104,7 +104,7 @@ def _with_model_errors(stock: Callable) -> Callable:
 
 def _misfit(trainer: Trainer, filename: str, error: Exception) -> BaseException:
     state = checkpoint_utils.load_checkpoint_to_cpu(filename)
-    tensors = list(tensor_differences(state["model"], trainer.get_model().state_dict()))
+    tensors = list(_tensor_differences(state["model"], trainer.get_model().state_dict()))
     if not tensors:
         return error.__context__ or error
     settings = list(_setting_differences(state["cfg"]["model"], trainer.cfg.model))
@@ -123,25 +123,23 @@ def _shortened(title: str, lines: list[str]) -> str:
     return f"{title}: {'; '.join(lines[:NAMED_AT_MOST])}{more}. "
 
 
-def tensor_differences(
-    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+def _tensor_differences(
+    saved: dict[str, torch.Tensor], model: dict[str, torch.Tensor]
 ) -> Iterator[str]:
-    """One line for each tensor of the model ``wanted`` that ``found`` lacks, and the reverse."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if name not in found:
+    for name in sorted(saved.keys() | model.keys()):
+        if name not in saved:
             yield f"{name} is missing in the checkpoint"
-        elif name not in wanted:
+        elif name not in model:
             yield f"{name} is surplus in the checkpoint"
-        elif found[name].shape != wanted[name].shape:
+        elif saved[name].shape != model[name].shape:
             yield (
-                f"{name} has shape {tuple(found[name].shape)} in the checkpoint, "
-                f"{tuple(wanted[name].shape)} in the model"
+                f"{name} has shape {tuple(saved[name].shape)} in the checkpoint, "
+                f"{tuple(model[name].shape)} in the model"
             )
 
 
-def _setting_differences(found: Any, wanted: Any) -> Iterator[str]:
-    for name in ("_name", *sorted(key for key in found if key != "_name")):
-        theirs, ours = found.get(name), wanted.get(name)
-        if theirs != ours:
+def _setting_differences(saved: Any, model: Any) -> Iterator[str]:
+    for name in ("_name", *sorted(key for key in saved if key != "_name")):
+        if saved.get(name) != model.get(name):
             label = "arch" if name == "_name" else name
-            yield f"{label} is {theirs} in the checkpoint, {ours} in the model"
+            yield f"{label} is {saved.get(name)} in the checkpoint, {model.get(name)} in the model"

@@ -61,11 +61,11 @@ def test_the_record_says_what_was_evaluated(run_copy):
     main(["evaluate", str(run_copy / "checkpoint_last.pt"), "--cpu"])
     (record,) = records(run_copy)
     assert record.keys() == RECORDED
-    wanted = {
+    expected = {
         "benchmark": "toy", "split": "test", "metric": "accuracy", "checkpoint": "checkpoint_last.pt",
         "update": 20, "epoch": 4, "params": 64, "chunk_size": 4, "seed": 3,
     }  # fmt: skip
-    assert {name: record[name] for name in wanted} == wanted
+    assert {name: record[name] for name in expected} == expected
     assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["megalodon_tasks"] == megalodon_tasks.__version__
 

@@ -24,8 +24,8 @@ def test_the_collector_orders_answers_by_id():
     assert found.labels.tolist() == [2, 1, 0]
     assert found.predicted.tolist() == [2, 2, 0]
     assert found.length.tolist() == [8, 7, 5]
-    wanted = torch.softmax(torch.tensor([2.0, 0.0, 0.0]), 0)[0].item()
-    assert found.probability[2] == pytest.approx(wanted)
+    expected = torch.softmax(torch.tensor([2.0, 0.0, 0.0]), 0)[0].item()
+    assert found.probability[2] == pytest.approx(expected)
     assert found.best_constant == pytest.approx(100 / 3)
     assert collector.result(None).classes == ("0", "1", "2")
 

@@ -177,20 +177,20 @@ def test_resumed_process_has_the_same_batches(data, data_workers, num_workers, f
         batches = iterator.next_epoch_itr()
         before = ids(itertools.islice(batches, finished))
         state = iterator.state_dict()
-        rest = ids(batches)
-    assert sorted(sum(before + rest, [])) == list(range(ITEMS))
+        following = ids(batches)
+    assert sorted(sum(before + following, [])) == list(range(ITEMS))
     assert len(data_workers()) == num_workers, "the workers of earlier epochs are alive"
 
     resumed = task_with(data)
     resumed.load_dataset("train")
     iterator = iterator_of(resumed, state["epoch"], num_workers=num_workers)
     iterator.load_state_dict(state)
-    assert ids(iterator.next_epoch_itr()) == rest
-    following = [
+    assert ids(iterator.next_epoch_itr()) == following
+    next_epochs = [
         ids(iterator_of(task, 4, num_workers=num_workers).next_epoch_itr())
         for task in (running, resumed)
     ]
-    assert following[0] == following[1] != rest
+    assert next_epochs[0] == next_epochs[1] != following
 
 
 def test_training_split_may_be_evaluated_too(data):
