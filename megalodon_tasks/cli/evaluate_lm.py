@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="smallest context length in the table",
     )  # fmt: skip
     add(
-        "--metric", choices=language_model.METRICS,
+        "--metric", choices=language_model.UNITS,
         help="the one to record (default: per word, else per token)",
     )  # fmt: skip
     add(

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -64,55 +64,43 @@ class Score:
         return {"metric": metric, **values, "n": self.count, "best_constant": constant}
 
 
-class Collector:
-    """Collect the predictions of a model, batch by batch, from a forward hook that sees the scores."""
+def predict(sample: dict[str, Any], output: Any) -> Predictions | None:
+    """Return the predictions of a batch, of which the model computed ``output``.
 
-    def __init__(self) -> None:
-        self._scores: torch.Tensor | None = None
-        self._parts: list[tuple[np.ndarray, ...]] = []
-        self._num_classes = 0
-        self._complete = True
-
-    def hook(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """Keep the scores of a batch; for ``register_forward_hook``."""
-        self._scores = output if isinstance(output, torch.Tensor) else None
-
-    def add(self, sample: dict[str, Any]) -> None:
-        """Take the predictions for ``sample``, if it has one class and (B, classes) scores per item."""
-        scores, target = self._scores, sample.get("target")
-        self._scores = None
-        if scores is None or scores.dim() != 2 or target is None or not _are_classes(target):
-            self._complete = False
-            return
-        probability, predicted = torch.softmax(scores.float(), dim=-1).max(dim=-1)
-        self._num_classes = scores.shape[1]
-        values = (sample["id"], target, predicted, probability, _lengths(sample))
-        self._parts.append(tuple(value.cpu().numpy() for value in values))
-
-    def result(self, classes: Sequence[str] | None) -> Predictions | None:
-        """Return all predictions by ascending id, or None if some items have no single class.
-
-        classes: names; None numbers them.
-        """
-        if not self._complete or not self._parts:
-            return None
-        columns = [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
-        order = np.argsort(columns[0], kind="stable")
-        names = classes or [str(number) for number in range(self._num_classes)]
-        return Predictions(*(column[order] for column in columns), classes=tuple(names))
+    None unless each item has one class, and ``output`` is a score for each class, (B, classes).
+    """
+    target = sample.get("target")
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        return None
+    if target is None or target.dim() != 1 or target.is_floating_point():
+        return None
+    probability, predicted = torch.softmax(output.float(), dim=-1).max(dim=-1)
+    inputs = sample["net_input"]
+    lengths = [v for k, v in inputs.items() if k.startswith("lengths") and v is not None]
+    if lengths:
+        length = torch.stack(lengths).amax(dim=0)
+    else:
+        length = torch.full_like(predicted, int(sample["ntokens"]) // len(predicted))
+    columns = (sample["id"], target, predicted, probability, length)
+    numbers = tuple(map(str, range(output.shape[1])))
+    return Predictions(*(column.cpu().numpy() for column in columns), classes=numbers)
 
 
-def _are_classes(target: torch.Tensor) -> bool:
-    return target.dim() == 1 and not target.is_floating_point()
+def join(
+    batches: Sequence[Predictions | None], classes: Sequence[str] | None = None
+) -> Predictions | None:
+    """Return all predictions by ascending id, or None if a batch has none.
 
-
-def _lengths(sample: dict[str, Any]) -> torch.Tensor:
-    """Return (B,) int64: of the longer side for pairs; without lengths, all items have the same."""
-    given = [v for k, v in sample["net_input"].items() if k.startswith("lengths") and v is not None]
-    if given:
-        return torch.stack(given).amax(dim=0)
-    count = sample["id"].numel()
-    return torch.full((count,), int(sample["ntokens"]) // count)
+    classes: names instead of the numbers.
+    """
+    found = [batch for batch in batches if batch is not None]
+    if not found or len(found) < len(batches):
+        return None
+    names = [field.name for field in fields(Predictions) if field.name != "classes"]
+    columns = [np.concatenate([getattr(batch, name) for batch in found]) for name in names]
+    order = np.argsort(columns[0], kind="stable")
+    classes = tuple(classes or found[0].classes)
+    return Predictions(*(column[order] for column in columns), classes=classes)
 
 
 def evaluate(
@@ -133,18 +121,19 @@ def evaluate(
         ),
         num_workers=num_workers,
     ).next_epoch_itr(shuffle=False, set_dataset_epoch=False)
-    collector = Collector()
-    hook = trained.model.register_forward_hook(collector.hook)
-    count = 0
+    outputs: list[Any] = []
+    hook = trained.model.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+    predictions, count = [], 0
     with metrics.aggregate(new_root=True) as meters, torch.inference_mode():
         for sample in tqdm(batches, desc=split, unit="batch", disable=not sys.stderr.isatty()):
             sample: Any = utils.move_to_cuda(sample) if trained.device.type == "cuda" else sample
+            outputs.clear()
             _, _, logged = task.valid_step(sample, trained.model, trained.criterion)
             task.reduce_metrics([logged], trained.criterion)
             count += sample["id"].numel()
-            collector.add(sample)
+            predictions.append(predict(sample, outputs[-1] if outputs else None))
     hook.remove()
     if count != len(dataset):
         raise UserError(f"split {split}: {count} of {len(dataset)} items were evaluated, not all")
-    predictions = collector.result(getattr(task, "class_names", None))
-    return Score(dict(meters.get_smoothed_values()), count, predictions)
+    classes = getattr(task, "class_names", None)
+    return Score(dict(meters.get_smoothed_values()), count, join(predictions, classes))

@@ -28,7 +28,13 @@ from megalodon_tasks.evaluation.long_context import Position, Totals, read_docum
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.causal_lm import LanguageModelCore
 
-METRICS = ("perplexity", "word_perplexity", "bits_per_character", "bits_per_byte")
+# measure -> what it is counted by, a field of SplitInfo; the first that is known is the default
+UNITS = {
+    "word_perplexity": "words",
+    "perplexity": "tokens",
+    "bits_per_character": "characters",
+    "bits_per_byte": "bytes",
+}
 SAVE_SECONDS = 30.0
 COMPRESSORS = {
     "bz2 -9": lambda data: bz2.compress(data, 9),
@@ -148,14 +154,7 @@ def choose_metric(metric: str | None, split: CorpusSplit) -> str:
 
     Raises ``ValueError`` if the split does not say how many words, characters or bytes it has.
     """
-    info = split.info
-    divisors = {
-        "word_perplexity": info.words,
-        "perplexity": info.tokens,
-        "bits_per_character": info.characters,
-        "bits_per_byte": info.bytes,
-    }
-    known = [name for name, count in divisors.items() if count]
+    known = [name for name, unit in UNITS.items() if getattr(split.info, unit)]
     if metric is not None and metric not in known:
         raise ValueError(
             f"--metric {metric}: {split.folder} does not say how to count that; possible: "
@@ -165,20 +164,16 @@ def choose_metric(metric: str | None, split: CorpusSplit) -> str:
 
 
 def measures(totals: Totals, info: SplitInfo) -> dict[str, float]:
-    """Return all measures by name, except those whose divisor is unknown."""
-    nll = totals.nll
-    found = {"perplexity": _exp(nll / totals.tokens)}
-    if info.words:
-        found["word_perplexity"] = _exp(nll / info.words)
-    if info.characters:
-        found["bits_per_character"] = nll / math.log(2) / info.characters
-    if info.bytes:
-        found["bits_per_byte"] = nll / math.log(2) / info.bytes
+    """Return all measures by name, except those whose unit was not counted."""
+    found = {}
+    for name, unit in UNITS.items():
+        count = totals.tokens if unit == "tokens" else getattr(info, unit)
+        if count and name.endswith("perplexity"):
+            share = totals.nll / count
+            found[name] = math.exp(share) if share < 700 else math.inf
+        elif count:
+            found[name] = totals.nll / math.log(2) / count
     return found
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def compressed_sizes(corpus: Corpus, split: CorpusSplit) -> dict[str, float]:

@@ -8,19 +8,20 @@ import os
 import pickle
 import re
 import shlex
+import textwrap
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat.patching import replace
 
-NAMED_AT_MOST = 5  # tensors and settings that a message lists
+# Differences of settings and tensors that a message lists, and characters of each.
+LISTED, LINE_LENGTH = 10, 200
 
 
 def install() -> None:
@@ -103,43 +104,21 @@ def _with_model_errors(stock: Callable) -> Callable:
 
 
 def _misfit(trainer: Trainer, filename: str, error: Exception) -> BaseException:
-    state = checkpoint_utils.load_checkpoint_to_cpu(filename)
-    tensors = list(_tensor_differences(state["model"], trainer.get_model().state_dict()))
-    if not tensors:
-        return error.__context__ or error
-    settings = list(_setting_differences(state["cfg"]["model"], trainer.cfg.model))
+    mismatch = error.__context__ or error
+    title, *tensors = str(mismatch).splitlines()
+    if "loading state_dict" not in title:
+        return mismatch
+    saved = checkpoint_utils.load_checkpoint_to_cpu(filename)["cfg"]["model"]
+    settings = [
+        f"{'arch' if name == '_name' else name} is {value} in the checkpoint, "
+        f"{trainer.cfg.model.get(name)} in the model"
+        for name, value in sorted(saved.items())
+        if value != trainer.cfg.model.get(name)
+    ]
+    lines = [*settings, *(textwrap.shorten(line, LINE_LENGTH) for line in tensors)]
+    more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     return UserError(
-        f"{filename}: this checkpoint is of another architecture. "
-        f"{_shortened('settings', settings)}{_shortened('tensors', tensors)}"
+        f"{filename}: this checkpoint is of another architecture. {'; '.join(lines[:LISTED])}{more}. "
         "Give the model the settings of the checkpoint, or train into another folder "
         "(checkpoint.save_dir, --save-dir)"
     )
-
-
-def _shortened(title: str, lines: list[str]) -> str:
-    if not lines:
-        return ""
-    more = f"; and {len(lines) - NAMED_AT_MOST} more" if len(lines) > NAMED_AT_MOST else ""
-    return f"{title}: {'; '.join(lines[:NAMED_AT_MOST])}{more}. "
-
-
-def _tensor_differences(
-    saved: dict[str, torch.Tensor], model: dict[str, torch.Tensor]
-) -> Iterator[str]:
-    for name in sorted(saved.keys() | model.keys()):
-        if name not in saved:
-            yield f"{name} is missing in the checkpoint"
-        elif name not in model:
-            yield f"{name} is surplus in the checkpoint"
-        elif saved[name].shape != model[name].shape:
-            yield (
-                f"{name} has shape {tuple(saved[name].shape)} in the checkpoint, "
-                f"{tuple(model[name].shape)} in the model"
-            )
-
-
-def _setting_differences(saved: Any, model: Any) -> Iterator[str]:
-    for name in ("_name", *sorted(key for key in saved if key != "_name")):
-        if saved.get(name) != model.get(name):
-            label = "arch" if name == "_name" else name
-            yield f"{label} is {saved.get(name)} in the checkpoint, {model.get(name)} in the model"

@@ -7,10 +7,9 @@ does nothing in a run on several processes: their clocks differ, and all of them
 moment.
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,6 @@ from megalodon_tasks.fairseq_compat.patching import replace
 
 SECONDS = 5.0  # between two writes, at least
 SHARE = 0.02  # of the time, at most
-_QUIET = ("fairseq.checkpoint_utils", "fairseq.trainer")
 
 
 def install(train: ModuleType) -> None:
@@ -40,23 +38,14 @@ def _with_fresh_last(stock: Callable) -> Callable:
         often = getattr(task, "saves_last_often", False) and trainer.data_parallel_world_size == 1
         start = time.monotonic()
         if often and not end_of_epoch and not stopping and start >= due:
-            with _without_log_lines():
+            disabled = logging.root.manager.disable
+            logging.disable(logging.INFO)  # a line for each of these writes would flood the log
+            try:
                 checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            finally:
+                logging.disable(disabled)
             now = time.monotonic()
             due = now + max(SECONDS, (now - start) / SHARE)
         return result
 
     return validate_and_save
-
-
-@contextlib.contextmanager
-def _without_log_lines() -> Iterator[None]:
-    """Log no line for each of these writes."""
-    levels = {name: logging.getLogger(name).level for name in _QUIET}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

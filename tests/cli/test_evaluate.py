@@ -138,7 +138,7 @@ def test_ctrl_c_records_nothing(run_copy, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier.torch, "softmax", interrupted)
+    monkeypatch.setattr(classifier, "predict", interrupted)
     assert main(["evaluate", str(run_copy / "checkpoint_best.pt")]) == INTERRUPTED
     assert "interrupted; nothing was recorded" in capsys.readouterr().err
     assert not (run_copy / "results.jsonl").exists()
@@ -223,15 +223,6 @@ def test_files_of_the_answers_are_written_and_recorded(run_copy, capsys):
         assert sum(int(group["items"]) for group in groups) == len(rows)
         assert sum(int(group["correct"]) for group in groups) == hits
     assert "95 % interval" in capsys.readouterr().out
-
-
-def test_equal_lengths_have_no_table(run_copy, capsys, monkeypatch):
-    monkeypatch.setattr(classifier, "_lengths", lambda sample: sample["id"] * 0 + 8)
-    file = run_copy / "accuracy_by_length.csv"
-    main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--cpu", "--by-length", str(file)])
-    assert "all items have length 8: no accuracy by length" in capsys.readouterr().out
-    assert not file.exists()
-    assert records(run_copy)[0]["files"] == {}
 
 
 def test_a_field_of_the_task_can_have_another_value(run_copy, tmp_path):

@@ -76,6 +76,14 @@ def test_predictions_are_written_one_row_per_item(tmp_path, name, delimiter):
     assert float(table[7]["probability"]) == pytest.approx(found.probability[7], abs=1e-6)
 
 
+def test_equal_lengths_have_no_table(tmp_path, capsys):
+    files = {"by_length": tmp_path / "l.csv", "by_class": tmp_path / "c.csv"}
+    written = accuracy.report(answers(3, lengths=1), "toy", files)
+    assert written == {"by_class": tmp_path / "c.csv"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.csv"]
+    assert "all items have length 1: no accuracy by length" in capsys.readouterr().out
+
+
 def test_groups_are_written_with_their_interval(tmp_path):
     groups = [accuracy.Group("1-9", 263, 81)]
     accuracy.write_groups("length", groups, tmp_path / "g.csv")
