@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megalodon_tasks.cli.main import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("benchmarks", "criterions", "cuda_ops", "megalodon_tasks", "models", "recipes", "tests")
 DOCUMENTS = [
@@ -42,6 +44,8 @@ def mistakes(words: list[str]) -> Iterator[str]:
     """What a command names that does not exist."""
     if words[0] == "make":
         yield from (w for w in words[1:] if re.fullmatch("[a-z-]+", w) and w not in TARGETS)
+    if words[0] == "megalodon" and words[1] not in {*COMMANDS, "--help"}:
+        yield f"command {words[1]}"
     yield from (w for w in words if is_ours(w) and not (ROOT / w.split("::")[0]).exists())
     options = dict(zip(words, words[1:], strict=False))
     module = options.get("-m", "")
