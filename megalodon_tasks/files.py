@@ -58,16 +58,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` (made if missing) for writing; raise ``ValueError`` if another process does.
+def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold ``folder`` (made if missing) for writing.
 
-    The lock is a file ``.lock`` inside, which the system frees when its holder dies.  A folder that was
-    made here and is still empty at the end is removed.
+    If another process holds it, wait for that, or raise ``ValueError``.  The lock is a file ``.lock``
+    inside, which the system frees when its holder dies.  A folder that was made here and is still empty
+    at the end is removed.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    stream = _locked_file(path)
+    stream = _locked_file(path, wait)
     _locks.add(stream)
     try:
         yield
@@ -79,13 +80,28 @@ def sole_writer(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _locked_file(path: Path) -> IO:
+def has_writer(folder: Path) -> bool:
+    """Return whether a process holds ``folder`` with :func:`sole_writer`."""
+    path = folder / ".lock"
+    if fcntl is None:
+        return path.exists()
+    try:
+        with open(path) as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # locked, or a file system without locks
+        return True
+    return False
+
+
+def _locked_file(path: Path, wait: bool) -> IO:
     while True:
         stream = open(path, "w")  # noqa: SIM115 - closed by the caller, which holds the lock
         if fcntl is None:
             return stream
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             stream.close()
             raise ValueError(

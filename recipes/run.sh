@@ -146,8 +146,8 @@ evaluate() {
     else
         evaluate_classifier "$recipe"
     fi
-    if [[ -f $SAVE_DIR/train.log ]]; then
-        run_python megalodon_tasks.runs.plot "$SAVE_DIR"
+    if [[ -f $SAVE_DIR/metrics.jsonl ]]; then
+        run_python megalodon_tasks.cli.report "$SAVE_DIR" --training-curve
     fi
 }
 

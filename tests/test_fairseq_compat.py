@@ -1,6 +1,7 @@
 """Each patch of fairseq: that it works, and that fairseq still fails without it."""
 
 import collections
+import inspect
 import io
 import logging
 import os
@@ -253,7 +254,7 @@ def test_log_file_has_each_line_once(tmp_path):
 
 
 def test_log_file_of_fairseq_alone_repeats_lines(tmp_path, monkeypatch):
-    stock = progress_bar.progress_bar.__wrapped__
+    stock = inspect.unwrap(progress_bar.progress_bar)
     monkeypatch.setattr(progress_bar, "progress_bar", stock)
     runs.train(tmp_path, "--max-epoch", "3", "--log-file", str(tmp_path / "log"))
     assert max(collections.Counter(lines_of(tmp_path / "log")).values()) > 1

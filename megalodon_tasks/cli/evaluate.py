@@ -18,6 +18,7 @@ from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import accuracy, checkpoint, classifier
 from megalodon_tasks.runs import results
+from megalodon_tasks.runs.record import RESULTS, append, relative
 
 AFTER_INTERRUPT = "nothing was recorded"
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--time-step {given.time_step}: {model} has no time step to change")
         trained.model.set_time_step(given.time_step)
     score = classifier.evaluate(trained, given.split, given.batch_size, given.num_workers)
-    file = given.results or given.checkpoint.parent / "results.jsonl"
+    file = given.results or given.checkpoint.parent / RESULTS
     record = {
         "benchmark": given.recipe or trained.cfg.task._name,
         "split": given.split,
@@ -95,6 +96,6 @@ def main(arguments: Sequence[str]) -> None:
             "predictions, confusion matrix and accuracy by length or class need items with one "
             "class each, and a model that gives a score for each class"
         )
-    record["files"] = {k: results.relative(path, file.parent) for k, path in files.items()}
-    results.append(file, record)
+    record["files"] = {k: relative(path, file.parent) for k, path in files.items()}
+    append(file, record)
     print(f"recorded in {file}")

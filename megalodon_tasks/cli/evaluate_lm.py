@@ -22,6 +22,7 @@ from megalodon_tasks.data.corpus import SplitInfo, read_corpus
 from megalodon_tasks.evaluation import checkpoint, language_model, long_context
 from megalodon_tasks.evaluation.long_context import Totals
 from megalodon_tasks.runs import results
+from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
 PROGRESS_VERSION = 1
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     offsets = language_model.divide(split.offsets, given.segments)
     metric = language_model.choose_metric(given.metric, split)
     compressed = language_model.compressed_sizes(corpus, split) if given.compressors else None
-    file = given.results or given.checkpoint.parent / "results.jsonl"
+    file = given.results or given.checkpoint.parent / RESULTS
     output = given.output or file.parent
     output.mkdir(parents=True, exist_ok=True)
     status = trained.path.stat()
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
     }
     if compressed is not None:
         record["compressors"] = compressed
-    results.append(file, record)
+    append(file, record)
     long_context.write_csv(totals.bands, output / "context_length.csv")
     title = f"{record['benchmark']}, {given.split}"
     long_context.draw(totals.bands, title, output / "context_length.png")

@@ -1,41 +1,60 @@
-"""One page about any set of runs: ``megalodon-report SAVE... [--output FOLDER]``.
+"""Write one page about any set of runs, or draw the training curve of one.
 
-Collects ``results.jsonl``, training logs and configurations of all runs in the given folders and below
-(a sweep's folder too) into ``report.html``, which needs no other file, and ``report.md``.
+    megalodon report SWEEP OTHER_RUN --output PAGE
+    megalodon report RUN --training-curve
+
+The page, ``report.html``, needs no other file; ``report.md`` holds the same.  Runs and sweeps are found
+in the given folders and below them.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks import fairseq_compat
-from megalodon_tasks.errors import user_errors
-from megalodon_tasks.reports import page, runs
+from megalodon_tasks.cli import options
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.runs import report
+from megalodon_tasks.runs.figures import draw_training_curve
+from megalodon_tasks.runs.record import find_runs, read_run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of this command."""
-    parser = argparse.ArgumentParser(
-        prog="megalodon-report", description="One page about any set of runs."
+    """Return the parser of this command."""
+    parser = options.parser(
+        "report",
+        "Write one page about any set of runs, or draw the training curve of one.",
+        "SWEEP OTHER_RUN --output PAGE",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="SAVE")
-    parser.add_argument("--output", type=Path, help="folder of the page (default: the first SAVE)")
-    parser.add_argument("--title", default="Runs", help="its heading")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP")
+    parser.add_argument("--output", type=Path, help="folder of the page (default: the first one)")
+    parser.add_argument("--title", default="Runs", help="heading of the page")
+    parser.add_argument(
+        "--training-curve",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="PNG",
+        help="draw only the training curve of RUN (default: RUN/training_curve.png)",
+    )
     return parser
 
 
-@user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = build_parser().parse_args(arguments)
-    fairseq_compat.install()
-    found = runs.find(options.folders)
-    sweeps = [sweep for folder in options.folders if (sweep := page.sweep_in(folder.resolve()))]
-    for path in page.write(options.output or options.folders[0], options.title, found, sweeps):
+def main(arguments: Sequence[str]) -> None:
+    """Write the page or draw the curve."""
+    given = build_parser().parse_args(arguments)
+    first = given.folders[0]
+    if given.training_curve is None:
+        sweeps = [sweep for path in given.folders if (sweep := report.sweep_in(path.resolve()))]
+        runs = find_runs(given.folders)
+        written = report.write(given.output or first, given.title, runs, sweeps)
+    elif len(given.folders) > 1 or given.output is not None:
+        raise UserError(
+            f"--training-curve draws one run and takes no --output; got {len(given.folders)} "
+            f"folders and --output {given.output}"
+        )
+    else:
+        default = given.training_curve == Path()
+        written = [first / "training_curve.png" if default else given.training_curve]
+        draw_training_curve(read_run(first), written[0])
+    for path in written:
         print(f"wrote {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,13 @@
-"""Train and evaluate a recipe over a grid of settings.
+"""Train and evaluate a recipe over a grid of settings: ``megalodon sweep RECIPE DATA SAVE ...``.
 
-    megalodon-sweep RECIPE DATA SAVE --chunk-sizes 64 128 256 full --seeds 1 2 3 [key=value ...]
-
-Writes ``table.csv``, ``table.md`` and pictures into SAVE.  Started again, the same command goes on: runs
-that are finished are kept, one that was stopped resumes from its checkpoint, one that failed is tried
-again.  Runs are started by hydra's launchers (see ``sweeps/launch.py``).
+Writes ``table.csv``, ``table.md`` and pictures into SAVE.  Repeating the command resumes the sweep:
+finished runs stay, an interrupted one resumes from its checkpoint, a failed one is tried again.
 """
 
 import argparse
 import importlib.util
+import itertools
+import json
 import os
 import re
 import shlex
@@ -21,235 +20,171 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from megalodon_tasks import fairseq_compat
-from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.cli import options
+from megalodon_tasks.configuration import check_fields, find_recipe, training_configuration
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import sole_writer
-from megalodon_tasks.runs import results
-from megalodon_tasks.sweeps import alive, catalogue, job, launch, pictures, status, table
-from megalodon_tasks.sweeps import request as requests
-from megalodon_tasks.sweeps.launch import Launcher
-from megalodon_tasks.sweeps.request import CHUNK_SIZE, SEED, Request
-from megalodon_tasks.training.console import INTERRUPTED
+from megalodon_tasks.runs import results, sweep_job, sweep_table
+from megalodon_tasks.runs import sweep as sweeps
+from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
 
-OVERRIDE = re.compile(r"[\w.]+=.*", re.DOTALL)
+# Without the lock on the folder of the sweep, its runs stop.
+AFTER_INTERRUPT = "the same command resumes the sweep"
+LAUNCHERS = {"local": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm"}
+LAUNCHER_FIELD = "hydra.launcher."
+OVERRIDE = re.compile(r"\w[\w.]*=")
 POLL_SECONDS = 1.0
-SLURM = {"partition": "partition", "time": "timeout_min", "gpus": "gpus_per_node",
-         "cpus": "cpus_per_task", "mem": "mem_gb"}  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of this command; ``key=value`` words are taken out before."""
-    parser = argparse.ArgumentParser(
-        prog="megalodon-sweep",
-        description="Train and evaluate a recipe over a grid of settings.",
-        epilog="key=value: settings that all runs share, such as optimization.max_update=1000",
+    """Return the parser of the options; ``key=value`` words are taken out before."""
+    parser = options.parser(
+        "sweep",
+        "Train and evaluate a recipe over a grid of settings.  Words key=value are settings that all\n"
+        "runs share, or fields of hydra's launcher, such as hydra.launcher.partition=gpu.",
+        "lra/listops DATA SWEEP --chunk-sizes 64 128 full --seeds 1 2 3",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="family/name, such as lra/listops")
-    parser.add_argument("data", help="DATA_DIR of the recipe's script")
-    parser.add_argument("save", type=Path, help="folder of the sweep")
-    parser.add_argument("--chunk-sizes", nargs="+", metavar="STEPS", help="numbers, or full")
-    parser.add_argument("--seeds", nargs="+", metavar="SEED", help="default: that of the recipe")
-    parser.add_argument(
-        "--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
-        help="any other field; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--demo", action="store_true", help="the recipe's small data and model")
-    parser.add_argument("--launcher", choices=launch.HYDRA_NAMES, default="local")
-    parser.add_argument("--workers", type=int, default=1, help="local: runs at a time")
-    parser.add_argument("--threads", type=int, help="CPU threads of a run (default: a fair share)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run; write nothing")
-    slurm = parser.add_argument_group("slurm")
-    slurm.add_argument("--partition")
-    slurm.add_argument("--time", help="minutes, H:MM:SS or D-HH:MM:SS")
-    slurm.add_argument("--gpus", help="of a run")
-    slurm.add_argument("--cpus", help="of a run")
-    slurm.add_argument("--mem", help="GB of a run")
-    slurm.add_argument(
-        "--launcher-file", type=Path, help="YAML with more fields of hydra's launcher"
-    )
+    add = parser.add_argument
+    add("recipe", help="family/name, such as lra/listops, or the path of a run script")
+    add("data", help="DATA_DIR of the recipe's script")
+    add("save", type=Path, help="folder of the sweep")
+    add("--chunk-sizes", nargs="+", default=[], metavar="STEPS", help="numbers, or full")
+    add("--seeds", nargs="+", default=[], metavar="SEED", help="default: that of the recipe")
+    add("--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
+        help="any other field; may be given several times")  # fmt: skip
+    add("--demo", action="store_true", help="the recipe's small data and model")
+    add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
+    add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
+    add("--workers", type=options.at_least(1), default=1, help="local: runs at a time")
+    add("--threads", type=int, help="CPU threads of a run (default: a fair share)")
+    add("--dry-run", action="store_true", help="show what would run; write nothing")
     return parser
 
 
-def split_words(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Options and positional words, and the ``key=value`` words among them."""
-    rest: list[str] = []
-    fixed: dict[str, str] = {}
-    for word in arguments:
-        if OVERRIDE.fullmatch(word) and rest[-1:] != ["--sweep"]:
-            key, _, value = word.partition("=")
-            fixed[key] = value
-        else:
-            rest.append(word)
-    return rest, fixed
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and the ``key=value`` words, which may stand anywhere."""
+    is_override = [
+        bool(OVERRIDE.match(word)) and before != "--sweep"
+        for before, word in itertools.pairwise(["", *arguments])
+    ]
+    words = [word for word, is_other in zip(arguments, is_override, strict=True) if not is_other]
+    return build_parser().parse_args(words), list(itertools.compress(arguments, is_override))
 
 
-def asked_for(options: argparse.Namespace, fixed: dict[str, str]) -> Request:
-    """The request that the command line makes; raises :class:`UserError` for one without sense."""
-    recipe = catalogue.find(options.recipe)
-    axes: dict[str, list[str]] = {}
-    if options.chunk_sizes:
-        axes[CHUNK_SIZE] = requests.chunk_sizes(options.chunk_sizes)
-    for word in options.sweep:
-        field, values = requests.axis(word)
-        axes[field] = values
-    if options.seeds:
-        axes[SEED] = requests.seeds(options.seeds)
-    if not axes:
+def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
+    """Make the sweep that the command line asks for and check the configuration of every run.
+
+    Raises :class:`UserError` where nothing varies, a field is given twice, or a run could not start.
+    """
+    recipe = find_recipe(given.recipe)
+    chunk_sizes = ["null" if size == sweeps.FULL else size for size in given.chunk_sizes]
+    swept = [f"{sweeps.CHUNK_SIZE}={','.join(chunk_sizes)}"] if chunk_sizes else []
+    swept += given.sweep
+    swept += [f"{sweeps.SEED}={','.join(given.seeds)}"] if given.seeds else []
+    if not swept:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
-    both = sorted(axes.keys() & fixed.keys())
-    if both:
-        raise UserError(f"{both[0]} is swept and given as key=value as well; leave out one of them")
-    axes = {field: list(dict.fromkeys(values)) for field, values in axes.items()}
-    request = Request(recipe.id, os.path.abspath(options.data), options.demo, fixed, axes)
-    for run in request.runs():
-        catalogue.check(recipe, options.demo, {**fixed, **run.settings})
-    return request
+    fields = [word.partition("=")[0] for word in [*swept, *overrides]]
+    if len(set(fields)) < len(fields):
+        raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
+    sweep = Sweep(
+        folder=given.save.absolute(),
+        recipe=recipe.id,
+        script=str(recipe.script),
+        data=os.path.abspath(given.data),
+        demo=given.demo,
+        fixed=dict(word.split("=", 1) for word in overrides),
+        points=sweeps.grid(swept),
+    )
+    folder, name = recipe.script.parent, recipe.config_name(given.demo)
+    check_fields(folder, name, sweep.overrides(sweep.runs[0]))
+    for run in sweep.runs:
+        training_configuration(folder, name, ["task.data=DATA", *sweep.overrides(run)])
+    return sweep
 
 
-def launcher_for(options: argparse.Namespace, runs: int) -> Launcher:
-    """The launcher with its share of cores; raises :class:`UserError` for options of another."""
-    if options.workers < 1:
-        raise UserError(f"--workers={options.workers} must be at least 1")
-    if options.launcher != "local" and importlib.util.find_spec("submitit") is None:
+def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
+    """Return hydra's overrides that choose the launcher and share the cores among its workers."""
+    if given.launcher != "local" and importlib.util.find_spec("submitit") is None:
         raise UserError(
-            f"--launcher {options.launcher} needs submitit: pip install hydra-submitit-launcher"
+            f"--launcher {given.launcher} needs submitit: pip install hydra-submitit-launcher"
         )
-    given = {name: getattr(options, name) for name in SLURM if getattr(options, name) is not None}
-    if options.launcher_file is not None:
-        if not options.launcher_file.is_file():
-            raise UserError(f"--launcher-file {options.launcher_file}: there is no such file")
-        fields = OmegaConf.to_container(OmegaConf.load(options.launcher_file))
+    if given.launcher == "local":
+        # one job at a time, so that a free worker takes the next
+        fields = {"n_jobs": given.workers, "batch_size": 1, "pre_dispatch": given.workers}
+        runs = min(given.workers, runs)
     else:
-        fields = {}
-    if options.launcher != "slurm" and given:
-        raise UserError(f"--{next(iter(given))} is for --launcher slurm, not {options.launcher}")
-    if "time" in given:
-        given["time"] = launch.minutes(given["time"])
-    fields |= {SLURM[name]: value for name, value in given.items()}
-    workers = {"local": min(options.workers, runs), "submitit_local": runs}.get(
-        options.launcher, runs
-    )
-    share = 0 if options.launcher == "slurm" else max(1, (os.cpu_count() or 1) // max(1, workers))
-    threads = share if options.threads is None else options.threads
-    return Launcher(options.launcher, workers, threads, {k: str(v) for k, v in fields.items()})
+        fields = {"name": "megalodon-sweep"}
+    share = 0 if given.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
+    if given.launcher_file is not None:
+        fields.update(OmegaConf.load(given.launcher_file))
+    return [
+        f"hydra/launcher={LAUNCHERS[given.launcher]}",
+        f"+threads={share if given.threads is None else given.threads}",
+        f"+attached={given.launcher != 'slurm'}",
+        *(f"{LAUNCHER_FIELD}{name}={json.dumps(value)}" for name, value in fields.items()),
+    ]
 
 
-def prepare(request: Request, folder: Path) -> None:
-    """Bring the data into the form that training reads, once for all runs."""
-    script = str(catalogue.find(request.recipe).script)
-    words = ["--demo"] if request.demo else []
-    command = ["bash", script, *words, "prepare", request.data, str(folder / "prepare")]
-    done = subprocess.run(command, env=job.environment(0), stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise UserError(f"the data could not be prepared ({shlex.join(command)}); nothing was run")
-
-
-def follow(process: subprocess.Popen, folder: Path, request: Request, launcher: Launcher) -> None:
-    """Show how far the sweep is until its launcher has ended."""
-    total = len(request.runs())
-    bar = tqdm(
-        total=total, unit="run", disable=not sys.stderr.isatty(), bar_format="{desc} |{bar}|"
-    )
-    shown = ""
-    with bar:
+def follow(process: subprocess.Popen, sweep: Sweep) -> None:
+    """Show how many runs have ended until the launcher has."""
+    done = sweep.states()[DONE]
+    with tqdm(total=len(sweep.runs), initial=done, unit="run", miniters=1, smoothing=0) as bar:
         while True:
             ended = process.poll() is not None
-            state = status.overview(folder, request, launcher.workers)
-            bar.n = len(state.runs[status.DONE]) + len(state.runs[status.FAILED])
-            bar.set_description_str(str(state))
-            counts = str(state).rpartition(", about")[0] or str(state)
-            if bar.disable and counts != shown:
-                shown = counts
-                print(f"{time.strftime('%H:%M:%S')} {state}", flush=True)
+            states = sweep.states()
+            counts = {state: states[state] for state in (RUNNING, FAILED)}
+            bar.set_postfix(counts, refresh=sys.stderr.isatty())
+            bar.update(states[DONE] + states[FAILED] - bar.n)
             if ended:
                 return
             time.sleep(POLL_SECONDS)
 
 
-def conclude(folder: Path, request: Request) -> bool:
-    """Write table and pictures of what there is, name what failed; whether all runs are done."""
-    found = table.rows(folder, request)
-    if found:
-        table.write(folder, request, found)
-        pictures.draw(folder, request, found, references(request))
-        print(table.markdown(request, found), end="")
-        print(f"written to {folder}: table.csv, table.md and pictures")
-    complete = True
-    for run in request.runs():
-        state = status.read(folder, run)
-        complete &= state.state == status.DONE
-        if state.state == status.FAILED:
-            print(f"failed: {run.name} (exit status {state.returncode})", file=sys.stderr)
-            for line in status.last_lines(folder, run):
-                print(f"    {line}", file=sys.stderr)
-    return complete
+def conclude(sweep: Sweep) -> bool:
+    """Write table and pictures of what there is and list what failed; return whether all is done."""
+    rows = sweep_table.collect(sweep)
+    if rows:
+        sweep_table.write_table(sweep, rows)
+        published = [] if sweep.demo else results.published(sweep.recipe)
+        paper = {row["id"]: float(row["paper_value"]) for row in published if row["paper_value"]}
+        sweep_table.draw(sweep, rows, paper)
+        print(sweep_table.markdown(sweep, rows), end="")
+        print(f"written to {sweep.folder}: table.csv, table.md and pictures")
+    for run in sweep.runs:
+        if run.state == FAILED:
+            print(f"failed: {run.name}, exit status {run.status}", file=sys.stderr)
+            output = run.output.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+            lines = [line for line in output.splitlines() if line.strip()]
+            print("\n".join(f"    {line}" for line in lines[-5:]), file=sys.stderr)
+    print(sweep.summary())
+    return sweep.states()[DONE] == len(sweep.runs)
 
 
-def references(request: Request) -> dict[str, float]:
-    """The paper's numbers for the recipe and its chunked variant; a demo has none to compare with."""
-    if request.demo:
-        return {}
-    rows = results.published(request.recipe)
-    return {row["id"]: float(row["paper_value"]) for row in rows if row["paper_value"]}
+def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
+    """Run what is not done; return whether everything is then."""
+    command = sweep.command()
+    if subprocess.run(command, env=sweep_job.variables(), stdin=subprocess.DEVNULL).returncode:
+        raise UserError(f"the data could not be prepared ({shlex.join(command)}); nothing was run")
+    remaining = [run for run in sweep.runs if run.state != DONE]
+    if remaining:
+        process = sweep_job.launch(sweep, remaining, launcher)
+        follow(process, sweep)
+        if process.returncode:
+            raise UserError(f"hydra's launcher failed; see {sweep.folder / 'launcher.log'}")
+    return conclude(sweep)
 
 
-def show_plan(launcher: Launcher, folder: Path, request: Request) -> None:
-    """Print the runs and, for a cluster, the job script."""
-    runs = request.runs()
-    print(f"{len(runs)} runs, {launcher.workers} at a time, by hydra's {launcher.name} launcher:")
-    for run in runs:
-        print("  " + shlex.join(job.command(folder, request, run)))
-    if launcher.name == "slurm":
-        print("\nthe job script:\n" + launch.sbatch_script(launcher, folder, runs))
-
-
-def sweep(launcher: Launcher, folder: Path, request: Request) -> bool:
-    """Run what is left to run; whether all is done then."""
-    prepare(request, folder)
-    left = [run for run in request.runs() if status.read(folder, run).state != status.DONE]
-    if left:
-        with alive.sign_of_life(folder) as sign:
-            process = launch.start(launcher, folder, left, sign)
-            try:
-                follow(process, folder, request, launcher)
-            except KeyboardInterrupt:
-                sign.unlink()
-                print("stopping; each run writes its checkpoint", file=sys.stderr)
-                process.wait()
-                raise
-        if process.returncode and not any(status.read(folder, run).attempts for run in left):
-            raise UserError(
-                f"the launcher failed before it started a run; see {folder / 'launcher.log'}"
-            )
-    return conclude(folder, request)
-
-
-@user_errors()
-def run(arguments: Sequence[str]) -> int:
-    """Do what the command line asks for; returns the exit status."""
-    rest, fixed = split_words(arguments)
-    options = build_parser().parse_args(rest)
-    request = asked_for(options, fixed)
-    folder = options.save.absolute()
-    launcher = launcher_for(options, len(request.runs()))
-    if options.dry_run:
-        show_plan(launcher, folder, request)
+def main(arguments: Sequence[str]) -> int:
+    """Run a sweep, or show it; return 1 unless all of its runs are done."""
+    given, overrides = parse(arguments)
+    sweep = plan(given, [word for word in overrides if not word.startswith(LAUNCHER_FIELD)])
+    launcher = launcher_words(given, len(sweep.runs))
+    launcher += [word for word in overrides if word.startswith(LAUNCHER_FIELD)]
+    if given.dry_run:
+        print(f"{len(sweep.runs)} runs, started by hydra with {shlex.join(launcher)}:")
+        for run in sweep.runs:
+            print("  " + shlex.join(sweep.command(run)))
         return 0
-    with sole_writer(folder):
-        request = requests.enter(folder, request)
-        return 0 if sweep(launcher, folder, request) else 1
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    fairseq_compat.install()
-    try:
-        return run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was stopped", file=sys.stderr)
-        return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with sole_writer(sweep.folder):
+        return 0 if execute(sweeps.enter_sweep(sweep), launcher) else 1

@@ -2,17 +2,15 @@
 
 The run is that of ``fairseq-hydra-train`` with the same arguments.  Around it, this command imports
 the plugin, refuses a missing configuration (fairseq would train something else), takes relative paths
-from the caller's folder, keeps everything of the run in its save folder (``train.log``, ``hydra/``),
-resumes from ``checkpoint_last.pt`` if there is one, and ends in one message where a setting or a file
-is wrong.
+from the caller's folder, keeps everything of the run in its save folder (``metrics.jsonl``,
+``train.log``, ``hydra/``), resumes from ``checkpoint_last.pt`` if there is one, and ends in one message
+where a setting or a file is wrong.
 """
 
 import argparse
 import functools
 import logging
 import os
-import re
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,16 +21,13 @@ from fairseq_cli import hydra_train
 import megalodon_tasks
 from megalodon_tasks import errors
 from megalodon_tasks.cli import options
+from megalodon_tasks.configuration import check_fields, for_hydra, quoted
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.training import fields
 from megalodon_tasks.training.console import FILE_ONLY
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
 
 AFTER_INTERRUPT = "the same command continues from the last checkpoint"
-# Of these sections hydra knows only the fields that the YAML writes out, and wants ++ before any other;
-# fairseq checks the names afterwards all the same.
-COMPONENT_FIELD = re.compile(r"(model|task|criterion|optimizer|lr_scheduler)\.\w+=")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,9 +52,9 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     Raises :class:`UserError` where ``--config-dir`` holds no file of that name, and for an override of
     a field that there is not.
     """
-    given, for_hydra = build_parser().parse_known_args(arguments)
+    given, hydra_words = build_parser().parse_known_args(arguments)
     folder, name = _checked_config(given.config_dir, given.config_name)
-    fields.check(Path(folder) / f"{name}.yaml", for_hydra)
+    check_fields(Path(folder), name, hydra_words)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
         f"common.user_dir={quoted(package)}",
@@ -67,7 +62,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         "hydra.job.chdir=false",
         "hydra.job_logging.handlers.console.class=megalodon_tasks.training.console.ConsoleHandler",
     ]
-    if not is_multirun(for_hydra):
+    if not is_multirun(hydra_words):
         overrides.append("hydra.run.dir=${checkpoint.save_dir}/hydra")
         overrides.append(
             "hydra.job_logging.handlers.file.filename=${checkpoint.save_dir}/train.log"
@@ -76,8 +71,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         overrides.append(f"task.data={quoted(os.path.abspath(given.data))}")
     if given.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(given.save_dir))}")
-    overrides += [f"++{word}" if COMPONENT_FIELD.match(word) else word for word in for_hydra]
-    return ["--config-dir", folder, "--config-name", name, *overrides]
+    return ["--config-dir", folder, "--config-name", name, *overrides, *for_hydra(hydra_words)]
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:
@@ -98,22 +92,13 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
     return str(folder), name
 
 
-def quoted(value: str) -> str:
-    """Return ``value`` as a string of hydra's override grammar, whatever characters it has."""
-    # a quote is written \', and backslashes are doubled before a quote and nowhere else
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
-
-
 def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     """Let a UserError end the process with its message only; the log also gets tracebacks."""
 
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
         try:
-            result = run(cfg)
-            _log_peak_memory()
-            return result
+            return run(cfg)
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)
             if message is None:
@@ -124,12 +109,6 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
             raise SystemExit(1) from None
 
     return run_with_messages
-
-
-def _log_peak_memory() -> None:
-    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss: bytes there, else KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1024**2
-    logger.info(f"peak memory of the process: {peak:.2f} GB", extra=FILE_ONLY)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.causal_lm import CausalLM, LanguageModelCore
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.released_files import read_tensors
-from megalodon_tasks.runs import results
+from megalodon_tasks.runs.environment import environment
+from megalodon_tasks.runs.record import relative
 
 # Where the language model lies in fairseq's model, and the names that fairseq registers.
 PREFIX = "decoder.lm."
@@ -50,13 +51,13 @@ class Trained:
     def provenance(self, file: Path) -> dict[str, Any]:
         """Return what every result in ``file`` records: the model, its training, and this machine."""
         return {
-            "checkpoint": results.relative(self.path, file.parent),
+            "checkpoint": relative(self.path, file.parent),
             "update": self.update,
             "epoch": self.epoch,
             "params": sum(p.numel() for p in self.model.parameters()),
             "chunk_size": self.cfg.model.get("chunk_size"),
             "seed": self.cfg.common.seed,
-            **results.environment(self.device),
+            **environment(self.device),
         }
 
 

@@ -1,8 +1,8 @@
-"""One line per event in ``--log-file``.
+"""Write each line once to ``--log-file``.
 
 fairseq adds a further file handler to the same logger at each epoch (logging/progress_bar.py:45), so
-that a line of epoch n appears n times; and the losses of a job of a sweep also go to the files of the
-jobs before it in the same process (here and in fairseq_cli/train.py:64).
+that a line of epoch n appears n times.  Where several jobs run in one process, the losses of a job also
+go to the files of the jobs before it (the same line, and fairseq_cli/train.py:64).
 """
 
 import logging
@@ -15,13 +15,13 @@ from megalodon_tasks.fairseq_compat.patching import replace
 
 
 def install() -> None:
-    """Take the old file handler away before fairseq adds the next one."""
+    """Remove the last file handler before fairseq adds the next one."""
     replace(progress_bar_module, "progress_bar", _with_one_handler)
 
 
 def _with_one_handler(stock: Callable) -> Callable:
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
-        # validation passes none: its lines belong in the file of the training around it
+        # validation passes no file: its lines belong in the file of the training around it
         if kwargs.get("log_file") is not None:
             keep_file_handlers(progress_bar_module.logger, newest=0)
         return stock(*args, **kwargs)

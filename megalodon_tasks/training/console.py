@@ -1,20 +1,18 @@
-"""What a training run shows on the terminal; the log file of the run has everything.
+"""Show losses, checkpoints and warnings of a training run on the terminal.
 
-fairseq prints its whole configuration, the model and a dozen notices per epoch at the same level as the
-losses.  Here the terminal shows the losses, checkpoints and warnings, and a bar if it is a terminal.
+fairseq logs its whole configuration, the model and a dozen notices per epoch at the same level as the
+losses.  ``train.log`` has all of it; the terminal has these few lines, and a bar if it is a terminal.
 """
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fairseq.logging import progress_bar
 from tqdm import tqdm
 
-INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
-FILE_ONLY = {"console": False}  # logging's ``extra`` for a line that only the log file gets
+FILE_ONLY = {"console": False}  # passed to logging as ``extra``: the line goes only to the log file
 
 NOTICES = (
     "num. shared model params",
@@ -28,21 +26,11 @@ NOTICES = (
 BAR_STATISTICS = ("loss", "accuracy", "ppl")
 
 
-def exit_status(work: Callable[[], object], interrupted: str) -> int:
-    """Do ``work``; returns 0, or 130 after Ctrl-C, which ends it with the message ``interrupted``."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
 class ConsoleHandler(logging.StreamHandler):
-    """Shows warnings, losses and a few notices, one short line each, without breaking the bar.
+    """Show warnings, losses and a few notices, one short line each, above the bar.
 
-    ``hydra.job_logging`` names this class, so that it is built in each process that trains; with it
-    comes the bar that goes with it.
+    ``hydra.job_logging`` names this class, so that it is built in each process that trains.  It also
+    makes fairseq use :class:`TerminalBar`.
     """
 
     def __init__(self, stream: Any = None) -> None:
@@ -50,7 +38,7 @@ class ConsoleHandler(logging.StreamHandler):
         progress_bar.TqdmProgressBar = TerminalBar
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the terminal shows ``record``."""
+        """Return whether the terminal shows ``record``."""
         if not getattr(record, "console", True):
             return False
         if record.levelno >= logging.WARNING or not record.name.startswith("fairseq"):
@@ -58,7 +46,7 @@ class ConsoleHandler(logging.StreamHandler):
         return record.getMessage().startswith(NOTICES)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, source and message: the logger is ``train``, ``valid`` ... for lines of losses."""
+        """Join time, source and message; the source of losses is ``train``, ``valid``, ..."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         source = record.name.rsplit(".", 1)[-1]
         level = f" {record.levelname.lower()}:" if record.levelno >= logging.WARNING else ""
@@ -71,7 +59,7 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 class TerminalBar(progress_bar.TqdmProgressBar):
-    """fairseq's bar with few statistics; the rest goes to the log file, as it does without a bar."""
+    """Show few statistics beside fairseq's bar, and log all of them to the file as without a bar."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,7 +67,7 @@ class TerminalBar(progress_bar.TqdmProgressBar):
         self.i = self.tqdm.initial = self.tqdm.n = self.tqdm.last_print_n = self.n
 
     def __iter__(self) -> Iterator[Any]:
-        """Count exactly: tqdm's own count is only as new as the last time it drew."""
+        """Count each item: tqdm updates its own count only when it draws."""
         for item in self.tqdm:
             self.i += 1
             yield item

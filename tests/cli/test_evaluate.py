@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from megalodon_tasks.cli.main import INTERRUPTED, main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import checkpoint as checkpoints
 from megalodon_tasks.evaluation import classifier
-from megalodon_tasks.runs import results
 from tests import toy_plugin
 
 RECORDED = {
@@ -142,41 +139,6 @@ def test_ctrl_c_records_nothing(run_copy, monkeypatch, capsys):
     assert main(["evaluate", str(run_copy / "checkpoint_best.pt")]) == INTERRUPTED
     assert "interrupted; nothing was recorded" in capsys.readouterr().err
     assert not (run_copy / "results.jsonl").exists()
-
-
-def test_lines_of_many_writers_stay_whole(tmp_path):
-    file = tmp_path / "results.jsonl"
-
-    def write(name):
-        for number in range(50):
-            results.append(file, {"name": name, "number": number, "filling": "x" * 500})
-
-    writers = [threading.Thread(target=write, args=(name,)) for name in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    found = [(record["name"], record["number"]) for record in records(tmp_path)]
-    assert sorted(found) == [(name, number) for name in range(4) for number in range(50)]
-
-
-def test_a_torn_line_does_not_swallow_the_next(tmp_path):
-    file = tmp_path / "results.jsonl"
-    file.write_text('{"value": 1}\n{"val')
-    results.append(file, {"value": 2})
-    lines = file.read_text().splitlines()
-    assert [json.loads(lines[0]), lines[1], json.loads(lines[2])] == [
-        {"value": 1}, '{"val', {"value": 2},
-    ]  # fmt: skip
-
-
-def test_one_write_reaches_the_disk(tmp_path, monkeypatch):
-    order = []
-    monkeypatch.setattr(results.os, "fsync", lambda descriptor: order.append("fsync"))
-    write = os.write
-    monkeypatch.setattr(results.os, "write", lambda d, b: (order.append("write"), write(d, b))[1])
-    results.append(tmp_path / "results.jsonl", {"value": 1})
-    assert order == ["write", "fsync"]
 
 
 def test_the_table_of_results_is_complete():

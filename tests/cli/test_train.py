@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from megalodon_tasks.cli import train
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.runs.record import read_run
 from tests.toy_plugin import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,9 @@ def test_trains_resumes_and_keeps_its_log(config_dir, pipes, tmp_path):
     assert log.count("num_updates 8 ") >= 1
     assert log.count("num_updates 20 ") >= 1
     assert "'_name': None" in log
+    run = read_run(save_dir)
+    assert (list(run.train_inner), max(run.train)) == ([5, 10, 15, 20], 20)
+    assert (run.start["step"], run.start["config"]["model"]["chunk_size"]) == (8, 4)
     assert (save_dir / "hydra" / ".hydra" / "overrides.yaml").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"recipes", "it's a run"}
 
@@ -171,3 +175,4 @@ def test_a_terminal_shows_a_bar_and_the_log_has_the_losses(config_dir, tmp_path)
     log = (tmp_path / "run" / "train.log").read_text()
     assert "[train_inner][INFO] - epoch 001:      5 / 6 loss=" in log
     assert "num_updates=20" in log
+    assert list(read_run(tmp_path / "run").train_inner) == [5, 10, 15, 20]

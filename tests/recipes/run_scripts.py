@@ -19,7 +19,7 @@ if [[ $1 == *cli.train ]]; then
     [[ -z ${TRAIN_STATUS:-} ]] || exit "$TRAIN_STATUS"
     while [[ $1 != --save-dir ]]; do shift; done
     mkdir -p "$2"
-    touch "$2/checkpoint_best.pt" "$2/train.log"
+    touch "$2/checkpoint_best.pt" "$2/metrics.jsonl"
 elif [[ $1 == *listops.prepare ]]; then
     mkdir -p "$3"
     touch "$3/dataset.json"

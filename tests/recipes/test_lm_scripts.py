@@ -7,7 +7,7 @@ from tests.recipes.run_scripts import ROOT, option, run_demo
 SCRIPTS = {
     name: ROOT / "recipes" / "lm" / f"{name}.sh" for name in ("wikitext103", "enwik8", "pg19")
 }
-TRAIN, EVALUATE, SAMPLE, PLOT = "cli.train", "cli.evaluate_lm", "cli.sample", "runs.plot"
+TRAIN, EVALUATE, SAMPLE, PLOT = "cli.train", "cli.evaluate_lm", "cli.sample", "cli.report"
 METRICS = {"wikitext103": "perplexity", "enwik8": "bits_per_byte", "pg19": "word_perplexity"}
 
 
@@ -23,7 +23,7 @@ def test_prepares_trains_and_evaluates_on_documents(script, name):
     assert option(evaluate, "--data") == "data/prepared"
     assert option(evaluate, "--recipe") == f"lm/{name}"
     assert option(evaluate, "--metric") == METRICS[name]
-    assert plot == [PLOT, "run"]
+    assert plot == [PLOT, "run", "--training-curve"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

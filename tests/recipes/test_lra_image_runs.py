@@ -28,7 +28,7 @@ def test_image_is_prepared_trained_and_evaluated(script):
     assert (option(train, "--config-name"), train[-1]) == ("image", "model.chunk_size=128")
     assert option(train, "--data") == "my data/prepared"
     assert (option(evaluation, "--recipe"), option(evaluation, "--split")) == ("lra/image", "test")
-    assert plot == ["runs.plot", "run"]
+    assert plot == ["cli.report", "run", "--training-curve"]
 
 
 @pytest.mark.parametrize("name", RESOLUTION)

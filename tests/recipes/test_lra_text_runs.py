@@ -23,7 +23,7 @@ DEMO_TEXTS, TRAIN, EVALUATE, PLOT = (
     "recipes.lra.demo_texts",
     "cli.train",
     "cli.evaluate",
-    "runs.plot",
+    "cli.report",
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.recipes.run_scripts import LISTOPS, ROOT, option
 
 GENERATE, PREPARE = "recipes.lra.listops.generator", "recipes.lra.listops.prepare"
-TRAIN, EVALUATE, PLOT = "cli.train", "cli.evaluate", "runs.plot"
+TRAIN, EVALUATE, PLOT = "cli.train", "cli.evaluate", "cli.report"
 
 
 def names(calls):
@@ -36,7 +36,7 @@ def test_does_everything_in_order(script):
         "--by-length", "my run/accuracy_by_length.csv",
         "--by-class", "my run/accuracy_by_class.csv",
     ]  # fmt: skip
-    assert plot == [PLOT, "my run"]
+    assert plot == [PLOT, "my run", "--training-curve"]
 
 
 def test_what_is_prepared_is_not_prepared_again(script):

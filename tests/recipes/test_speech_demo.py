@@ -23,7 +23,7 @@ def test_words_are_prepared_trained_on_and_evaluated_at_two_rates(script):
         "sample_rate=8000",
         "2",
     )
-    assert plot == ["runs.plot", "run"]
+    assert plot == ["cli.report", "run", "--training-curve"]
 
 
 def test_the_demo_speaks_its_own_words(script):

@@ -1,5 +1,6 @@
 """Real processes, really killed: ``kill -9`` while checkpoints are written, and several processes."""
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalodon_tasks.runs import training_log
+from megalodon_tasks.runs.record import read_run
 from tests.toy_plugin import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +37,12 @@ def finish(process, log):
     assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
 
 
-def losses(log):
+def losses(save_dir):
+    run = read_run(save_dir)
+    series = {"train_inner": run.train_inner, "train": run.train, **run.valid}
     return {
-        tag: {u: tuple(s.get(name) for name in runs.COMPARED) for u, s in points.items()}
-        for tag, points in training_log.read(log).items()
+        name: {step: tuple(line.get(n) for n in runs.COMPARED) for step, line in points.items()}
+        for name, points in series.items()
     }
 
 
@@ -70,10 +73,10 @@ def test_kill_9_while_checkpoints_are_written(tmp_path):
         for path in killed.glob("*.pt"):
             torch.load(path, mmap=True)
     finish(start(killed, log, *LARGE), log)
-    found, wanted = losses(log), losses(whole_log)
+    recorded, expected = losses(killed), losses(whole)
     # an epoch's line comes after its checkpoint: killed between them, it is never written
-    assert found.pop("train").items() <= wanted.pop("train").items()
-    assert found == wanted
+    assert recorded.pop("train").items() <= expected.pop("train").items()
+    assert recorded == expected
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         runs.assert_equal(runs.state_of(killed, name), runs.state_of(whole, name))
 
@@ -103,5 +106,9 @@ def test_two_processes_resume_exactly(tmp_path):
     train_on_two(tmp_path / "b", logs["b"], "--max-epoch", "3")
     train_on_two(tmp_path / "b", logs["b"])
     assert "Loaded checkpoint" in logs["b"][0].read_text()
-    assert losses(logs["b"][0]) == losses(logs["a"][0])
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+    assert losses(tmp_path / "a")["train_inner"]
+    # only the master process records
+    lines = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"start"' in line] == [0, 9]
     runs.assert_equal(runs.state_of(tmp_path / "b"), runs.state_of(tmp_path / "a"))

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from megalodon_tasks.cli import report
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
-from tests.reports.conftest import record
+from tests.runs.records import result, write_record
 
 
 class Tags(HTMLParser):
@@ -28,8 +28,21 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+CURVE = [{"step": 1, "loss": 2.0, "accuracy": 20.0}, {"step": 2, "loss": 1.5, "accuracy": 30.0}]
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A function that leaves the files of a run in a folder."""
+
+    def make(name, results=(), config=None):
+        return write_record(tmp_path / name, results, config, valid=CURVE)
+
+    return make
+
+
 def made(tmp_path, *folders):
-    assert report.main([*map(str, folders), "--output", str(tmp_path / "page")]) == 0
+    assert main(["report", *map(str, folders), "--output", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
     tags = Tags()
     tags.feed(page)
@@ -50,9 +63,9 @@ def section(markdown, title):
 
 
 def test_final_metrics_stand_beside_the_papers(tmp_path, make_run):
-    old, new = record(value=1.0), record(value=51.25)
+    old, new = result(value=1.0), result(value=51.25)
     _, markdown = made(
-        tmp_path, make_run("run", records=[old, new, record(split="valid", value=9)])
+        tmp_path, make_run("run", results=[old, new, result(split="valid", value=9)])
     )
     lines = section(markdown, "Final metrics")[1:]
     assert [line[:2] for line in lines] == [["run", "51.25"], ["run", "9.00"]]
@@ -67,7 +80,7 @@ def test_differing_fields_are_shown_once(tmp_path, make_run):
             "model": {"chunk_size": None if seed == 1 else 64, "z_dim": 3},
             "checkpoint": {"save_dir": f"s{seed}"},
         }  # fmt: skip
-        make_run(f"runs/{seed}", records=[record()], config=config)
+        make_run(f"runs/{seed}", results=[result()], config=config)
     _, markdown = made(tmp_path, tmp_path / "runs")
     assert section(markdown, "What differs") == [
         ["run", "common.seed", "model.chunk_size"], ["1", "1", "null"], ["2", "2", "64"],
@@ -90,22 +103,21 @@ def test_equal_runs_and_runs_without_results(tmp_path, make_run):
 
 
 def test_one_picture_per_benchmark(tmp_path, make_run):
-    make_run("runs/a", records=[record()])
-    make_run("runs/b", records=[record(benchmark="lra/text")])
+    make_run("runs/a", results=[result()])
+    make_run("runs/b", results=[result(benchmark="lra/text")])
     page, _ = made(tmp_path, tmp_path / "runs")
     assert re.findall(r"Curves: (\S+)</h2>", page) == ["lra/listops", "lra/text"]
 
 
 def test_names_are_escaped(tmp_path, make_run):
-    page, markdown = made(tmp_path, make_run("a", records=[record(device="<b>|card</b>")]))
+    page, markdown = made(tmp_path, make_run("a", results=[result(device="<b>|card</b>")]))
     assert "&lt;b&gt;|card&lt;/b&gt;" in page
     assert "<b>\\|card</b>" in markdown
     assert "0123456789ab-dirty" in markdown
 
 
-def test_a_log_without_losses_and_a_torn_last_line(tmp_path, make_run):
-    folder = make_run("run", records=[record()], curve=())
-    (folder / "train.log").write_text("starting\n")
+def test_a_run_with_only_results_and_a_torn_last_line(tmp_path):
+    folder = write_record(tmp_path / "run", [result()])
     with open(folder / "results.jsonl", "a") as stream:
         stream.write('{"benchmark": "lra/li')
     _, markdown = made(tmp_path, folder)
@@ -114,11 +126,14 @@ def test_a_log_without_losses_and_a_torn_last_line(tmp_path, make_run):
 
 def test_what_cannot_be_read_is_named(tmp_path, make_run):
     with pytest.raises(UserError, match="there is no such folder"):
-        report.main([str(tmp_path / "none")])
+        main(["report", str(tmp_path / "none")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds train.log or results.jsonl"):
-        report.main([str(tmp_path / "empty")])
-    folder = make_run("run", records=[record(), record()])
+    with pytest.raises(UserError, match="holds metrics.jsonl or results.jsonl"):
+        main(["report", str(tmp_path / "empty")])
+    folder = make_run("run", results=[result(), result()])
     (folder / "results.jsonl").write_text("nonsense\n{}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a JSON object: 'nonsense'"):
+        main(["report", str(folder)])
+    (folder / "results.jsonl").write_text('{"benchmark": "lra/listops"}\n')
     with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a result"):
-        report.main([str(folder)])
+        main(["report", str(folder)])

@@ -1,0 +1,179 @@
+"""Describe a sweep: the runs over a grid of settings, and the state of each.
+
+SAVE/sweep.json       what the sweep consists of
+SAVE/runs/NAME/       one run: checkpoints, metrics.jsonl, results.jsonl
+SAVE/runs/NAME/job/   how it was run: output.log, exit_status, and hydra's record of the job
+"""
+
+import collections
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.files import atomic_file, has_writer
+
+FILE = "sweep.json"
+CHUNK_SIZE, SEED = "model.chunk_size", "common.seed"
+FULL = "full"  # attention over the whole sequence, as tables and names show it
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One point of the grid.  ``settings``: swept field -> value in hydra's override grammar."""
+
+    name: str
+    folder: Path
+    settings: dict[str, str]
+
+    @property
+    def job(self) -> Path:
+        """The folder of the job that executes this run."""
+        return self.folder / "job"
+
+    @property
+    def output(self) -> Path:
+        """The file that holds all that the run printed."""
+        return self.job / "output.log"
+
+    @property
+    def status_file(self) -> Path:
+        """The file that holds the exit status of the last attempt once that has ended."""
+        return self.job / "exit_status"
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of the last attempt; negative for a signal, None if it has not ended."""
+        return int(self.status_file.read_text()) if self.status_file.is_file() else None
+
+    @property
+    def state(self) -> str:
+        """WAITING (also after an interruption), RUNNING, DONE or FAILED."""
+        if has_writer(self.job):
+            return RUNNING
+        if self.status is None or self.status < 0:
+            return WAITING
+        return FAILED if self.status else DONE
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe trained at several points.
+
+    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  fixed: field -> value
+    for all runs.  points: swept field -> value for each run.  Values are in hydra's override grammar.
+    """
+
+    folder: Path
+    recipe: str
+    script: str
+    data: str
+    demo: bool
+    fixed: dict[str, str]
+    points: list[dict[str, str]]
+
+    @property
+    def fields(self) -> list[str]:
+        """The swept fields."""
+        return list(self.points[0])
+
+    @property
+    def runs(self) -> list[SweepRun]:
+        """The runs, in the order of the points."""
+        runs = []
+        for point in self.points:
+            parts = [f"{self.label(field)}-{shown(field, value)}" for field, value in point.items()]
+            name = re.sub(r"[^\w.+-]", "", "_".join(parts))
+            runs.append(SweepRun(name, self.folder / "runs" / name, point))
+        return runs
+
+    def label(self, field: str) -> str:
+        """Return the last part of a field's name, or all of it where two swept fields share that."""
+        lasts = [other.rpartition(".")[2] for other in self.fields]
+        last = field.rpartition(".")[2]
+        return last if lasts.count(last) == 1 else field
+
+    def overrides(self, run: SweepRun) -> list[str]:
+        """Return all settings of ``run`` as overrides."""
+        return [f"{field}={value}" for field, value in {**self.fixed, **run.settings}.items()]
+
+    def command(self, run: SweepRun | None = None) -> list[str]:
+        """Return the command that trains and evaluates ``run``, or without one prepares the data."""
+        words = ["bash", self.script, *(["--demo"] if self.demo else [])]
+        if run is None:
+            return [*words, "prepare", self.data, str(self.folder / "prepare")]
+        return [*words, self.data, str(run.folder), *self.overrides(run)]
+
+    def states(self) -> collections.Counter[str]:
+        """Count the runs by state."""
+        return collections.Counter(run.state for run in self.runs)
+
+    def summary(self) -> str:
+        """Say how far the sweep is, as in ``3 of 8 runs done, 1 failed``."""
+        states = self.states()
+        others = [f", {states[state]} {state}" for state in (RUNNING, FAILED) if states[state]]
+        return f"{states[DONE]} of {states.total()} runs done" + "".join(others)
+
+
+def shown(field: str, value: str) -> str:
+    """Return ``value`` as tables and names show it."""
+    return FULL if (field, value) == (CHUNK_SIZE, "null") else value
+
+
+def grid(words: Sequence[str]) -> list[dict[str, str]]:
+    """Let hydra expand words like ``field=value,value,...`` into all points, the last field fastest.
+
+    Raises :class:`UserError` for a word that hydra's grammar does not have.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+        (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    except HydraException as error:
+        raise UserError(f"{error}; write FIELD=VALUE,VALUE,...") from None
+    unique = dict.fromkeys(map(tuple, points))
+    return [dict(word.split("=", 1) for word in point) for point in unique]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read the sweep in ``folder``; raise :class:`UserError` if it holds none."""
+    file = folder / FILE
+    try:
+        return Sweep(folder, **json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no sweep: {FILE} is missing") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}); remove it and start the sweep again"
+        ) from None
+
+
+def enter_sweep(sweep: Sweep) -> Sweep:
+    """Write ``sweep`` into its folder and return it, with the points that the folder already has.
+
+    Raises :class:`UserError` for a folder that holds another sweep or something else.
+    """
+    folder = sweep.folder
+    if (folder / FILE).is_file():
+        old = read_sweep(folder)
+        for name in ("recipe", "data", "demo", "fixed", "fields"):
+            ours, theirs = getattr(sweep, name), getattr(old, name)
+            if ours != theirs:
+                raise UserError(
+                    f"{folder} holds another sweep: its {name} is {theirs!r}, not {ours!r}; "
+                    "name another folder"
+                )
+        added = [point for point in sweep.points if point not in old.points]
+        sweep = replace(sweep, points=old.points + added)
+    elif folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder} holds something else than a sweep; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / FILE, "w") as stream:
+        json.dump({k: v for k, v in asdict(sweep).items() if k != "folder"}, stream, indent=1)
+    return sweep

@@ -1,0 +1,178 @@
+"""Collect the results of a sweep into a table (CSV and Markdown) and pictures."""
+
+import csv
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megalodon_tasks.files import atomic_file
+from megalodon_tasks.runs import record
+from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
+
+# Measurements beside the metric, with their digits after the point in the table.
+DIGITS = {"tokens_per_s": 0, "samples_per_s": 1, "peak_memory_gb": 2, "params": 0, "seconds": 0}
+PICTURED = {"tokens_per_s": "training, tokens per second", "peak_memory_gb": "peak memory (GB)"}
+
+# Series differ in marker and lightness, so that they can be told apart without colour.
+SERIES = {
+    "color": ["#0b3c6f", "0.45", "black", "#7a5c00"],
+    "marker": ["o", "s", "^", "D"],
+    "linestyle": ["-", "--", ":", "-."],
+}
+REFERENCES = ("--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results of runs that differ only in their seed.
+
+    metric: its name.  settings: swept field -> value as shown, without the seed.  runs: the measurements
+    of each, which are the metric and those of ``DIGITS``; an unknown one is missing.
+    """
+
+    metric: str
+    settings: dict[str, str]
+    runs: list[dict[str, float]] = field(default_factory=list)
+
+    def mean(self, name: str) -> float | None:
+        """Average the measurements that are known; None if none is."""
+        known = [run[name] for run in self.runs if name in run]
+        return statistics.fmean(known) if known else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the metric over seeds; None for a single seed."""
+        values = [run[self.metric] for run in self.runs]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def collect(sweep: Sweep) -> list[Row]:
+    """Return a row for each point of the grid without seeds, in its order, if a run of it is done."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for run in sweep.runs:
+        if run.state == DONE:
+            metric, measurements = _measure(run)
+            settings = {f: shown(f, value) for f, value in run.settings.items() if f != SEED}
+            row = rows.setdefault(tuple(settings.values()), Row(metric, settings))
+            row.runs.append(measurements)
+    return list(rows.values())
+
+
+def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
+    """Return the metric's name, and what the run reached.
+
+    Speeds are medians over the recorded intervals of training without the first, which has the warm-up.
+    Memory is that of the GPU if there was one, else of the training process.
+    """
+    recorded = record.read_run(run.folder)
+    result = recorded.results[-1]
+    intervals = list(recorded.train_inner.values())
+    measurements = {
+        result["metric"]: result["value"],
+        "params": result["params"],
+    }
+    if recorded.train:
+        measurements["seconds"] = max(line["wall"] for line in recorded.train.values())
+    for name, recorded_name in (("tokens_per_s", "wps"), ("samples_per_s", "samples_per_second")):
+        speeds = [line[recorded_name] for line in intervals if line.get(recorded_name)]
+        if speeds:
+            measurements[name] = statistics.median(speeds[1:] or speeds)
+    if recorded.peak_memory is not None:
+        measurements["peak_memory_gb"] = recorded.peak_memory / 1024**3
+    return result["metric"], measurements
+
+
+def cells(sweep: Sweep, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the lines of the table."""
+    metric = rows[0].metric
+    head = [*map(sweep.label, rows[0].settings), metric, "deviation", "seeds", *DIGITS]
+    lines = [
+        [
+            *row.settings.values(),
+            _number(row.mean(metric), 2),
+            _number(row.deviation, 2),
+            str(len(row.runs)),
+            *(_number(row.mean(name), digits) for name, digits in DIGITS.items()),
+        ]
+        for row in rows
+    ]
+    return head, lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def markdown(sweep: Sweep, rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head, lines = cells(sweep, rows)
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
+
+
+def write_table(sweep: Sweep, rows: list[Row]) -> None:
+    """Write ``table.csv`` and ``table.md`` into the folder of the sweep."""
+    head, lines = cells(sweep, rows)
+    with atomic_file(sweep.folder / "table.csv", "w") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([head, *lines])
+    with atomic_file(sweep.folder / "table.md", "w") as stream:
+        stream.write(markdown(sweep, rows))
+
+
+def draw(sweep: Sweep, rows: list[Row], references: dict[str, float]) -> list[Path]:
+    """Draw metric, speed and memory against the values of each swept field but the seed.
+
+    ``references`` maps a label to a published value of the metric, drawn as a line.  Returns the files.
+    """
+    metric = rows[0].metric
+    panels = {metric: metric} | PICTURED
+    names = [name for name in panels if any(row.mean(name) is not None for row in rows)]
+    written = []
+    for swept in rows[0].settings:
+        figure = Figure(figsize=(4.2 * len(names), 4), layout="constrained")
+        for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+            _draw_panel(axes, swept, rows, name)
+            axes.set(xlabel=sweep.label(swept).replace("_", " "), ylabel=panels[name])
+            if name == metric:
+                for style, (label, value) in zip(REFERENCES, references.items(), strict=False):
+                    axes.axhline(value, color="0.3", linewidth=1, linestyle=style, label=label)
+            else:
+                axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+            if len(axes.get_legend_handles_labels()[1]) > 1:
+                axes.legend(frameon=False, fontsize="small")
+        figure.suptitle(sweep.recipe + (" (demo)" if sweep.demo else ""))
+        written.append(sweep.folder / f"{sweep.label(swept)}.png")
+        figure.savefig(written[-1], dpi=150)
+    return written
+
+
+def _draw_panel(axes: Axes, swept: str, rows: list[Row], name: str) -> None:
+    """Draw a line for each combination of the other fields, over equally spaced values."""
+    values = sorted({row.settings[swept] for row in rows}, key=_size)
+    series: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: values.index(row.settings[swept])):
+        others = [f"{f.rpartition('.')[2]} {v}" for f, v in row.settings.items() if f != swept]
+        if row.mean(name) is not None:
+            series.setdefault(", ".join(others) or "ours", []).append(row)
+    axes.set_prop_cycle(**SERIES)
+    for label, points in series.items():
+        positions = [values.index(row.settings[swept]) for row in points]
+        means = [row.mean(name) for row in points]
+        deviations = [row.deviation or 0.0 for row in points]
+        errors = deviations if name == rows[0].metric else None
+        axes.errorbar(positions, means, yerr=errors, capsize=3, label=label)
+    axes.set_xticks(range(len(values)), values)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _size(value: str) -> tuple[float, str]:
+    """Return the sort key of a value: numbers by size, then full attention and other words."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
