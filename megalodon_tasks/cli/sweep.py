@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -117,7 +118,8 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
         fields = {"name": "megalodon-sweep"}
     share = 0 if given.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
     if given.launcher_file is not None:
-        fields.update(OmegaConf.load(given.launcher_file))
+        more: Any = OmegaConf.to_container(OmegaConf.load(given.launcher_file))
+        fields |= more
     return [
         f"hydra/launcher={LAUNCHERS[given.launcher]}",
         f"+threads={share if given.threads is None else given.threads}",
