@@ -25,8 +25,8 @@ from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, write_corpu
 from megalodon_tasks.data.tokenizers import SPECIALS, ByteTokenizer
 from megalodon_tasks.evaluation.language_model import return_large_buffers
 from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
 
 CONFIG = MegalodonConfig(
     model_dim=256, num_layers=4, num_heads=1, z_dim=128, value_dim=512, ffn_hidden_dim=512,

@@ -29,8 +29,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.state import StackState, map_state
 
 TRANSFORMER_HEADS = 4

@@ -22,11 +22,10 @@ from tqdm import tqdm
 from benchmarks.authors_fft import authors_cema
 from benchmarks.memory import peak_bytes, saved_bytes
 from benchmarks.train_step import TrainStep
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 
 @dataclass(frozen=True)

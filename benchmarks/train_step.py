@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.shares import shares
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier, build_embedding
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier, build_embedding
 
 TRANSFORMER_HEADS = 4
 # The memory of a step settles in the second one: until then the system hands out and clears its pages.

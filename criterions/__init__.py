@@ -1,1 +1,1 @@
-"""Training criteria beside fairseq's own."""
+"""Training criteria in addition to fairseq's."""

@@ -29,13 +29,14 @@ class ClassificationCriterionConfig(FairseqDataclass):
 class ClassificationCriterion(FairseqCriterion):
     """Cross-entropy between class scores and hard or soft targets, averaged over samples.
 
-    Soft targets are distributions over the classes, as mixing samples gives.  Label smoothing replaces a
-    target t by ``(1 - smoothing) * t + smoothing / classes`` in training; evaluation is without it, so
-    that losses compare between runs.  The logged loss is in bits, as fairseq's; ``accuracy`` is in
-    percent, rounded to 4 places because fairseq picks the best checkpoint by the rounded value.  With
-    more than 5 classes ``top5`` is logged too: how often the class is among the 5 highest scores.  Of a
-    soft target both count the class of the largest weight, so for mixed training samples they are a
-    rough guide alone; evaluation has hard targets.
+    Soft targets are distributions over the classes, such as those of mixed samples.  Label smoothing
+    replaces a target t by ``(1 - smoothing) * t + smoothing / classes``, in training only, so that
+    evaluation losses of different runs compare.
+
+    The logged loss is in bits, like fairseq's.  ``accuracy`` is in percent, rounded to 4 places because
+    fairseq picks the best checkpoint by the rounded value.  With more than 5 classes ``top5`` is logged
+    too: how often the class is among the 5 highest scores.  For a soft target, the class is the one with
+    the largest weight, so both are only a rough guide in training with mixed samples.
     """
 
     def __init__(self, task: FairseqTask, label_smoothing: float) -> None:
@@ -60,7 +61,7 @@ class ClassificationCriterion(FairseqCriterion):
         expected = logits.shape if soft else logits.shape[:1]
         if target.shape != expected:
             raise ValueError(
-                f"{'soft' if soft else 'hard'} targets have shape {tuple(target.shape)}, wanted "
+                f"{'soft' if soft else 'hard'} targets have shape {tuple(target.shape)}, expected "
                 f"{tuple(expected)} for scores of shape {tuple(logits.shape)}"
             )
         smoothing = self.label_smoothing if self.training else 0.0
@@ -94,5 +95,5 @@ class ClassificationCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Always: everything logged is a sum."""
+        """Return True: everything logged is a sum."""
         return True

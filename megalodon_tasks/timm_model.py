@@ -7,9 +7,9 @@
     model = timm.create_model("megalodon_base_patch16_224", checkpoint_path="run/checkpoint_best.pt")
     model = megalodon_tasks.timm_model.from_checkpoint("run/checkpoint_best.pt", ema=True)
 
-Nothing else imports this file, so that fairseq's users do not pay for timm.  Names in the ``state_dict``
-are those of ``SequenceClassifier`` (models/README.md); a checkpoint of the recipe loads as it is, and at
-another image size, or with another number of classes, through timm's own way:
+No other module imports this file, so that training with fairseq does not import timm.  Names in the
+``state_dict`` are those of ``SequenceClassifier`` (models/README.md).  A checkpoint of the recipe loads
+as it is, and at another image size or with another number of classes as in all of timm:
 
     timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, img_size=384)
 
@@ -19,24 +19,23 @@ Legend: B batch, L patches, D width.
 
 import math
 import os
-import pickle
-import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed, to_2tuple
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
 from megalodon_tasks.models.heads import ClassHead, MeanPool
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
+from megalodon_tasks.models.released.files import read_tensors
 from megalodon_tasks.models.stack import MegalodonStack
 
 _CONFIG_FIELDS = {f.name for f in fields(MegalodonConfig)}
@@ -46,9 +45,9 @@ _POOLS = ("avg", "")
 class MegalodonVision(nn.Module):
     """Bidirectional Megalodon over image patches, with timm's conventions.
 
-    cfg: fields of ``MegalodonConfig``.  img_size, patch_size in pixels.  num_classes 0: no classifier.
-    global_pool: ``avg`` (the encoder's tail, a projection and the mean over patches) or ``""`` (none).
-    drop_rate: dropout before the classifier.  drop_path_rate: of the last block, from 0 in the first.
+    cfg: fields of ``MegalodonConfig``.  img_size, patch_size: in pixels.  num_classes: 0 for none.
+    global_pool: ``avg`` (the encoder's tail: a projection, then the mean over patches) or ``""`` (none).
+    drop_rate: dropout before the classifier.  drop_path_rate: of the last block, rising from 0.
     """
 
     def __init__(
@@ -69,6 +68,7 @@ class MegalodonVision(nn.Module):
         d = config.model_dim
         self.embedding = PatchEmbedding(d, to_2tuple(img_size), patch_size, in_chans)
         self.stack = MegalodonStack(config)
+        self.init_mode = config.init_mode
         self.pool = MeanPool(d, config.init_mode)
         self.num_features = self.head_hidden_size = self.embed_dim = d
         self.drop_rate = drop_rate
@@ -79,45 +79,68 @@ class MegalodonVision(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay: positions, CEMA's rates and angles."""
-        # by name: a copy of the model has lost the tags that the recipe's optimizer goes by
-        spared = ("embedding.position", ".alpha", ".delta", ".theta")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+        """Return names of parameters without weight decay: positions, CEMA's rates and angles."""
+        # By name: a copy of the model loses the tags that the recipe's optimizer reads.
+        suffixes = ("embedding.position", ".alpha", ".delta", ".theta")
+        return {name for name, _ in self.named_parameters() if name.endswith(suffixes)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which layer, for timm's layer-wise learning rates."""
+        """Assign parameters to layers, for timm's layer-wise learning rates."""
         blocks = [(r"^stack\.blocks\.(\d+)", None), (r"^stack\.norm", (99999,))]
         return {"stem": r"^embedding", "blocks": r"^stack\.blocks\.(\d+)" if coarse else blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again in the backward pass instead of keeping its activations."""
+        """Recompute each block in the backward pass instead of keeping its activations."""
         self.stack.checkpoint_activations = enable
 
     @property
     def grad_checkpointing(self) -> bool:
-        """What ``set_grad_checkpointing`` set."""
+        """Whether blocks are recomputed in the backward pass."""
         return self.stack.checkpoint_activations
 
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None
+    ) -> None:
+        """Change the size of images or patches in pixels; resample positions and patch weights."""
+        old = self.embedding
+        channels, *old_size = old.image_shape
+        patch_size = patch_size or old.proj.kernel_size[0]
+        new = PatchEmbedding(self.embed_dim, to_2tuple(img_size or old_size), patch_size, channels)
+        self.embedding = self._match_model(new)
+        with torch.no_grad():
+            new.position.copy_(_resample_positions(old.position, old.grid, new.grid))
+            new.proj.weight.copy_(
+                resample_patch_embed(old.proj.weight, list(to_2tuple(patch_size)))
+            )
+            new.proj.bias.copy_(old.proj.bias)
+        for parameter, old_parameter in zip(new.parameters(), old.parameters(), strict=True):
+            parameter.requires_grad_(old_parameter.requires_grad)
+
     def get_classifier(self) -> nn.Module:
-        """The last linear layer (``nn.Identity`` without classes)."""
+        """Return the last linear layer (``nn.Identity`` without classes)."""
         return self.head.proj
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier, or none (0), and another pooling if one is given."""
-        if global_pool is not None and global_pool not in _POOLS:
-            raise ValueError(f"global_pool={global_pool!r} is not one of {_POOLS}")
+        """Replace the classifier (0: by none), and the pooling if ``global_pool`` is given.
+
+        ``avg`` makes a new projection if that of the encoder was pruned.
+        """
         if global_pool is not None:
+            if global_pool not in _POOLS:
+                raise ValueError(f"global_pool={global_pool!r} is not one of {_POOLS}")
             self.global_pool = global_pool
+            if global_pool == "avg" and isinstance(self.pool, nn.Identity):
+                self.pool = self._match_model(MeanPool(self.embed_dim, self.init_mode))
         self.num_classes = num_classes
         head = ClassHead(self.num_features, max(num_classes, 1), self.drop_rate, bias=True)
         if num_classes == 0:
             head.proj = nn.Identity()
-        self.head = head.to(self.embedding.position.device, self.embedding.position.dtype)
+        self.head = self._match_model(head)
 
-    def _block(self, block: nn.Module, x_BLD: torch.Tensor) -> torch.Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x_BLD, use_reentrant=False)[0]
-        return block(x_BLD)[0]
+    def _match_model(self, module: nn.Module) -> nn.Module:
+        """Give a new part the device, dtype and mode of the model."""
+        weight = self.stack.blocks[0].feed_forward.fc1.weight
+        return module.to(weight.device, weight.dtype).train(self.training)
 
     def forward_intermediates(
         self,
@@ -128,104 +151,114 @@ class MegalodonVision(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Images (B, C, H, W) -> what chosen blocks give, and the final features (B, L, D) before them.
+        """Return the final features (B, L, D) and the outputs of chosen blocks, in order of depth.
 
-        indices: the last n blocks if an int, all if None.  norm: apply the final norm to each.
-        output_fmt: ``NCHW`` (B, D, H / patch, W / patch) or ``NLC`` (B, L, D).  stop_early: skip blocks
-        after the last one that is wanted.
+        x: images (B, C, H, W).  indices: the last n blocks if an int, all if None.  norm: apply the
+        final norm to each.  output_fmt: ``NCHW`` (B, D, H / patch, W / patch) or ``NLC`` (B, L, D).
+        stop_early: skip the blocks after the last chosen one.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is neither NCHW nor NLC")
-        wanted, last = feature_take_indices(len(self.stack.blocks), indices)
-        x_BLD, found = self.embedding(x), {}
-        for i, block in enumerate(
-            self.stack.blocks[: last + 1] if stop_early else self.stack.blocks
-        ):
-            x_BLD = self._block(block, x_BLD)
-            if i in wanted:
-                y_BLD = self.stack.norm(x_BLD)[0] if norm else x_BLD
-                grid = output_fmt == "NCHW"
-                found[i] = y_BLD.mT.unflatten(2, self.embedding.grid) if grid else y_BLD
-        intermediates = [found[i] for i in wanted]
+        indices, last = feature_take_indices(len(self.stack.blocks), indices)
+        blocks = self.stack.blocks[: last + 1] if stop_early else self.stack.blocks
+        x_BLD, intermediates = self.embedding(x), []
+        for i, block in enumerate(blocks):
+            x_BLD = self.stack.run_block(block, x_BLD)[0]
+            if i in indices:
+                intermediates.append(self.stack.norm(x_BLD)[0] if norm else x_BLD)
+        if output_fmt == "NCHW":
+            grid = self.embedding.grid
+            intermediates = [y_BLD.mT.unflatten(2, grid).contiguous() for y_BLD in intermediates]
         return intermediates if intermediates_only else (self.stack.norm(x_BLD)[0], intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the features of ``indices`` do not need; returns these as positive numbers."""
-        wanted, last = feature_take_indices(len(self.stack.blocks), indices)
+        """Remove what the features of ``indices`` do not need; return these as positive numbers."""
+        indices, last = feature_take_indices(len(self.stack.blocks), indices)
         self.stack.blocks = self.stack.blocks[: last + 1]
         if prune_norm:
-            self.stack.norm = _NoNorm()
+            self.stack.norm = PrunedNorm()
         if prune_head:
-            self.reset_classifier(0, "")
             self.pool = nn.Identity()
-        return wanted
+            self.reset_classifier(0, "")
+        return indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) float -> normed features of each patch (B, L, D)."""
+        """Map images (B, C, H, W) float to normed features of each patch (B, L, D)."""
         return self.stack(self.embedding(x))[0]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, L, D) -> class scores (B, classes), or with ``pre_logits`` what they are made from."""
+        """Map (B, L, D) to class scores (B, classes), or with ``pre_logits`` to their input."""
         x = self.pool(x) if self.global_pool == "avg" else x
         return x if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) float -> class scores (B, classes)."""
+        """Map images (B, C, H, W) float to class scores (B, classes)."""
         return self.forward_head(self.forward_features(x))
 
 
-class _NoNorm(nn.Module):
-    """In place of a norm that was pruned."""
+class PrunedNorm(nn.Module):
+    """Takes the place of the final norm, and its arguments."""
 
-    def forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, x_BLD: torch.Tensor, padding_mask_BL: None = None, state: None = None
+    ) -> tuple[torch.Tensor, None]:
+        """Return x and no state."""
         return x_BLD, None
+
+
+def _resample_positions(
+    position: torch.Tensor, old_grid: Sequence[int], new_grid: Sequence[int]
+) -> torch.Tensor:
+    """Interpolate position vectors (patches, D) of one grid of patches for another."""
+    return resample_abs_pos_embed(
+        position[None], list(new_grid), list(old_grid), num_prefix_tokens=0
+    )[0]
 
 
 def checkpoint_filter_fn(
     state_dict: dict[str, torch.Tensor], model: MegalodonVision
 ) -> dict[str, torch.Tensor]:
-    """Weights of our own checkpoints for ``model``: position vectors resampled to its grid of patches.
+    """Fit the weights of a checkpoint to ``model``: resample position vectors to its grid of patches.
 
-    The grid in the checkpoint must be square if it differs.  Raises ``ValueError`` otherwise, or if the
-    weights are of another kind of model.
+    If the grids differ, that of the checkpoint must be square.  Raises ``ValueError`` otherwise, and
+    for the weights of another kind of model.
     """
     position = state_dict.get("embedding.position")
     if position is None:
         raise ValueError(
             "these weights have no embedding.position: they are not of a Megalodon over image patches"
         )
-    grid, side = list(model.embedding.grid), math.isqrt(len(position))
+    grid, side = model.embedding.grid, math.isqrt(len(position))
     if len(position) != grid[0] * grid[1]:
         if side * side != len(position):
             raise ValueError(
-                f"embedding.position has {len(position)} vectors, which is no square grid and does not "
-                f"fit the model's {grid}; build the model with the img_size of the checkpoint"
+                f"embedding.position has {len(position)} vectors, which fill no square grid and do not "
+                f"fit the model's grid {grid}; build the model with the img_size of the checkpoint"
             )
-        resampled = resample_abs_pos_embed(position[None], grid, [side, side], num_prefix_tokens=0)
-        state_dict = state_dict | {"embedding.position": resampled[0]}
-    return state_dict
+        position = _resample_positions(position, (side, side), grid)
+    return state_dict | {"embedding.position": position}
 
 
 def from_checkpoint(
     path: str | os.PathLike, *, ema: bool = False, **changes: Any
 ) -> MegalodonVision:
-    """The model of a checkpoint that the recipe ``imagenet`` wrote, with its weights.
+    """Load the model of a checkpoint that the recipe ``imagenet`` wrote.
 
     ema: take the running average of the weights instead (``ema.store_ema=true`` in training).
     changes: other arguments of :class:`MegalodonVision`, such as ``drop_path_rate``.
     Raises ``ValueError`` if the file is damaged, holds code, or is of another kind of model.
     """
-    saved = _load(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no such checkpoint")
+    saved = read_tensors(Path(path))
     try:
         settings = saved["cfg"]["model"]
         weights = saved["extra_state"]["ema"] if ema else saved["model"]
     except (KeyError, TypeError) as error:
-        wanted = (
-            "weights averaged in training (ema.store_ema=true)" if ema else "fairseq's settings"
-        )
-        raise ValueError(f"{path}: holds no {wanted}; {error} is missing") from None
+        missing = "running average (train with ema.store_ema=true)" if ema else "fairseq settings"
+        raise ValueError(f"{path}: holds no {missing}; {error} is missing") from None
     if "embedding.position" not in weights:
         raise ValueError(f"{path}: is of {settings.get('_name')!r}, which does not read images")
     arguments: dict[str, Any] = {
@@ -241,47 +274,30 @@ def from_checkpoint(
     return model.eval()
 
 
-def _load(path: str | os.PathLike) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: there is no such checkpoint")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: the checkpoint is truncated or damaged; take it from a copy")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(
-            f"{path}: holds more than tensors and settings, or is damaged ({error}); use a checkpoint "
-            "that a training run of this project wrote"
-        ) from None
-
-
-def _cfg(**changes: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "fixed_input_size": True,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "embedding.proj",
-        "classifier": "head.proj",
-        "paper_ids": "arXiv:2404.08801",
-        "license": "mit",
-        **changes,
-    }
-
-
-# There are no published weights: checkpoints are those that the recipe trains.
+_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": None,
+    "fixed_input_size": True,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "embedding.proj",
+    "classifier": "head.proj",
+    "paper_ids": "arXiv:2404.08801",
+    "license": "mit",
+}
+# No weights are published: checkpoints come from the recipe.
 default_cfgs = generate_default_cfgs(
-    {"megalodon_tiny_patch16_224": _cfg(), "megalodon_base_patch16_224": _cfg()}
+    {"megalodon_tiny_patch16_224": _CFG, "megalodon_base_patch16_224": _CFG}
 )
 
 
 def _create(variant: str, preset: str, pretrained: bool, **kwargs: Any) -> MegalodonVision:
-    """Build a preset; fields of ``MegalodonConfig`` among ``kwargs`` (``chunk_size``) win."""
-    changes = {name: kwargs.pop(name) for name in list(kwargs) if name in _CONFIG_FIELDS}
+    """Build a preset, changed by the fields of ``MegalodonConfig`` in ``kwargs`` (``chunk_size``)."""
+    names = _CONFIG_FIELDS - {"drop_path"}  # drop_path_rate sets it
+    changes = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
     return build_model_with_cfg(
         MegalodonVision,
         variant,

@@ -1,1 +1,1 @@
-"""The Megalodon architecture: plain PyTorch, and two thin fairseq models on top of it."""
+"""The Megalodon architecture in plain PyTorch, and two thin fairseq models on top of it."""

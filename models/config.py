@@ -1,8 +1,7 @@
 """What defines a Megalodon: one plain dataclass, validated once.
 
-Key names are those of the released language model where it has them, so that a released configuration
-reads into this class unchanged.  The class knows nothing of fairseq; the registered models add its
-base class and their own few fields.
+Fields have the names of the released language model's configuration where it has them.  The models that
+are registered with fairseq add its base class and a few fields of their own.
 """
 
 from dataclasses import dataclass, field
@@ -46,29 +45,31 @@ class MegalodonConfig:
     rope_base: float = field(default=10000.0, metadata=_help("base of the rotary embedding"))
     dropout: float = field(default=0.0, metadata=_help("dropout of branches and embeddings"))
     attention_dropout: float = field(
-        default=0.0, metadata=_help("DropKey probability: scores masked before the softmax")
+        default=0.0, metadata=_help("DropKey: probability of masking a score before the softmax")
     )
     hidden_dropout: float = field(
         default=0.0, metadata=_help("dropout after CEMA, on gated attention and inside the FFN")
     )
     drop_path: float = field(
         default=0.0,
-        metadata=_help("stochastic depth: a branch is dropped with 0 (first) to this (last block)"),
+        metadata=_help(
+            "stochastic depth: probability in the last block, rising from 0 in the first"
+        ),
     )
     init_mode: str = field(
         default="he", metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
     )
     checkpoint_activations: bool = field(
         default=False,
-        metadata=_help("keep each block's input alone and compute the rest again going backward"),
+        metadata=_help("store only the input of each block, recompute it in the backward pass"),
     )
     causal: bool = field(
         default=False,
-        metadata=_help("causal CEMA, attention and timestep norm instead of both ways"),
+        metadata=_help("causal CEMA, attention and timestep norm instead of bidirectional ones"),
     )
 
     def validate(self) -> None:
-        """Raise ``ValueError`` for a value that no Megalodon can have, naming field and remedy."""
+        """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""
         for name in ("model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "cema_ndim"):
             self._require_positive(name)
         self._require_positive("ffn_hidden_dim")
@@ -86,7 +87,7 @@ class MegalodonConfig:
         for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
-                raise ValueError(f"model.{name}={value} is not a probability in [0, 1)")
+                raise ValueError(f"model.{name}={value} must be in [0, 1)")
         for name in ("norm_eps", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be greater than 0")
@@ -109,14 +110,14 @@ class MegalodonConfig:
         if (self.z_dim // self.num_heads) % 2:
             raise ValueError(
                 f"model.z_dim={self.z_dim} / model.num_heads={self.num_heads} is odd; rotary "
-                "embedding turns pairs of dimensions, so choose sizes with an even quotient"
+                "embedding rotates pairs of dimensions, so choose sizes with an even quotient"
             )
 
     def drop_path_at(self, layer_index: int) -> float:
-        """The probability of dropping a branch of block ``layer_index``: a line from 0 to the last."""
+        """Return the probability of dropping a branch of block ``layer_index``: linear from 0."""
         return self.drop_path * layer_index / max(self.num_layers - 1, 1)
 
     @property
     def norm_groups(self) -> int:
-        """The number of groups that the norms over time really use."""
+        """Number of groups of the norms over time, with 0 resolved."""
         return self.norm_num_groups or self.model_dim

@@ -1,4 +1,4 @@
-"""From what a data set holds (tokens, samples, images) to vectors: (batch, length, dim)."""
+"""Embed tokens, samples or images as vectors.  Legend: B batch, L length, D dim."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class TokenEmbedding(nn.Module):
-    """Symbols or bytes.  N(0, 1/d), output times sqrt(d) if ``scaled``, padding symbol's row zero.
+    """Embed symbols or bytes: N(0, 1/d), output times sqrt(d) if ``scaled``, zeros for padding.
 
     Source: the authors' interim code for the same benchmarks.
     """
@@ -26,14 +26,14 @@ class TokenEmbedding(nn.Module):
                 self.weight[padding_idx].zero_()
 
     def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 -> (B, L, D)."""
+        """Embed tokens (B, L) int64 as (B, L, D)."""
         return F.embedding(tokens_BL, self.weight, padding_idx=self.padding_idx) * self.scale
 
 
 class ScalarEmbedding(nn.Module):
-    """Pixels or audio samples: each value times a learned vector, plus a learned vector.
+    """Embed pixels or audio samples: each value times a learned vector, plus a learned bias.
 
-    Vector N(0, 1), bias of deviation 0.1.  Source: the Mega code base, for images and raw speech.
+    Vector N(0, 1), bias N(0, 0.01).  Source: the Mega code base, for images and raw speech.
     """
 
     def __init__(self, dim: int) -> None:
@@ -42,15 +42,15 @@ class ScalarEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.randn(dim) * 0.1)
 
     def forward(self, samples_BL: torch.Tensor) -> torch.Tensor:
-        """(B, L) float -> (B, L, D)."""
+        """Embed samples (B, L) float as (B, L, D)."""
         return torch.addcmul(self.bias, samples_BL.unsqueeze(-1).to(self.weight.dtype), self.weight)
 
 
 class PatchEmbedding(nn.Module):
-    """Images: each square patch through one linear map, plus a learned vector per position.
+    """Embed images: each square patch through one linear map, plus a learned vector per position.
 
-    The patches follow each other row by row.  The map is a convolution of PyTorch's initialisation; the
-    position vectors are N(0, 1/d), cut off at two deviations, and tagged to take no weight decay.
+    Patches are in row-major order.  The map is a convolution with PyTorch's initialisation; the position
+    vectors are N(0, 1/d), truncated at two deviations, and tagged to take no weight decay.
     Source: the Mega code base for ImageNet, which has no class token either.
 
     Raises ``ValueError`` if the patch size does not divide the image size, (height, width) in pixels.
@@ -74,9 +74,9 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.position, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, channels, height, width) float -> (B, L, D), with L = height * width / patch^2.
+        """Embed images (B, channels, height, width) as (B, L, D), L = height * width / patch^2.
 
-        Raises ``ValueError`` for images of another shape than declared.
+        Raises ``ValueError`` for images of another shape than the model was built for.
         """
         if images.shape[1:] != self.image_shape:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""From the vectors of a sequence to scores.  Legend: B batch, L length, D dim, V vocabulary."""
+"""Turn the vectors of a sequence into scores.  Legend: B batch, L length, D dim, V vocabulary."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from megalodon_tasks.models.layers.initialization import init_linear
 
 
 class MeanPool(nn.Module):
-    """``SiLU(W x + x)``, then the mean over the real positions: the tail of the encoder.
+    """Average ``SiLU(W x + x)`` over the real positions: the tail of the encoder.
 
-    A sequence without any real position gives zeros.
+    A sequence of padding only gives zeros.
     """
 
     def __init__(self, dim: int, init_mode: str) -> None:
@@ -21,7 +21,7 @@ class MeanPool(nn.Module):
     def forward(
         self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(B, L, D) -> (B, D)."""
+        """Map (B, L, D) to (B, D)."""
         x_BLD = F.silu(self.proj(x_BLD) + x_BLD)
         if padding_mask_BL is None:
             return x_BLD.mean(1)
@@ -31,7 +31,7 @@ class MeanPool(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Dropout and one linear layer (Xavier, bias 0); the bias is there for images alone."""
+    """Dropout and one linear layer (Xavier, bias 0); only classifiers of images have a bias."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float, bias: bool = False) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class ClassHead(nn.Module):
         init_linear(self.proj, "xavier")
 
     def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """(B, D) -> (B, classes)."""
+        """Map (B, D) to (B, classes)."""
         return self.proj(F.dropout(pooled_BD, self.dropout, self.training))
 
 
 class PairHead(nn.Module):
-    """Scores of a pair of sequences from ``[a, b, a * b, a - b]`` through one hidden layer.
+    """Score a pair of sequences from ``[a, b, a * b, a - b]`` through one hidden layer.
 
     Source: the authors' interim code for the Retrieval task.
     """
@@ -57,23 +57,23 @@ class PairHead(nn.Module):
         self.head = ClassHead(dim, num_classes, dropout)
 
     def forward(self, a_BD: torch.Tensor, b_BD: torch.Tensor) -> torch.Tensor:
-        """Two (B, D) -> (B, classes)."""
+        """Map two (B, D) to (B, classes)."""
         joined = torch.cat((a_BD, b_BD, a_BD * b_BD, a_BD - b_BD), dim=-1)
         return self.head(F.gelu(self.hidden(joined)))
 
 
 class TokenOutput(nn.Linear):
-    """Scores of the next token: one matrix without bias, truncated N(0, 1/d)."""
+    """Score the next token by one matrix without bias, truncated N(0, 1/d)."""
 
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__(dim, vocab_size, bias=False)
         nn.init.trunc_normal_(self.weight, std=dim**-0.5)
 
     def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, L, V), whose ``log_softmax`` are log-probabilities."""
+        """Map (B, L, D) to unnormalised log-probabilities (B, L, V)."""
         return self(x_BLD)
 
     def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of ``targets`` (B, L) in nats: (B, L) float32."""
+        """Return the negative log-likelihood of ``targets`` (B, L) in nats: (B, L) float32."""
         logits_BVL = self(x_BLD).float().transpose(1, 2)
         return F.cross_entropy(logits_BVL, targets_BL, reduction="none")

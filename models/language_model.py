@@ -1,304 +1,128 @@
-"""The language model as a fairseq model, registered once per preset (``preset_models.py`` says why).
+"""Language models in plain PyTorch: token embedding, causal stack, output, with explicit state.
 
-:class:`LanguageModelCore` does the work.  This file adds what fairseq asks for: its dictionary, its
-adaptive embedding and softmax, its incremental state, and the padding of its batches.
-Legend: B batch, L length, D model dim.
+Legend: B batch, L length, D model dim, V vocabulary.
 """
 
-import itertools
-import sys
-from dataclasses import dataclass, field, fields
-from typing import Any, Optional
-
 import torch
-from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
-from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel, register_model
-from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
-from fairseq.tasks import FairseqTask
-from omegaconf import DictConfig
+from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.models.causal_lm import CausalLM, LanguageModelCore
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.documents import RowStates
-from megalodon_tasks.models.preset_models import register_presets
-from megalodon_tasks.models.presets import LM_PRESETS
-from megalodon_tasks.models.state import Carried, StackState, reorder_state
+from megalodon_tasks.models.documents import RowStates, run_documents
+from megalodon_tasks.models.embeddings import TokenEmbedding
+from megalodon_tasks.models.heads import TokenOutput
+from megalodon_tasks.models.stack import MegalodonStack
+from megalodon_tasks.models.state import StackState
 
 
-@dataclass
-class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
-    """Everything that defines a Megalodon language model; the vocabulary comes from the task.
+class LanguageModel(nn.Module):
+    """Score next tokens with any embedding and output layer of the same vocabulary.
 
-    ``causal`` is always True, whatever it says.
-    """
-
-    scale_emb: bool = field(default=False, metadata={"help": "embedding times sqrt(d)"})
-    share_emb: bool = field(
-        default=False,
-        metadata={"help": "one matrix for input and output (adaptive: projections too)"},
-    )
-    adaptive_cutoffs: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "adaptive input and softmax: ranks that divide the vocabulary, 20000,60000"
-        },
-    )
-    adaptive_factor: float = field(
-        default=4.0, metadata={"help": "how much narrower the embedding of each rarer band is"}
-    )
-    adaptive_dropout: float = field(
-        default=0.0, metadata={"help": "dropout before the adaptive softmax"}
-    )
-    vocabulary: Optional[str] = field(
-        default=None,
-        metadata={"help": "size and digest of the vocabulary; the task fills it in and checks it"},
-    )
-
-    def validate(self) -> None:
-        """Raise ``ValueError`` for a value that no language model can have."""
-        super().validate()
-        if not 0.0 <= self.adaptive_dropout < 1.0:
-            raise ValueError(
-                f"model.adaptive_dropout={self.adaptive_dropout} is not a probability in [0, 1)"
-            )
-        if self.adaptive_factor < 1.0:
-            raise ValueError(f"model.adaptive_factor={self.adaptive_factor} must be at least 1")
-
-    def cutoffs(self, vocab_size: int) -> list[int]:
-        """``adaptive_cutoffs`` as ranks; ``ValueError`` unless they rise within the vocabulary."""
-        words = self.adaptive_cutoffs.split(",")
-        cutoffs = [int(word) for word in words if word.strip().isdigit()]
-        edges = [0, *cutoffs, vocab_size]
-        rising = all(low < high for low, high in itertools.pairwise(edges))
-        if len(cutoffs) != len(words) or not rising:
-            raise ValueError(
-                f"model.adaptive_cutoffs={self.adaptive_cutoffs!r} must be rising numbers between 0 and "
-                f"the size of the vocabulary, {vocab_size}, such as 20000,60000"
-            )
-        narrowest = self.model_dim // self.adaptive_factor ** len(cutoffs)
-        if narrowest < 1:
-            raise ValueError(
-                f"model.adaptive_factor={self.adaptive_factor} leaves no width for the rarest of "
-                f"{len(cutoffs) + 1} bands of model.model_dim={self.model_dim}; use fewer cutoffs"
-            )
-        return cutoffs
-
-
-class AdaptiveEmbedding(AdaptiveInput):
-    """fairseq's adaptive input, times sqrt(d) if ``scaled``."""
-
-    def __init__(
-        self, config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
-    ) -> None:
-        d = config.model_dim
-        cutoffs = config.cutoffs(vocab_size)
-        super().__init__(vocab_size, padding_idx, d, config.adaptive_factor, d, cutoffs)
-        self.scale = d**0.5 if config.scale_emb else 1.0
-
-    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 -> (B, L, D)."""
-        return super().forward(tokens_BL) * self.scale
-
-
-class AdaptiveOutput(AdaptiveSoftmax):
-    """fairseq's adaptive softmax, with the methods of :class:`TokenOutput` too.
-
-    ``embedding``: tie weights and projections to it.  Called, it does what fairseq's criterion wants.
+    ``embedding`` maps tokens (B, L) to (B, L, D).  ``output`` has ``scores`` and ``nll``, as
+    :class:`TokenOutput` does.  ``scale_emb`` multiplies the embedding by sqrt(D).  A sequence may be fed
+    in pieces of any length with the state carried.
     """
 
     def __init__(
         self,
-        config: MegalodonLanguageModelConfig,
+        config: MegalodonConfig,
         vocab_size: int,
-        embedding: AdaptiveEmbedding | None,
+        embedding: nn.Module,
+        output: nn.Module,
+        scale_emb: bool = False,
     ) -> None:
-        super().__init__(
-            vocab_size,
-            config.model_dim,
-            config.cutoffs(vocab_size),
-            config.adaptive_dropout,
-            factor=config.adaptive_factor,
-            adaptive_inputs=embedding,
-            tie_proj=embedding is not None,
+        super().__init__()
+        if not config.causal:
+            raise ValueError("a language model needs model.causal=True, got False")
+        self.config = config
+        self.vocab_size = vocab_size
+        self.dropout = config.dropout
+        self.scale_emb = scale_emb
+        self.embedding = embedding
+        self.stack = MegalodonStack(config)
+        self.output = output
+
+    def features(
+        self,
+        tokens_BL: torch.Tensor,
+        state: StackState | RowStates | None = None,
+        padding_mask_BL: torch.Tensor | None = None,
+        document_starts_BL: torch.Tensor | None = None,
+        return_state: bool = True,
+    ) -> tuple[torch.Tensor, StackState | RowStates | None]:
+        """Return the input of the output layer, (B, L, D), and the state after step L.
+
+        tokens: (B, L) int64.  padding_mask: (B, L) bool, True at padding, whose features are zero.
+        document_starts: (B, L) bool, True where a document starts, which sees nothing before it.  With
+        document starts there is one state per row, and leaving it out (``return_state`` False) is
+        faster; see :func:`megalodon_tasks.models.documents.run_documents`.
+        Raises ``ValueError`` for a token outside the vocabulary, or a state of another model.
+        """
+        self._check_tokens(tokens_BL)
+        x_BLD = self.embedding(tokens_BL)
+        if self.scale_emb:
+            x_BLD = x_BLD * self.config.model_dim**0.5
+        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        if document_starts_BL is None:
+            return self.stack(x_BLD, padding_mask_BL, state)
+        return run_documents(
+            self.stack, x_BLD, document_starts_BL, padding_mask_BL, state, return_state
         )
-
-    def scores(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> log-probabilities (B, L, V)."""
-        return self.get_log_prob(x_BLD, target=None)
-
-    def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood in nats, (B, L) float32: the head's, and the band's where in one."""
-        targets_BL = targets_BL.contiguous()
-        bands, targets = self(x_BLD, targets_BL)
-        nll_N = F.cross_entropy(bands[0].float(), targets[0], reduction="none")
-        at = self.adapt_target(targets_BL)[1]
-        for band, target, index in zip(bands[1:], targets[1:], at, strict=True):
-            if index is not None:
-                rest = F.cross_entropy(band.float(), target, reduction="none")
-                nll_N = nll_N.index_add(0, index, rest)
-        return nll_N.view_as(targets_BL)
-
-
-def build_core(
-    config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
-) -> LanguageModelCore:
-    """The model without fairseq's interface; ``ValueError`` for values that no model can have."""
-    config.validate()
-    plain = {f.name: getattr(config, f.name) for f in fields(MegalodonConfig)}
-    stack_config = MegalodonConfig(**plain | {"causal": True})
-    if config.adaptive_cutoffs is None:
-        return CausalLM(
-            stack_config,
-            vocab_size,
-            scale_emb=config.scale_emb,
-            share_emb=config.share_emb,
-            padding_idx=padding_idx,
-        )
-    embedding = AdaptiveEmbedding(config, vocab_size, padding_idx)
-    output = AdaptiveOutput(config, vocab_size, embedding if config.share_emb else None)
-    return LanguageModelCore(stack_config, vocab_size, embedding, output)
-
-
-class MegalodonDecoder(FairseqIncrementalDecoder):
-    """:class:`LanguageModelCore` as fairseq's decoder.
-
-    With the adaptive softmax the output are features, which fairseq's ``adaptive_loss`` and
-    ``get_normalized_probs`` expect; else scores over the vocabulary.
-    """
-
-    def __init__(self, dictionary: Dictionary, lm: LanguageModelCore) -> None:
-        super().__init__(dictionary)
-        self.lm = lm
-        self.padding_idx = dictionary.pad()
-
-    @property
-    def adaptive_softmax(self) -> AdaptiveOutput | None:
-        """The output layer where it is adaptive: the name by which fairseq asks for it."""
-        output = self.lm.output
-        return output if isinstance(output, AdaptiveOutput) else None
-
-    @adaptive_softmax.setter
-    def adaptive_softmax(self, value: None) -> None:
-        """fairseq's constructor sets None here, before there is an output."""
 
     def forward(
-        self,
-        prev_output_tokens: torch.Tensor,
-        encoder_out: None = None,
-        incremental_state: dict[str, Any] | None = None,
-        features_only: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """As :meth:`extract_features`, then the output layer unless ``features_only``."""
-        x_BLD, extra = self.extract_features(
-            prev_output_tokens, incremental_state=incremental_state, **kwargs
-        )
-        return x_BLD if features_only else self.output_layer(x_BLD), extra
+        self, tokens_BL: torch.Tensor, state: StackState | None = None
+    ) -> tuple[torch.Tensor, StackState]:
+        """Return scores (B, L, V), unnormalised log-probabilities, and the state after step L.
 
-    def extract_features(
-        self,
-        prev_output_tokens: torch.Tensor,
-        encoder_out: None = None,
-        incremental_state: dict[str, Any] | None = None,
-        state: StackState | RowStates | None = None,
-        carried: Carried | None = None,
-        document_starts: torch.Tensor | None = None,
-        src_lengths: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """tokens: (B, L) int64, padded on the right.  Returns features (B, L, D), zero at padding, and
-        ``{"attn": None, "state": state after L}``.  document_starts: (B, L) bool, see
-        :meth:`LanguageModelCore.features`; their state is kept for ``carried`` alone.
-
-        The state of earlier tokens comes from one of three: ``state`` itself; ``carried``, which is
-        read and then holds the new, detached state (training on streams); or fairseq's
-        ``incremental_state``, where ``tokens`` has all tokens so far and only those not yet read are
-        computed: one when generating, a whole prompt, or anything between.
-        ``src_lengths`` is not used: the padding symbol says where a sequence ends.
-        Raises ``ValueError`` for padding on the left, and for tokens that were all read before.
+        tokens: (B, L) int64.  Raises what :meth:`features` raises.
         """
-        tokens_BL, read = prev_output_tokens, 0
-        if incremental_state is not None:
-            state, read = self._read_so_far(incremental_state)
-            tokens_BL = self._unread(tokens_BL, read)
-        elif carried is not None:
-            state = carried.state
-        padding_mask_BL = self._padding(tokens_BL)
-        x_BLD, state = self.lm.features(
-            tokens_BL, state, padding_mask_BL, document_starts, keep_states=carried is not None
-        )
-        if incremental_state is not None:
-            entry = {"state": state, "read": read + tokens_BL.shape[1]}
-            self.set_incremental_state(incremental_state, "stack", entry)
-        elif carried is not None:
-            carried.leave(state)
-        return x_BLD, {"attn": None, "state": state}
+        x_BLD, state = self.features(tokens_BL, state)
+        return self.output.scores(x_BLD), state
 
-    def output_layer(self, features: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """(B, L, D) -> scores (B, L, V); with the adaptive softmax the features as they are."""
-        return features if self.adaptive_softmax is not None else self.lm.output.scores(features)
+    def nll(
+        self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor, state: StackState | None = None
+    ) -> tuple[torch.Tensor, StackState]:
+        """Return the negative log-likelihood of ``targets`` in nats, (B, L) float32, and the state.
 
-    def _read_so_far(self, incremental_state: dict[str, Any]) -> tuple[StackState | None, int]:
-        entry = self.get_incremental_state(incremental_state, "stack")
-        return (None, 0) if entry is None else (entry["state"], entry["read"])
+        Raises ``ValueError`` for a token or target outside the vocabulary.
+        """
+        self._check_tokens(targets_BL)
+        x_BLD, state = self.features(tokens_BL, state)
+        return self.output.nll(x_BLD, targets_BL), state
 
-    def _unread(self, tokens_BL: torch.Tensor, read: int) -> torch.Tensor:
-        if tokens_BL.shape[1] <= read:
+    def _check_tokens(self, tokens_BL: torch.Tensor) -> None:
+        # On a GPU the comparison would make each call wait for the device; the lookup checks there.
+        if tokens_BL.device.type != "cpu":
+            return
+        low, high = tokens_BL.aminmax()
+        if low < 0 or high >= self.vocab_size:
+            wrong = int(low) if low < 0 else int(high)
             raise ValueError(
-                f"got {tokens_BL.shape[1]} tokens with an incremental state that has read {read}; "
-                "pass all tokens from the start, as fairseq's generator does, or a new state"
+                f"token id {wrong} is out of range: the vocabulary of this model has "
+                f"{self.vocab_size} symbols, 0 to {self.vocab_size - 1}; "
+                "encode the text with the vocabulary that the model was trained with"
             )
-        return tokens_BL[:, read:]
-
-    def _padding(self, tokens_BL: torch.Tensor) -> torch.Tensor | None:
-        padding_mask_BL = tokens_BL == self.padding_idx
-        if not padding_mask_BL.any():
-            return None
-        after_padding = padding_mask_BL[:, :-1] & ~padding_mask_BL[:, 1:]
-        if after_padding.any():
-            row = int(after_padding.any(1).nonzero()[0, 0])
-            raise ValueError(
-                f"row {row} has padding before a real token; chunks are counted from the start of a "
-                "row, so pad on the right (left_pad=False)"
-            )
-        return padding_mask_BL
-
-    def reorder_incremental_state(
-        self, incremental_state: dict[str, Any], new_order: torch.Tensor
-    ) -> None:
-        """Select rows, as beam search does.  new_order: (new batch,) int64, repeats allowed."""
-        entry = self.get_incremental_state(incremental_state, "stack")
-        if entry is not None:
-            entry = entry | {"state": reorder_state(entry["state"], new_order)}
-            self.set_incremental_state(incremental_state, "stack", entry)
-
-    def max_positions(self) -> int:
-        """No limit: a sequence of any length can be read, in pieces if memory asks for it."""
-        return sys.maxsize
 
 
-class MegalodonLanguageModel(FairseqLanguageModel):
-    """A Megalodon decoder with fairseq's interface.
+class CausalLM(LanguageModel):
+    """The released form: one embedding matrix and one output matrix.
 
-    ``model.decoder.lm`` is the model in plain PyTorch; ``state_dict`` names are its names after
-    ``decoder.lm.``.  Called, it takes what :meth:`MegalodonDecoder.forward` takes.
+    ``share_emb`` uses one matrix for both.  ``padding_idx`` gives a symbol an embedding of zeros;
+    released models have no padding symbol.
     """
 
-    @classmethod
-    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonLanguageModel":
-        """Build for the dictionary of ``task``; ``ValueError`` for sizes that no model can have."""
-        dictionary = getattr(task, "source_dictionary", None)
-        if dictionary is None:
-            raise ValueError(
-                f"task {type(task).__name__} has no dictionary; use a language modelling task "
-                "(task._name=megalodon_language_modeling)"
-            )
-        names = [f.name for f in fields(MegalodonLanguageModelConfig) if f.name != "_name"]
-        config = MegalodonLanguageModelConfig(**{name: getattr(cfg, name) for name in names})
-        lm = build_core(config, len(dictionary), dictionary.pad())
-        return cls(MegalodonDecoder(dictionary, lm))
-
-
-register_model("megalodon_lm", dataclass=MegalodonLanguageModelConfig)(MegalodonLanguageModel)
-register_presets(LM_PRESETS, MegalodonLanguageModelConfig, MegalodonLanguageModel, register_model)
+    def __init__(
+        self,
+        config: MegalodonConfig,
+        vocab_size: int,
+        *,
+        scale_emb: bool = False,
+        share_emb: bool = False,
+        padding_idx: int | None = None,
+    ) -> None:
+        embedding = TokenEmbedding(vocab_size, config.model_dim, padding_idx, scaled=False)
+        output = TokenOutput(config.model_dim, vocab_size)
+        super().__init__(config, vocab_size, embedding, output, scale_emb)
+        self.share_emb = share_emb
+        if share_emb:
+            self.output.weight = self.embedding.weight

@@ -1,15 +1,15 @@
-"""Sizes of every named model, as data: the one table behind ``--arch`` and a YAML's ``model._name``.
+"""Sizes of every named model, as data: the one table for ``--arch`` and a YAML's ``model._name``.
 
 Source: Mega (arXiv 2209.10655), table 8, whose architecture sizes the paper takes over (appendix C).
-Feed-forward width: 2.5 d, which gives back the parameters of the update gate that Megalodon removed
-and matches the widths of the authors' code after that removal.  Norm groups are published nowhere.
+Feed-forward width: 2.5 d, which replaces the parameters of the update gate that Megalodon removed, and
+matches the widths in the authors' code after that removal.  Norm groups are not published.
 
-Raw speech: of the two feed-forward widths in the authors' code, 2.5 d and Mega's 2 d, the latter gives
-the published 300K (305K; 2.5 d: 326K), and the authors left it there.
+Raw speech: of the two feed-forward widths in the authors' code, 2.5 d (326K parameters) and Mega's 2 d
+(305K), the latter matches the published 300K.
 
-ImageNet: Mega's table 11 (base) and its repository (tiny), with the same rule for that width.  Groups of
-the norm over time have 32 features there, as in the released language models; one group per feature, the
-default of the interim code, makes the norm slower.
+ImageNet: Mega's table 11 (base) and its repository (tiny), with 2.5 d.  Each group of the norm over time
+has 32 features, as in the released language models; one group per feature, the default of the interim
+code, makes the norm slower.
 """
 
 _LRA_COMMON = {"num_heads": 1, "cema_ndim": 16}
@@ -42,10 +42,10 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
 }
 
 # Language models.  The released sizes and pg19: the authors' table of models (mega.py of
-# github.com/XuezheMax/megalodon at 53cbaa3a).  Of its two models of 7B this has SwiGLU, as in
-# the paper, with its chunk of 4096 and RoPE base of 100,000 (section 4.1).  wikitext103 and enwik8:
-# Mega's table 9 and repository; v = 2048 gives the published 252M, the table's 1536 does not; the
-# feed-forward width follows the rule above.
+# github.com/XuezheMax/megalodon at 53cbaa3a).  Its two 7B models differ in the feed-forward layer; this
+# is the one with SwiGLU, as in the paper, with the paper's chunk of 4096 and RoPE base of 100,000
+# (section 4.1).  wikitext103 and enwik8: Mega's table 9 and repository, with v = 2048, which gives the
+# published 252M (the table's 1536 does not), and the feed-forward width above.
 LM_PRESETS: dict[str, dict[str, object]] = {
     "megalodon_lm_wikitext103": {"num_layers": 16, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
     | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 2048, "norm_num_groups": 32}

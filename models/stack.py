@@ -7,17 +7,17 @@ from torch.utils.checkpoint import checkpoint
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.layers.norms import TimeNorm
-from megalodon_tasks.models.state import StackState
+from megalodon_tasks.models.state import BlockState, StackState
 
 
 class MegalodonStack(nn.Module):
-    """Vectors in, vectors out.  ``config.causal`` decides between decoder and encoder.
+    """Map vectors to vectors, as a decoder (``config.causal``) or an encoder.
 
-    Causal, the output at a step depends on that step and earlier ones alone, and a sequence may be fed
-    in pieces with the state carried.  Otherwise every layer sees both directions and there is no state.
+    In a decoder the output at a step depends only on that step and earlier ones, and a sequence may be
+    fed in pieces with the state carried.  An encoder sees both directions and has no state.
 
-    With ``config.checkpoint_activations`` training keeps the input of each block alone and computes the
-    rest again in the backward pass, with the same dropout: the same gradients in less memory.
+    With ``config.checkpoint_activations`` training stores only the input of each block and recomputes
+    the block in the backward pass, with the same dropout: the same gradients in less memory.
     """
 
     def __init__(self, config: MegalodonConfig) -> None:
@@ -34,35 +34,38 @@ class MegalodonStack(nn.Module):
         padding_mask_BL: torch.Tensor | None = None,
         state: StackState | None = None,
     ) -> tuple[torch.Tensor, StackState | None]:
-        """x: (B, L, D) float.  padding_mask: (B, L) bool, True at padding.
+        """Return (B, L, D), zero at padding, and the state after step L (None if not causal).
 
-        Returns (B, L, D), zero at padded positions, and the state after step L (None when not causal).
-        Raises ``ValueError`` when a state is given to a stack that is not causal, or to another depth.
+        x: (B, L, D) float.  padding_mask: (B, L) bool, True at padding.  state: of the steps before.
+        Raises ``ValueError`` for a state given to an encoder or to a stack of another depth.
         """
         self._check_state(state)
         states = state.blocks if state is not None else (None,) * len(self.blocks)
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x_BLD, block_state = checkpoint(
-                    block, x_BLD, padding_mask_BL, block_state, use_reentrant=False
-                )
-            else:
-                x_BLD, block_state = block(x_BLD, padding_mask_BL, block_state)
+            x_BLD, block_state = self.run_block(block, x_BLD, padding_mask_BL, block_state)
             new_states.append(block_state)
         x_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, state.norm if state else None)
         return x_BLD, StackState(tuple(new_states), norm_state) if self.causal else None
+
+    def run_block(
+        self, block: MegalodonBlock, *inputs: torch.Tensor | BlockState | None
+    ) -> tuple[torch.Tensor, BlockState | None]:
+        """Call a block of this stack, with its activations stored or to be recomputed."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _check_state(self, state: StackState | None) -> None:
         if state is None:
             return
         if not self.causal:
             raise ValueError(
-                "a bidirectional stack carries no state; feed the whole sequence at once, "
+                "a bidirectional stack carries no state; pass the whole sequence at once, "
                 "or build the stack with causal=True"
             )
         if len(state.blocks) != len(self.blocks):
             raise ValueError(
-                f"the state is of {len(state.blocks)} blocks, this stack has {len(self.blocks)}; "
+                f"the state has {len(state.blocks)} blocks, this stack {len(self.blocks)}; "
                 "pass a state that this model returned"
             )

@@ -1,8 +1,8 @@
 """What is carried along the sequence, explicitly, at every level.
 
 A state holds what the next piece of the sequence needs: the CEMA state, the moments of the timestep
-norm, and keys and values of the attention chunk in progress.  Its size does not grow with the length
-that has been read, unless attention is full.
+norm, and the keys and values of the attention chunk in progress.  Its size does not grow with the number
+of steps read, unless attention is full.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class StackState(NamedTuple):
 
 
 def map_state(state: StackState, function: Callable[[torch.Tensor], torch.Tensor]) -> StackState:
-    """The same state with ``function`` applied to each tensor in it (None stays None)."""
+    """Apply ``function`` to each tensor of a state, or of a tuple of states; None stays None."""
 
     def walk(item: object) -> object:
         if item is None:
@@ -46,17 +46,17 @@ def map_state(state: StackState, function: Callable[[torch.Tensor], torch.Tensor
 
 
 def detach_state(state: StackState) -> StackState:
-    """Cut the graph: the next piece starts from these values without back-propagating into them."""
+    """Cut the graph: the next piece does not back-propagate into these values."""
     return map_state(state, torch.Tensor.detach)
 
 
 def reorder_state(state: StackState, order: torch.Tensor) -> StackState:
-    """Select rows of the batch.  ``order``: (new batch,) int64; repeats are allowed (beam search)."""
+    """Select rows of the batch.  order: (new batch,) int64; repeats are allowed (beam search)."""
     return map_state(state, lambda tensor: tensor.index_select(0, order))
 
 
 def join_states(states: Sequence[StackState]) -> StackState:
-    """Several states as one batch, in that order.  Their open chunks must be equally long.
+    """Concatenate states along the batch.  Their open chunks must be equally long.
 
     Optional parts that only some of them have (padding of the open chunk, low bits of the mean) are
     zeros in the others.
@@ -76,18 +76,18 @@ def _join(items: Sequence) -> object:
 
 
 def split_state(state: StackState) -> list[StackState]:
-    """One state of batch 1 per row, the inverse of :func:`join_states`."""
+    """Return one state of batch 1 per row, the inverse of :func:`join_states`."""
     rows = state.norm.count.shape[0]
     return [map_state(state, lambda tensor, row=row: tensor[row : row + 1]) for row in range(rows)]
 
 
 def open_steps(state: StackState | None) -> int:
-    """How many steps of the open attention chunk (all that were read, if attention is full)."""
+    """Count the steps of the open attention chunk (all steps read so far, if attention is full)."""
     return 0 if state is None else state.blocks[0].attention.key.shape[1]
 
 
 def state_to_plain(state: StackState) -> dict[str, object]:
-    """Nested dicts, lists and tensors alone, which ``torch.load(weights_only=True)`` reads back."""
+    """Convert to dicts, lists and tensors, which ``torch.load(weights_only=True)`` reads back."""
     blocks = [
         {name: _plain(part) for name, part in block._asdict().items()} for block in state.blocks
     ]
@@ -99,7 +99,7 @@ def _plain(part: object) -> object:
 
 
 def state_from_plain(plain: dict[str, object]) -> StackState:
-    """The state that :func:`state_to_plain` wrote."""
+    """Convert back what :func:`state_to_plain` returned."""
     blocks = tuple(
         BlockState(
             TimestepNormState(**block["norm"]),
@@ -112,15 +112,26 @@ def state_from_plain(plain: dict[str, object]) -> StackState:
 
 
 class Carried:
-    """A place where a model leaves its state for the next piece of a stream, cut from the graph.
+    """States that models leave for the next piece of a stream, cut from the graph.
 
-    Passed to a model inside a batch, where the return value goes to someone else (a criterion).
-    ``state`` None: the next piece is the first.
+    It travels inside a fairseq batch, because there the criterion takes the model's return value.  Each
+    model of an ensemble has a state of its own.  ``initial``: where a model starts that has left none,
+    a StackState or one per row; None at the start of the stream.
     """
 
-    def __init__(self, state: object = None) -> None:
-        self.state = state
+    def __init__(self, initial: object = None) -> None:
+        self._initial = initial
+        self._states: dict[torch.nn.Module, object] = {}
 
-    def leave(self, state: object) -> None:
-        """Keep ``state``, a StackState or one per row, for the next call."""
-        self.state = detach_state(state)
+    @property
+    def state(self) -> object:
+        """The state of the only model."""
+        return next(iter(self._states.values()), self._initial)
+
+    def get(self, model: torch.nn.Module) -> object:
+        """Return the state from which ``model`` continues."""
+        return self._states.get(model, self._initial)
+
+    def put(self, model: torch.nn.Module, state: object) -> None:
+        """Replace the state of ``model``."""
+        self._states[model] = detach_state(state)

@@ -1,6 +1,8 @@
-"""The encoder in timm, checked as timm checks its own (its tests/test_models.py); our checkpoints."""
+"""The encoder in timm, checked as timm checks its own (its tests/test_models.py) and against its ViT;
+our checkpoints."""
 
 import copy
+import itertools
 import json
 from dataclasses import asdict
 
@@ -11,10 +13,9 @@ from timm.models import is_model, load_checkpoint, model_entrypoint
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from megalodon_tasks import timm_model
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 TINY, BASE = "megalodon_tiny_patch16_224", "megalodon_base_patch16_224"
 # as the registered models are, only small
@@ -27,6 +28,19 @@ SMALL = {
 def create(**changes):
     torch.manual_seed(0)
     return timm.create_model(TINY, **(SMALL | changes))
+
+
+def create_vit(**changes):
+    """timm's own ViT of the same shape, without a class token as ours."""
+    sizes = {"depth": 3, "embed_dim": 32, "num_heads": 2, "img_size": 64, "class_token": False}
+    return timm.create_model("vit_tiny_patch16_224", **({"global_pool": "avg"} | sizes | changes))
+
+
+def shapes(result):
+    """Replace the tensors in lists, tuples and dicts by their shapes."""
+    if isinstance(result, torch.Tensor):
+        return tuple(result.shape)
+    return [shapes(item) for item in result] if isinstance(result, (list, tuple)) else result
 
 
 def images(batch=2, side=64, channels=3):
@@ -113,9 +127,94 @@ def test_classifier_conventions():
         model.reset_classifier(5, "token")
 
 
-def test_without_classifier_from_the_start():
-    assert create(num_classes=0)(images()).shape == (2, 32)
-    assert create(num_classes=0, global_pool="")(images()).shape == (2, 16, 32)
+@pytest.mark.parametrize(("num_classes", "pool"), itertools.product((0, 4), ("avg", "")))
+def test_classifier_and_pooling_are_replaced_as_in_timms_vit(num_classes, pool):
+    x, ours = images(), []
+    for make in (create, create_vit):
+        built = make(num_classes=num_classes, global_pool=pool)
+        replaced = make(drop_rate=0.5).bfloat16().eval()
+        replaced.reset_classifier(num_classes, pool)
+        scores = replaced(x.bfloat16())
+        assert torch.equal(scores, replaced(x.bfloat16()))  # no dropout: still in evaluation
+        features = built.forward_features(x)
+        ours.append(shapes([built(x), scores, built.forward_head(features, pre_logits=True)]))
+    assert ours[0] == ours[1]
+
+
+PRUNINGS = list(itertools.product((False, True), (False, True)))
+
+
+@pytest.mark.parametrize(("prune_norm", "prune_head"), PRUNINGS)
+def test_pruned_models_work_as_timms_vit(prune_norm, prune_head):
+    x, results = images(), []
+    for make in (create, create_vit):
+        model = make()
+        indices = model.prune_intermediate_layers(
+            [0, -2], prune_norm=prune_norm, prune_head=prune_head
+        )
+        outputs = [model(x), model.forward_features(x), model.forward_intermediates(x, norm=True)]
+        model.set_grad_checkpointing()
+        model.train()(x).mean().backward()
+        without_gradient = [name for name, p in model.named_parameters() if p.grad is None]
+        model.reset_classifier(5)
+        outputs.append(model(x))
+        model.reset_classifier(5, "avg")
+        outputs.append(model(x))
+        results.append([indices, without_gradient, *shapes(outputs)])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", [TINY, BASE])
+def test_registered_models_are_pruned(name):
+    model = timm.create_model(name, num_layers=3, img_size=32).eval()
+    x = images(side=32)
+    expected = model.forward_intermediates(x, [1], output_fmt="NLC", intermediates_only=True)[0]
+    model.prune_intermediate_layers([1], prune_norm=True)
+    torch.testing.assert_close(model(x), expected)
+
+
+OPTIONS = [
+    {}, {"norm": True}, {"stop_early": True}, {"output_fmt": "NLC"}, {"intermediates_only": True},
+    {"norm": True, "stop_early": True, "output_fmt": "NLC", "intermediates_only": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("indices", [None, 2, [0], (2, 0), [-1, 0], [1, 1]])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_intermediates_are_chosen_as_in_timms_vit(indices, options):
+    ours, timms = (
+        make().eval().forward_intermediates(images(), indices, **options)
+        for make in (create, create_vit)
+    )
+    assert shapes(ours) == shapes(timms)
+
+
+def test_intermediates_are_contiguous_and_in_order_of_depth():
+    model, x = create().eval(), images()
+    last_first = model.forward_intermediates(x, [2, 0], intermediates_only=True)
+    every = model.forward_intermediates(x, intermediates_only=True)
+    assert all(grid.is_contiguous() for grid in every)
+    torch.testing.assert_close(last_first, [every[0], every[2]])
+
+
+def test_input_size_changes_as_in_timms_vit():
+    sizes = [{"img_size": (32, 96)}, {"patch_size": 8}, {"img_size": 96, "patch_size": 32}, {}]
+    for size in sizes:
+        ours, timms = create(), create_vit()
+        ours.embedding.proj.weight.requires_grad_(False)
+        with torch.no_grad():  # the same stem
+            timms.pos_embed.copy_(ours.embedding.position[None])
+            timms.patch_embed.proj.load_state_dict(ours.embedding.proj.state_dict())
+        for model in (ours, timms):
+            model.set_input_size(**size)
+        side = size.get("img_size", 64)
+        x = torch.randn(2, 3, *(side if isinstance(side, tuple) else (side, side)))
+        torch.testing.assert_close(ours.embedding(x), timms.patch_embed(x) + timms.pos_embed)
+        assert ours(x).shape == (2, 1000)
+        assert not ours.embedding.proj.weight.requires_grad
+        assert ours.embedding.position.param_group == "no_weight_decay"
+    with pytest.raises(ValueError, match="patch_size=16 does not divide"):
+        create().set_input_size(90)
 
 
 def test_default_cfg_names_layers_that_exist_and_survives_json():
@@ -192,7 +291,7 @@ def test_parameter_groups():
 
 
 def fairseq_checkpoint(path, model, *, ema=None, task=None, **settings):
-    """The parts of a checkpoint of ours that are read here, in their places."""
+    """Write the parts of a checkpoint of the recipe that are read here."""
     config = asdict(MegalodonConfig(**{k: v for k, v in SMALL.items() if k != "img_size"}))
     torch.save(
         {
@@ -238,7 +337,7 @@ def test_fine_tuning_at_another_size_and_number_of_classes(tmp_path):
     old, new = model.embedding.position, larger.embedding.position
     assert (len(old), len(new)) == (16, 36)
     corners = (new[0] - old[0]).norm() / old[0].norm()
-    assert corners < 0.5  # resampled, not drawn anew
+    assert corners < 0.5  # resampled, not drawn again
     same = timm_model.from_checkpoint(path, img_size=96)
     torch.testing.assert_close(same.embedding.position, new)
 
@@ -255,29 +354,31 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match="nowhere.pt: there is no such checkpoint"):
         load(tmp_path / "nowhere.pt")
     path = fairseq_checkpoint(tmp_path / "a.pt", model)
-    with pytest.raises(ValueError, match=r"a.pt: holds no weights averaged in training"):
+    with pytest.raises(ValueError, match=r"a.pt: holds no running average"):
         load(path, ema=True)
     truncated = tmp_path / "b.pt"
     truncated.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="b.pt: the checkpoint is truncated or damaged"):
+    with pytest.raises(ValueError, match="b.pt is not a torch file of plain tensors"):
         load(truncated)
     torch.save({"model": Unsafe()}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt: holds more than tensors and settings"):
+    with pytest.raises(ValueError, match="c.pt is not a torch file of plain tensors"):
         load(tmp_path / "c.pt")
     assert capsys.readouterr().out == ""
     text = fairseq_checkpoint(tmp_path / "d.pt", torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="d.pt: .* does not read images"):
         load(text)
     torch.save({"weights": 1}, tmp_path / "e.pt")
-    with pytest.raises(ValueError, match="e.pt: holds no fairseq's settings"):
+    with pytest.raises(ValueError, match="e.pt: holds no fairseq settings"):
         load(tmp_path / "e.pt")
     with pytest.raises(ValueError, match="no embedding.position"):
         timm_model.checkpoint_filter_fn(torch.nn.Linear(2, 2).state_dict(), model)
     oblong = {"embedding.position": torch.zeros(18, 32)}
-    with pytest.raises(ValueError, match="18 vectors, which is no square grid"):
+    with pytest.raises(ValueError, match="18 vectors, which fill no square grid"):
         timm_model.checkpoint_filter_fn(oblong, model)
 
 
-def test_a_causal_encoder_is_refused():
+def test_settings_that_the_encoder_does_not_take_are_refused():
     with pytest.raises(ValueError, match="causal=True"):
         create(causal=True)
+    with pytest.raises(TypeError, match="drop_path"):
+        create(drop_path=0.1)

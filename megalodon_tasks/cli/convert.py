@@ -3,11 +3,11 @@
     megalodon convert from-released SOURCE CHECKPOINT.pt --data DIR
     megalodon convert to-released CHECKPOINT.pt TARGET [--shards N]
 
-SOURCE and TARGET are what ``megalodon_tasks.released_files`` reads and writes: the release's folder
-(with its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data whose
-dictionary goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with ``<s>
-<pad> </s> <unk>`` in front.  Nothing is executed from any file, and a target is written whole or not at
-all.
+SOURCE and TARGET are what ``megalodon_tasks.models.released.files`` reads and writes: the release's
+folder (with its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data
+whose dictionary goes with the model: row i of the embedding belongs to symbol i of ``dict.txt``, with
+``<s> <pad> </s> <unk>`` in front.  Nothing is executed from any file, and a target is written whole or
+not at all.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.evaluation.checkpoint import read_language_model, untrained_checkpoint
-from megalodon_tasks.models.released import config_to_released, load_released, to_released
-from megalodon_tasks.released_files import read_released, write_released, write_tensors
+from megalodon_tasks.models.released.files import read_released, write_released, write_tensors
+from megalodon_tasks.models.released.names import config_to_released, load_released, to_released
 
 
 def from_released(given: argparse.Namespace) -> None:

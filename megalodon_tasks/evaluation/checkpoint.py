@@ -16,9 +16,9 @@ from omegaconf import OmegaConf, open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.models.causal_lm import CausalLM, LanguageModelCore
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.released_files import read_tensors
+from megalodon_tasks.models.language_model import CausalLM, LanguageModel
+from megalodon_tasks.models.released.files import read_tensors
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.runs.record import relative
 
@@ -41,7 +41,7 @@ class Trained:
     device: torch.device
 
     @property
-    def language_model(self) -> LanguageModelCore:
+    def language_model(self) -> LanguageModel:
         """Return the plain language model.  Raises :class:`UserError` if there is none."""
         found = getattr(getattr(self.model, "decoder", None), "lm", None)
         if found is None:

@@ -26,7 +26,7 @@ from megalodon_tasks.data.progress import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.models.causal_lm import LanguageModelCore
+from megalodon_tasks.models.language_model import LanguageModel
 
 # measure -> what it is counted by, a field of SplitInfo; the first that is known is the default
 UNITS = {
@@ -106,7 +106,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
 
 
 def evaluate(
-    model: LanguageModelCore, split: CorpusSplit, offsets: np.ndarray, piece: int, end_token: int,
+    model: LanguageModel, split: CorpusSplit, offsets: np.ndarray, piece: int, end_token: int,
     progress: Progress, first_context: int,
 ) -> Totals:  # fmt: skip
     """Read the documents of ``split`` that lie between ``offsets`` (documents + 1,).

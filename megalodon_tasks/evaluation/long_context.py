@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.models.causal_lm import LanguageModelCore
+from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, state_from_plain, state_to_plain
 
 FIRST_CONTEXT = 1024
@@ -129,7 +129,7 @@ class Position:
 
 @torch.inference_mode()
 def read_document(
-    model: LanguageModelCore,
+    model: LanguageModel,
     read: ReadTokens,
     length: int,
     piece: int,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
-from megalodon_tasks.models.causal_lm import LanguageModelCore
+from megalodon_tasks.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Choice:
 
 @torch.inference_mode()
 def generate(
-    model: LanguageModelCore,
+    model: LanguageModel,
     prompt: torch.Tensor,
     choose: Callable[[torch.Tensor], int | torch.Tensor],
     *,

@@ -1,9 +1,9 @@
 """The CEMA layer: parameters, initialisation, and the call of the op.
 
-Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as the authors released it: the input coefficient is
-real, the phase sits only in the decay q, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is
-scaled by 1/sqrt(h), and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this
-equals eq. 2 once the phase is moved into eta.
+Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as released: the input coefficient is real, only the
+decay q has a phase, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is scaled by 1/sqrt(h),
+and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this equals eq. 2 once the
+phase is moved into eta.  Legend: B batch, L length, D dim, h complex components.
 """
 
 import math
@@ -15,7 +15,7 @@ from megalodon_tasks.cuda_ops import cema
 
 
 class ComplexEMA(nn.Module):
-    """Complex exponential moving average of each feature, with h complex components.
+    """Compute the complex exponential moving average of each feature.
 
     Parameters, in the released shapes (rows = D, or 2D when bidirectional: first forward, then
     backward): alpha, delta (rows, h, 1) logits; theta (rows, 1, 1) logit of the base angle; gamma
@@ -34,8 +34,8 @@ class ComplexEMA(nn.Module):
         self.gamma = nn.Parameter(torch.empty(rows, ndim, 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
         for parameter in (self.alpha, self.delta, self.theta):
-            # Decay would pull these logits to rates and angles of no meaning; optimizers that know
-            # groups leave parameters with this tag alone.
+            # Weight decay would pull these logits to arbitrary rates and angles; optimizers with
+            # parameter groups do not decay parameters with this tag.
             parameter.param_group = "no_weight_decay"
         self.reset_parameters()
 
@@ -62,39 +62,22 @@ class ComplexEMA(nn.Module):
         padding_mask_BL: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) -> (B, L, D) and the state (B, D, h) complex (None when bidirectional).
+        """Map (B, L, D) to (B, L, D) and the state (B, D, h) complex (None if bidirectional).
 
         With ``time_step`` f > 1 a step of x stands for f steps of the signal that the parameters were
-        trained on.  x is held for f steps, and the output averaged over them, which is the kernel
-        ``K_f[l] = 1/f sum_{r, s < f} K[f l + r - s]`` of what the trained kernel K is on all integers:
-        its time constants in seconds and its sum, the response to a constant, stay the same in both
-        directions.  (In terms of q that is ``q^f`` with a geometric sum over p; it is computed by the
-        held steps because ``f * angle`` can exceed the range of the parameters, and then it averages the
-        oscillation away, as sampling below its Nyquist rate must.)
+        trained on.  x is held for f steps and the output averaged over them.  In terms of the trained
+        kernel K on all integers, that is the kernel ``K_f[l] = 1/f sum_{r, s < f} K[f l + r - s]``:
+        time constants in seconds and the response to a constant stay the same in both directions.
+        (In terms of q it is ``q^f`` with a geometric sum over p.  It is computed by the held steps
+        because ``f * angle`` can exceed the range of the parameters; the oscillation then averages out,
+        as it must when it is sampled below its Nyquist rate.)
         """
-        if self.time_step > 1:
-            return self._with_held_steps(x_BLD, padding_mask_BL, state)
-        return self._average(x_BLD, padding_mask_BL, state)
-
-    def _with_held_steps(
-        self,
-        x_BLD: torch.Tensor,
-        padding_mask_BL: torch.Tensor | None,
-        state: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        held_BLD = x_BLD.repeat_interleave(self.time_step, dim=1)
-        if padding_mask_BL is not None:
-            padding_mask_BL = padding_mask_BL.repeat_interleave(self.time_step, dim=1)
-        y_BLD, state = self._average(held_BLD, padding_mask_BL, state)
-        return y_BLD.unflatten(1, (-1, self.time_step)).mean(dim=2), state
-
-    def _average(
-        self,
-        x_BLD: torch.Tensor,
-        padding_mask_BL: torch.Tensor | None,
-        state: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return cema(
+        f = self.time_step
+        if f > 1:
+            x_BLD = x_BLD.repeat_interleave(f, dim=1)
+        if f > 1 and padding_mask_BL is not None:
+            padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
+        y_BLD, state = cema(
             x_BLD,
             self.alpha,
             self.delta,
@@ -105,3 +88,4 @@ class ComplexEMA(nn.Module):
             padding_mask=padding_mask_BL,
             bidirectional=self.bidirectional,
         )
+        return (y_BLD.unflatten(1, (-1, f)).mean(dim=2) if f > 1 else y_BLD), state

@@ -1,21 +1,16 @@
-"""The feed-forward layer with its norm and the two-hop residual."""
+"""The feed-forward layer with its norm.  Legend: B batch, L length, D model dim, F hidden width."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.layers.drop_path import drop_path
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import LayerNorm
 
 
 class NormalizedFeedForward(nn.Module):
-    """``FFN(LayerNorm(y)) + x`` with x the input of the block (arXiv 2404.08801, eq. 11).
-
-    The residual comes from two hops back, which keeps the stream's scale from growing with depth.  No
-    biases, as released.
-    """
+    """Compute ``FFN(LayerNorm(y))``, without biases, as released (arXiv 2404.08801, eq. 11)."""
 
     def __init__(self, config: MegalodonConfig, layer_index: int) -> None:
         super().__init__()
@@ -26,21 +21,18 @@ class NormalizedFeedForward(nn.Module):
         self.fc2 = nn.Linear(f, d, bias=False)
         self.dropout = config.dropout
         self.hidden_dropout = config.hidden_dropout
-        self.drop_path = config.drop_path_at(layer_index)
         self.layer_scale = (
             nn.Parameter(torch.full((d,), 0.1 * 0.5**layer_index)) if config.rescale_nffn else None
         )
         for linear in filter(None, (self.fc1, self.fc2, self.fc3)):
             init_linear(linear, config.init_mode)
 
-    def forward(self, y_BLD: torch.Tensor, residual_BLD: torch.Tensor) -> torch.Tensor:
-        """y: output of the attention half.  residual: input of the block.  Both (B, L, D)."""
+    def forward(self, y_BLD: torch.Tensor) -> torch.Tensor:
+        """Map the output of the attention half, (B, L, D), to the branch (B, L, D)."""
         normed_BLD = self.norm(y_BLD)
         hidden_BLF = F.silu(self.fc1(normed_BLD))
         if self.fc3 is not None:
             hidden_BLF = hidden_BLF * self.fc3(normed_BLD)
         hidden_BLF = F.dropout(hidden_BLF, self.hidden_dropout, self.training)
         out_BLD = F.dropout(self.fc2(hidden_BLF), self.dropout, self.training)
-        if self.layer_scale is not None:
-            out_BLD = out_BLD * self.layer_scale
-        return drop_path(out_BLD, self.drop_path, self.training) + residual_BLD
+        return out_BLD if self.layer_scale is None else out_BLD * self.layer_scale

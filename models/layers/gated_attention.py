@@ -1,8 +1,8 @@
 """Normalised, gated, chunk-wise attention on top of CEMA: the first half of a block.
 
-Source: arXiv 2404.08801, eq. 5 to 9 and 18; where the released code differs from the paper's text it is
-followed: values come from the normed input and not from CEMA's output, the output is the sum of two
-projections without update gate and without an activation on the sum.
+Source: arXiv 2404.08801, eq. 5 to 9 and 18.  Where the released code differs from the paper's text, the
+code is followed: values come from the normed input and not from CEMA's output, and the output is the sum
+of two projections, without an update gate and without an activation on the sum.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from megalodon_tasks.cuda_ops import chunk_attention
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
-from megalodon_tasks.models.layers.drop_path import drop_path
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
 from megalodon_tasks.models.layers.rms_norm import rms_norm
@@ -22,9 +21,9 @@ from megalodon_tasks.models.state import BlockState
 
 
 class GatedAttention(nn.Module):
-    """``x + h`` with h the gated attention of the normed x (eq. 11, first line)."""
+    """Compute ``Attention(Norm(X))`` of eq. 11, the branch that a block adds to X."""
 
-    def __init__(self, config: MegalodonConfig, layer_index: int = 0) -> None:
+    def __init__(self, config: MegalodonConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.chunk_size = config.chunk_size
@@ -32,7 +31,6 @@ class GatedAttention(nn.Module):
         self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
         self.hidden_dropout = config.hidden_dropout
-        self.drop_path = config.drop_path_at(layer_index)
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
         self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
@@ -44,7 +42,7 @@ class GatedAttention(nn.Module):
         self.gate_proj = nn.Linear(d, v)
         self.skip_proj = nn.Linear(d, d)
         self.out_proj = nn.Linear(v, d, bias=False)
-        # Row 0 makes queries, row 1 keys (eq. 7, 8).  The scale is stored minus one.
+        # Row 0 is for queries, row 1 for keys (eq. 7, 8).  The scale is stored minus one.
         self.qk_scale = nn.Parameter(torch.zeros(2, z))
         self.qk_bias = nn.Parameter(torch.zeros(2, z))
         for linear in (self.v_proj, self.z_proj, self.gate_proj, self.skip_proj, self.out_proj):
@@ -53,10 +51,10 @@ class GatedAttention(nn.Module):
     def _queries_and_keys(
         self, x_BLD: torch.Tensor, offset: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two (B, L, H, K) tensors from one shared representation (eq. 6 to 8), rotated.
+        """Compute rotated queries and keys, (B, L, H, K) each, from one representation (eq. 6 to 8).
 
-        The released code scales a z whose root mean square is 1 by ``(gamma + 1) / sqrt(K)``; that is
-        the paper's unit vector times ``gamma + 1``, and is computed here in the released order.
+        The paper scales a unit vector z by ``gamma + 1``.  The released code, and this, scale a z whose
+        root mean square is 1 by ``(gamma + 1) / sqrt(K)``, which is the same.
         """
         z_BLHK = self.z_proj(x_BLD).unflatten(-1, (self.num_heads, -1))
         width = z_BLHK.shape[-1]
@@ -77,7 +75,7 @@ class GatedAttention(nn.Module):
         padding_mask_BL: torch.Tensor | None = None,
         state: BlockState | None = None,
     ) -> tuple[torch.Tensor, BlockState | None]:
-        """(B, L, D) -> (B, L, D) and the state after the last step (None when not causal)."""
+        """Map (B, L, D) to (B, L, D) and the state after the last step (None if not causal)."""
         norm_state, cema_state, attention_state = state or (None, None, None)
         offset = 0 if attention_state is None else attention_state.key.shape[1]
         normed_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, norm_state)
@@ -100,7 +98,6 @@ class GatedAttention(nn.Module):
         gated = F.dropout(gated, self.hidden_dropout, self.training)
         h_BLD = self.skip_proj(mx_BLD) + self.out_proj(gated)
         h_BLD = F.dropout(h_BLD, self.dropout, self.training)
-        out_BLD = drop_path(h_BLD, self.drop_path, self.training) + x_BLD
         if not self.causal:
-            return out_BLD, None
-        return out_BLD, BlockState(norm_state, cema_state, attention_state)
+            return h_BLD, None
+        return h_BLD, BlockState(norm_state, cema_state, attention_state)

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def init_linear(linear: nn.Linear, mode: str) -> None:
-    """Initialise in place.  Biases become 0.
+    """Initialise the matrix in place, and set the bias to 0.
 
-    mode: ``he`` Kaiming normal with slope sqrt(5), the released model's default; ``bert`` N(0, 0.02),
-    the default of the authors' interim code; ``xavier`` uniform.
+    mode: ``he`` is Kaiming normal with slope sqrt(5), the default of the released model; ``bert`` is
+    normal with deviation 0.02, the default of the authors' interim code; ``xavier`` is uniform.
     """
     if mode == "he":
         nn.init.kaiming_normal_(linear.weight, a=math.sqrt(5.0))

@@ -13,10 +13,10 @@ from megalodon_tasks.models.layers.rms_norm import rms_norm
 
 
 class TimeNorm(nn.Module):
-    """Norm along the sequence before attention: cumulative when causal, over all of it when not.
+    """Normalise along the sequence, before attention and at the end of the stack.
 
-    Causal: timestep norm (eq. 4).  Otherwise group norm over (time x group) with padding excluded, as
-    the paper does for classification (appendix C).
+    Causal: timestep norm (eq. 4), cumulative.  Otherwise group norm over (time x group) with padding
+    excluded, as the paper has it for classification (appendix C).
     """
 
     def __init__(self, dim: int, num_groups: int, eps: float, causal: bool) -> None:
@@ -33,7 +33,7 @@ class TimeNorm(nn.Module):
         padding_mask_BL: torch.Tensor | None = None,
         state: TimestepNormState | None = None,
     ) -> tuple[torch.Tensor, TimestepNormState | None]:
-        """(B, L, D) -> (B, L, D) and the moments after the last step (None when not causal)."""
+        """Map (B, L, D) to (B, L, D) and the moments after the last step (None if not causal)."""
         scale_D = self.weight + 1
         options = {"eps": self.eps, "padding_mask": padding_mask_BL}
         if self.causal:
@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., D)."""
+        """Map (..., D) to (..., D)."""
         return rms_norm(x, (self.weight + 1).to(x.dtype), self.eps)
 
 
@@ -64,6 +64,6 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., D)."""
+        """Map (..., D) to (..., D)."""
         scale = (self.weight + 1).to(x.dtype)
         return F.layer_norm(x, self.weight.shape, scale, self.bias.to(x.dtype), self.eps)

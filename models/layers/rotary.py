@@ -1,8 +1,8 @@
 """Rotary position embedding that restarts at each attention chunk.
 
 Source: Su et al., arXiv 2104.09864.  Adjacent dimensions form the pairs, as in the released code.
-Attention never looks across a chunk, so a position is counted from the start of its chunk and the
-table stays as long as one chunk.  Legend: B batch, L length, H heads, K key width per head.
+Attention never crosses a chunk, so positions count from the start of the chunk and the table is as long
+as one chunk.  Legend: B batch, L length, H heads, K key width per head.
 """
 
 import torch
@@ -10,18 +10,18 @@ from torch import nn
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs of query and key dimensions by an angle proportional to the position."""
+    """Rotate pairs of query and key dimensions by an angle proportional to the position."""
 
     def __init__(self, dim: int, base: float) -> None:
         super().__init__()
         self.dim = dim
         self.base = base
-        self.time_step = 1  # positions that a step stands for
+        self.time_step = 1  # positions per step
         self._table: torch.Tensor | None = None
         self._table_step = 1
 
     def _turns(self, length: int, like: torch.Tensor) -> torch.Tensor:
-        """(length, K/2) complex: exp(i * position * frequency).  Kept for the next call."""
+        """Return exp(i * position * frequency), (length, K/2) complex, from a cached table."""
         table = self._table
         stale = table is None or table.device != like.device or table.dtype != like.dtype
         if stale or table.shape[0] < length or self._table_step != self.time_step:
@@ -34,7 +34,7 @@ class RotaryEmbedding(nn.Module):
         return table[:length]
 
     def forward(self, x_BLHK: torch.Tensor, offset: int, chunk_size: int | None) -> torch.Tensor:
-        """(B, L, H, K) -> same.  ``offset``: steps of the open chunk (or sequence) already read."""
+        """Rotate (B, L, H, K).  offset: steps of the open chunk (or sequence) already read."""
         length = x_BLHK.shape[1]
         period = chunk_size or offset + length
         wide = x_BLHK if x_BLHK.dtype == torch.float64 else x_BLHK.float()

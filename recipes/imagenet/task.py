@@ -11,7 +11,7 @@ from fairseq.tasks import register_task
 from omegaconf import II
 
 from megalodon_tasks.errors import user_errors
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.augmentation import (
     AugmentationConfig,
     Mixer,

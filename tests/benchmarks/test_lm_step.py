@@ -5,7 +5,7 @@ import json
 import torch
 
 from benchmarks.lm_step import TINY, Transformer, main, read
-from megalodon_tasks.models.causal_lm import CausalLM
+from megalodon_tasks.models.language_model import CausalLM
 
 
 def test_every_measurement_prints_a_line(capsys):

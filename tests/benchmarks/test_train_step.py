@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import shares, train_step
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from megalodon_tasks.evaluation.checkpoint import untrained_checkpoint
-from megalodon_tasks.models.causal_lm import CausalLM
+from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.recipes.lm import prepare_text
 from tests.models.lm_cases import make_lm
 

@@ -10,9 +10,9 @@ import torch
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation.checkpoint import load
-from megalodon_tasks.models.released_shards import split_shards
+from megalodon_tasks.models.released.shards import split_shards
 from tests.cli.language_models import write_checkpoint, write_corpus
-from tests.models.test_released import GOLDEN
+from tests.models.released.test_names import GOLDEN
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ BAD = {
         f / "r", g, **{"embed.weight": torch.zeros(3, 24)}
     ),
     "missing layers.3.mega": lambda f, g: with_config(f / "r", g, num_layers=4),
-    r"wz.weight has shape \(16, 24\), wanted \(32, 24\)": lambda f, g: with_config(
+    r"wz.weight has shape \(16, 24\), expected \(32, 24\)": lambda f, g: with_config(
         f / "r", g, z_dim=32
     ),
     "unknown keys in the released configuration: colour": lambda f, g: with_config(

@@ -99,9 +99,9 @@ def test_half_precision_scores_give_a_float32_loss():
     [
         (
             torch.zeros(B, 1, dtype=torch.int64),
-            "hard targets have shape \\(6, 1\\), wanted \\(6,\\)",
+            "hard targets have shape \\(6, 1\\), expected \\(6,\\)",
         ),
-        (torch.zeros(B, 5), "soft targets have shape \\(6, 5\\), wanted \\(6, 4\\)"),
+        (torch.zeros(B, 5), "soft targets have shape \\(6, 5\\), expected \\(6, 4\\)"),
     ],
 )
 def test_targets_of_another_shape_are_refused(model, target, message):
@@ -121,16 +121,16 @@ def test_metrics_of_batches_are_those_of_all_samples():
     logs = []
     for part in (slice(0, 4), slice(4, 9)):
         logs.append(criterion_with()(Scores(scores[part]), sample_with(target[part]))[2])
-    with metrics.aggregate(new_root=True) as found:
+    with metrics.aggregate(new_root=True) as meters:
         ClassificationCriterion.reduce_metrics(logs)
     expected = F.cross_entropy(scores, target).item() / math.log(2)
     hits = (scores.argmax(dim=-1) == target).sum().item()
-    assert found["loss"].avg == pytest.approx(expected, rel=1e-6)
-    assert found["accuracy"].avg == pytest.approx(100 * hits / 9, rel=1e-12)
+    assert meters["loss"].avg == pytest.approx(expected, rel=1e-6)
+    assert meters["accuracy"].avg == pytest.approx(100 * hits / 9, rel=1e-12)
     # the best checkpoint is chosen by the rounded value
-    assert found.get_smoothed_values()["accuracy"] == round(100 * hits / 9, 4)
+    assert meters.get_smoothed_values()["accuracy"] == round(100 * hits / 9, 4)
     # else a checkpoint, which holds these, could not be loaded safely
-    assert {type(found[key].avg) for key in ("loss", "accuracy")} == {float}
+    assert {type(meters[key].avg) for key in ("loss", "accuracy")} == {float}
     assert ClassificationCriterion.logging_outputs_can_be_summed()
 
 

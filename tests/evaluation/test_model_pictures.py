@@ -78,7 +78,7 @@ def test_observed_weights_give_the_attended_values(causal, chunk_size):
     # through the rest of the layer it must give what the layer gives
     averaged_BLD, _ = layer.cema(normed_BLD)
     mixed = layer.cema_norm(averaged_BLD)
-    output = layer.skip_proj(mixed) + layer.out_proj(attended * first.gate) + x_BLD
+    output = layer.skip_proj(mixed) + layer.out_proj(attended * first.gate)
     torch.testing.assert_close(output, layer(x_BLD)[0], atol=1e-10, rtol=1e-10)
     with pytest.raises(ValueError, match="the item has the chunks 0 to"):
         first.attention(0, 9)

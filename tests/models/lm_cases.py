@@ -3,14 +3,14 @@
 import torch
 from fairseq.data import Dictionary
 
-from megalodon_tasks.models.causal_lm import CausalLM
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.language_model import (
+from megalodon_tasks.models.fairseq_models import (
     MegalodonDecoder,
     MegalodonLanguageModel,
     MegalodonLanguageModelConfig,
-    build_core,
+    build_language_model,
 )
+from megalodon_tasks.models.language_model import CausalLM
 
 CHUNK = 4
 SIZES = {
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def perturbed(module):
-    """In double precision and evaluation, with scales and norms that are not their start values."""
+    """Return the module in double precision and evaluation, away from its initial scales and norms."""
     module = module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -49,21 +49,20 @@ def make_dictionary(words=7) -> Dictionary:
 
 
 def make_model(dictionary=None, **changes) -> MegalodonLanguageModel:
-    """The model with fairseq's interface, for a vocabulary of 11 by default."""
+    """Build the model with fairseq's interface, for a vocabulary of 11 by default."""
     torch.manual_seed(0)
     dictionary = dictionary or make_dictionary()
     config = MegalodonLanguageModelConfig(**(SIZES | changes))
-    lm = build_core(config, len(dictionary), dictionary.pad())
+    lm = build_language_model(config, len(dictionary), dictionary.pad())
     return perturbed(MegalodonLanguageModel(MegalodonDecoder(dictionary, lm)))
 
 
 def make_tokens(batch=2, length=15, vocab_size=11):
-    """Tokens without the special symbols, the same each time."""
+    """Draw tokens without the special symbols, the same each time."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(4, vocab_size, (batch, length), generator=generator)
 
 
 def pieces_of(tokens, lengths):
-    """``tokens`` cut along its length; the last piece takes what is left."""
-    rest = tokens.shape[1] - sum(lengths)
-    return tokens.split([*lengths, rest], dim=1)
+    """Cut ``tokens`` along its length; the last piece takes the remaining steps."""
+    return tokens.split([*lengths, tokens.shape[1] - sum(lengths)], dim=1)

@@ -1,9 +1,9 @@
-"""Documents packed in rows, with and without carried states, against each on its own."""
+"""Documents packed in rows, with and without earlier states, against each on its own."""
 
 import pytest
 import torch
 
-from megalodon_tasks.models.documents import isolated
+from megalodon_tasks.models.documents import run_documents
 from tests.models.lm_cases import make_lm, make_tokens
 
 # Row -> lengths of its documents.  Chunks have 4 steps: some documents fit in them and most do not.
@@ -12,7 +12,7 @@ LENGTH = 15
 
 
 def packed(rows=PACKED):
-    """Tokens (B, L), document starts (B, L) and padding (B, L) or None."""
+    """Return tokens (B, L), document starts (B, L) and padding (B, L) or None."""
     tokens = make_tokens(batch=len(rows), length=LENGTH)
     starts = torch.zeros(len(rows), LENGTH, dtype=torch.bool)
     padded = torch.ones(len(rows), LENGTH, dtype=torch.bool)
@@ -24,7 +24,7 @@ def packed(rows=PACKED):
 
 
 def separately(lm, tokens, rows):
-    """The features of each document computed by itself, zero at padding."""
+    """Compute the features of each document in a call of its own, zero at padding."""
     expected = torch.zeros(*tokens.shape, lm.config.model_dim, dtype=torch.float64)
     for row, lengths in enumerate(rows):
         start = 0
@@ -49,9 +49,9 @@ def test_gradients_equal_those_of_separate_documents():
     tokens, starts, padded = packed()
     parameters = list(lm.stack.parameters())
     x, _ = lm.features(tokens, None, padded, starts)
-    found = torch.autograd.grad((x**3).sum(), parameters)
+    gradients = torch.autograd.grad((x**3).sum(), parameters)
     expected = torch.autograd.grad((separately(lm, tokens, PACKED) ** 3).sum(), parameters)
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8)
 
 
@@ -71,7 +71,7 @@ def test_a_stream_of_documents_in_pieces_equals_one_pass(cuts):
     torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_rows_that_have_ended_keep_their_state():
+def test_rows_of_padding_only_retain_their_state():
     lm = make_lm()
     tokens, starts, padded = packed([[4, 2], [15]])
     _, states = lm.features(tokens[:, :6], None, None, starts[:, :6])
@@ -90,13 +90,13 @@ def test_state_of_a_whole_batch_may_come_before_documents():
     torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_states_are_left_out_on_request():
+def test_features_are_the_same_without_the_states():
     lm = make_lm()
     x = torch.randn(2, LENGTH, 16, dtype=torch.float64)
     _, starts, _ = packed([[5, 10], [15]])
-    y, states = isolated(lm.stack, x, starts, keep_states=False)
+    y, states = run_documents(lm.stack, x, starts, return_state=False)
     assert states is None
-    torch.testing.assert_close(y, isolated(lm.stack, x, starts)[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(y, run_documents(lm.stack, x, starts)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_padding_inside_a_row_is_refused():
@@ -111,5 +111,7 @@ def test_states_of_another_batch_are_refused():
     lm = make_lm()
     tokens, starts, padded = packed()
     _, states = lm.features(tokens, None, padded, starts)
-    with pytest.raises(ValueError, match="3 states were carried, one per row, but 2 rows follow"):
+    with pytest.raises(
+        ValueError, match="got 3 states, one per row of an earlier batch, for 2 rows"
+    ):
         lm.features(tokens[:2], states, padded[:2], starts[:2])

@@ -1,233 +1,141 @@
-"""The language model behind fairseq's interface: presets, adaptive ends, states, padding."""
-
-import dataclasses
+"""The language model in plain PyTorch: pieces, losses, activation checkpointing, bad tokens."""
 
 import pytest
 import torch
-from fairseq import models
-from fairseq.criterions.adaptive_loss import AdaptiveLoss
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion
-from omegaconf import OmegaConf
+from torch.nn import functional as F
 
-from megalodon_tasks.models.language_model import MegalodonLanguageModelConfig, build_core
-from megalodon_tasks.models.presets import LM_PRESETS
-from megalodon_tasks.models.released import load_released, to_released
-from megalodon_tasks.models.state import Carried
-from tests.models.lm_cases import SIZES, make_dictionary, make_model, make_tokens, pieces_of
-
-# Vocabulary -> parameters.  The last four are those of the authors' models of these sizes; the first is
-# the 252M of the paper's table 7, the second Mega's 39M, the third the 1.3B of its table 8.
-COUNTS = {
-    "megalodon_lm_wikitext103": (267_744, 252_182_528),
-    "megalodon_lm_enwik8": (208, 39_117_312),
-    "megalodon_lm_pg19": (32_128, 1_327_890_432),
-    "megalodon_lm_200m": (32_000, 220_627_968),
-    "megalodon_lm_1.3b": (32_000, 1_342_832_640),
-    "megalodon_lm_7b": (32_000, 7_385_817_088),
-}
-ADAPTIVE = {"adaptive_cutoffs": "5,8", "scale_emb": True}
-TIED = ADAPTIVE | {"share_emb": True}
-ENDS = [{}, {"scale_emb": True, "share_emb": True}, ADAPTIVE, TIED]
-
-
-class TaskOf:
-    """As much of a task as a model and a criterion need."""
-
-    def __init__(self, dictionary=None):
-        self.source_dictionary = self.target_dictionary = dictionary or make_dictionary()
-
-
-def registered(name, **changes):
-    """The configuration that fairseq makes of ``model._name`` in a YAML, built for the toy task."""
-    dataclass = models.MODEL_DATACLASS_REGISTRY[name]
-    cfg = OmegaConf.merge(OmegaConf.structured(dataclass), {"_name": name, **changes})
-    return models.build_model(cfg, TaskOf()), cfg
-
-
-@pytest.mark.parametrize("name", LM_PRESETS)
-def test_presets_have_the_published_sizes(name):
-    vocabulary, expected = COUNTS[name]
-    with torch.device("meta"):
-        lm = build_core(MegalodonLanguageModelConfig(**LM_PRESETS[name]), vocabulary, 1)
-    assert sum(p.numel() for p in lm.parameters()) == expected
-    assert lm.stack.causal
-
-
-@pytest.mark.parametrize("name", LM_PRESETS)
-def test_presets_are_registered_with_their_sizes(name):
-    small = SIZES | {"adaptive_cutoffs": "5"} if "adaptive_cutoffs" in LM_PRESETS[name] else SIZES
-    model, cfg = registered(name, **small)
-    assert type(model).__name__ == f"Model_{name}"
-    defaults = models.MODEL_DATACLASS_REGISTRY[name]()
-    assert {k: getattr(defaults, k) for k in LM_PRESETS[name]} == LM_PRESETS[name]
-    assert cfg.rope_base == LM_PRESETS[name].get("rope_base", 10000.0)
-
-
-def test_every_preset_is_a_field_of_the_configuration():
-    known = {f.name for f in dataclasses.fields(MegalodonLanguageModelConfig)}
-    assert all(sizes.keys() <= known for sizes in LM_PRESETS.values())
-
-
-@pytest.mark.parametrize("ends", ENDS)
-def test_probabilities_sum_to_one(ends):
-    model = make_model(**ends)
-    probabilities = model.get_normalized_probs(model(make_tokens()), log_probs=False)
-    assert probabilities.shape == (2, 15, 11)
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
-
-
-@pytest.mark.parametrize("ends", ENDS)
-def test_scores_and_losses_agree_with_the_probabilities(ends):
-    model, tokens = make_model(**ends), make_tokens(length=16)
-    source, target = tokens[:, :-1], tokens[:, 1:]
-    log_probs = model.get_normalized_probs(model(source), log_probs=True)
-    scores, _ = model.decoder.lm(source)
-    # fairseq's log_softmax is single precision.
-    torch.testing.assert_close(scores.log_softmax(-1).float(), log_probs.float())
-    expected = -log_probs.gather(-1, target[..., None])[..., 0]
-    nll, _ = model.decoder.lm.nll(source, target)
-    torch.testing.assert_close(nll, expected.float(), rtol=1e-5, atol=1e-5)
-
-
-def test_fairseq_itself_leaves_out_the_second_word_of_a_band():
-    """Without the mend its loss lacks words; see fairseq_compat/adaptive_loss.py."""
-    model, source = make_model(**ADAPTIVE), make_tokens()
-    criterion = AdaptiveLoss(TaskOf(), sentence_avg=False)
-    for word, lacks in ((5, False), (6, True), (7, False), (9, True)):
-        sample = {"net_input": {"src_tokens": source}, "target": torch.full_like(source, word)}
-        mended, _, logged = criterion(model, sample)
-        stock, _, theirs = AdaptiveLoss.forward.__wrapped__(criterion, model, sample)
-        assert logged.keys() == theirs.keys()
-        assert all(logged[key] == theirs[key] for key in logged.keys() - {"loss"})
-        assert (stock.item() < mended.item() - 1) == lacks
-
-
-@pytest.mark.parametrize("ends", ENDS)
-def test_fairseq_criterion_gives_the_same_loss(ends):
-    model, tokens = make_model(**ends), make_tokens(length=16)
-    sample = {
-        "net_input": {"src_tokens": tokens[:, :-1], "src_lengths": torch.tensor([15, 15])},
-        "target": tokens[:, 1:].clone(),
-        "ntokens": 30,
-    }
-    nll, _ = model.decoder.lm.nll(tokens[:, :-1], sample["target"])
-    # The second row is shorter.
-    sample["target"][1, 12:] = sample["net_input"]["src_tokens"][1, 12:] = 1
-    criterion = AdaptiveLoss if "adaptive_cutoffs" in ends else CrossEntropyCriterion
-    loss, _, logged = criterion(TaskOf(), sentence_avg=False)(model, sample)
-    assert loss.item() == pytest.approx(nll[0].sum().item() + nll[1, :12].sum().item(), rel=1e-5)
-    assert logged["nsentences"] == 2
-
-
-def test_tied_adaptive_ends_share_weights_and_projections():
-    tied, free = make_model(**TIED).decoder.lm, make_model(**ADAPTIVE).decoder.lm
-    for band in (1, 2):
-        embedding, projection = tied.embedding.weights_for_band(band)
-        assert tied.output.tail[band - 1][2].weight is embedding
-        assert tied.output.tail[band - 1][0].weight is projection
-    assert free.output.tail[0][2].weight is not free.embedding.weights_for_band(1)[0]
-    assert make_model().decoder.adaptive_softmax is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"adaptive_cutoffs": "8,5"}, "adaptive_cutoffs='8,5' must be rising numbers"),
-        ({"adaptive_cutoffs": "5,11"}, "between 0 and the size of the vocabulary, 11"),
-        ({"adaptive_cutoffs": "five"}, "adaptive_cutoffs='five'"),
-        ({"adaptive_cutoffs": "5,8", "adaptive_factor": 64.0}, "adaptive_factor=64.0 leaves no"),
-        ({"adaptive_cutoffs": "5", "adaptive_factor": 0.5}, "adaptive_factor=0.5 must be at least"),
-        ({"adaptive_dropout": 1.0}, "adaptive_dropout=1.0 is not a probability"),
-        ({"chunk_size": 0}, "model.chunk_size=0"),
-    ],
+from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.state import (
+    detach_state,
+    join_states,
+    map_state,
+    reorder_state,
+    split_state,
+    state_from_plain,
+    state_to_plain,
 )
-def test_impossible_values_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**changes)
+from tests.models.lm_cases import CHUNK, SIZES, make_lm, make_tokens, pieces_of
 
 
-def test_model_needs_a_dictionary():
-    task = TaskOf()
-    task.source_dictionary = None
-    with pytest.raises(ValueError, match="TaskOf has no dictionary"):
-        models.MODEL_REGISTRY["megalodon_lm"].build_model(MegalodonLanguageModelConfig(), task)
-
-
-@pytest.mark.parametrize("ends", ENDS)
-@pytest.mark.parametrize("lengths", [[1] * 14, [6, 1, 1, 1], [5, 4, 3]])
-def test_incremental_state_reads_a_prompt_then_steps(ends, lengths):
-    model, tokens, incremental = make_model(**ends), make_tokens(), {}
-    outputs, read = [], 0
+def in_pieces(lm, tokens, lengths):
+    outputs, state = [], None
     for piece in pieces_of(tokens, lengths):
-        read += piece.shape[1]
-        # All tokens so far, as fairseq's generator passes them.
-        outputs.append(model.decoder(tokens[:, :read], incremental_state=incremental)[0])
-    expected, _ = model(tokens)
-    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-9, atol=1e-9)
+        scores, state = lm(piece, state)
+        outputs.append(scores)
+    return torch.cat(outputs, 1)
 
 
-def test_incremental_state_refuses_to_read_twice():
-    model, tokens, incremental = make_model(), make_tokens(), {}
-    model.decoder(tokens, incremental_state=incremental)
-    with pytest.raises(ValueError, match="got 1 tokens with an incremental state that has read 15"):
-        model.decoder(tokens[:, -1:], incremental_state=incremental)
+@pytest.mark.parametrize("chunk_size", [CHUNK, None])
+@pytest.mark.parametrize("lengths", [[1] * 14, [7, 1, 1], [4, 4, 4], [13]])
+def test_pieces_of_any_size_equal_one_pass(chunk_size, lengths):
+    lm, tokens = make_lm(chunk_size=chunk_size), make_tokens()
+    torch.testing.assert_close(in_pieces(lm, tokens, lengths), lm(tokens)[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("read", [3, 4, 9])
-def test_reordered_rows_continue_after_chunk_boundaries(read):
-    model, tokens, incremental = make_model(), make_tokens(batch=3), {}
-    model.decoder(tokens[:, :read], incremental_state=incremental)
-    order = torch.tensor([2, 0, 0, 1])
-    model.decoder.reorder_incremental_state_scripting(incremental, order)
-    found, _ = model.decoder(tokens[order], incremental_state=incremental)
-    expected = model(tokens)[0][order, read:]
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+def test_state_does_not_grow_with_what_was_read():
+    lm, sizes = make_lm(), []
+    for length in (CHUNK * 2, CHUNK * 30):
+        counted = []
+        map_state(lm(make_tokens(length=length))[1], lambda t, c=counted: c.append(t.numel()) or t)
+        sizes.append(sum(counted))
+    assert sizes[0] == sizes[1]
 
 
-def test_explicit_and_carried_states_continue():
-    model, tokens = make_model(), make_tokens()
-    expected, _ = model(tokens)
-    _, extra = model(tokens[:, :6])
-    torch.testing.assert_close(model(tokens[:, 6:], state=extra["state"])[0], expected[:, 6:])
-    carried = Carried()
-    model(tokens[:, :6], carried=carried)
-    assert not carried.state.norm.mean.requires_grad
-    torch.testing.assert_close(model(tokens[:, 6:], carried=carried)[0], expected[:, 6:])
+def test_nll_is_the_cross_entropy_of_the_scores():
+    lm, tokens = make_lm(), make_tokens(length=16)
+    scores, _ = lm(tokens[:, :-1])
+    expected = F.cross_entropy(scores.transpose(1, 2), tokens[:, 1:], reduction="none")
+    nll, state = lm.nll(tokens[:, :10], tokens[:, 1:11])
+    nll_after, _ = lm.nll(tokens[:, 10:-1], tokens[:, 11:], state)
+    torch.testing.assert_close(
+        torch.cat((nll, nll_after), 1), expected.float(), rtol=1e-5, atol=1e-5
+    )
 
 
-def test_features_only_leaves_out_the_scores():
-    model, tokens = make_model(), make_tokens()
-    features, _ = model(tokens, features_only=True)
-    assert features.shape == (2, 15, SIZES["model_dim"])
-    torch.testing.assert_close(model.output_layer(features), model(tokens)[0])
-    torch.testing.assert_close(model.extract_features(tokens)[0], features)
+@pytest.mark.parametrize("wrong", [-1, 11, 400])
+def test_token_out_of_range_is_named(wrong):
+    lm, tokens = make_lm(), make_tokens()
+    tokens[1, 3] = wrong
+    message = f"token id {wrong} is out of range: the vocabulary of this model has 11 symbols"
+    with pytest.raises(ValueError, match=message):
+        lm(tokens)
+    with pytest.raises(ValueError, match=message):
+        lm.nll(make_tokens(), tokens)
 
 
-def test_right_padding_changes_nothing():
-    model, tokens = make_model(), make_tokens()
-    padded = torch.cat((tokens, torch.full((2, 5), 1)), 1)
-    padded[1, 9:] = 1
-    found, _ = model(padded)
-    torch.testing.assert_close(found[0, :15], model(tokens)[0][0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found[1, :9], model(tokens[1:, :9])[0][0], rtol=1e-9, atol=1e-9)
+def test_a_language_model_must_be_causal():
+    with pytest.raises(ValueError, match="model.causal=True"):
+        CausalLM(MegalodonConfig(**SIZES), 11)
 
 
-def test_left_padding_is_refused():
-    model, tokens = make_model(), make_tokens()
-    tokens[1, :3] = 1
-    with pytest.raises(ValueError, match="row 1 has padding before a real token.*left_pad=False"):
-        model(tokens)
+def test_padding_symbol_starts_at_zero():
+    lm = CausalLM(MegalodonConfig(**SIZES, causal=True), 11, padding_idx=1)
+    assert lm.embedding.weight[1].abs().max() == 0
+    assert lm.embedding.weight[0].abs().max() > 0
 
 
-def test_there_is_no_longest_sequence():
-    model = make_model()
-    assert model.max_positions() > 10**15
-    assert model.max_decoder_positions() > 10**15
+def gradients(lm, tokens, state):
+    """Compute the gradients of a training step, the state's included, from a fixed seed of dropout."""
+    torch.manual_seed(5)
+    state = map_state(state, lambda t: t.requires_grad_() if t.is_floating_point() else t)
+    x, new_state = lm.features(tokens, state)
+    loss = (x**3).sum() + new_state.blocks[1].cema.abs().sum() + new_state.norm.mean.sum()
+    inputs = [*lm.stack.parameters(), state.blocks[0].norm.mean, state.blocks[1].attention.key]
+    return torch.autograd.grad(loss, inputs)
 
 
-def test_a_trained_model_has_the_released_form():
-    model, tokens = make_model(scale_emb=True, swiglu=True), make_tokens()
-    lm = model.decoder.lm
-    config = SIZES | {"vocab_size": 11, "scale_emb": True}
-    back = load_released(to_released(lm), config | {"swiglu": True})
-    torch.testing.assert_close(back(tokens)[0], model(tokens)[0])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_changes_no_gradient(dropout):
+    dropouts = dict.fromkeys(("dropout", "hidden_dropout", "attention_dropout"), dropout)
+    plain, saving = (make_lm(checkpoint_activations=c, **dropouts) for c in (False, True))
+    tokens = make_tokens(length=22)
+    state = detach_state(plain(tokens[:, :6])[1])
+    expected = gradients(plain.train(), tokens[:, 6:], state)
+    recomputed = gradients(saving.train(), tokens[:, 6:], state)
+    for one, other in zip(expected, recomputed, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
+
+
+def test_activation_checkpointing_stores_less_for_the_backward_pass():
+    def saved_bytes(lm):
+        sizes = {}
+        # Each storage counts once: what is saved are often views of one tensor.
+        keep = lambda t: sizes.update({t.untyped_storage().data_ptr(): t.nbytes}) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            lm.features(make_tokens(length=200))
+        return sum(sizes.values())
+
+    plain, saving = (make_lm(num_layers=6, checkpoint_activations=c).train() for c in (False, True))
+    assert saved_bytes(saving) < saved_bytes(plain) / 4
+
+
+def test_states_join_and_split_by_rows():
+    lm, tokens = make_lm(), make_tokens(batch=3)
+    _, state = lm(tokens[:, :6])
+    rows = split_state(state)
+    assert [row.norm.count.shape[0] for row in rows] == [1, 1, 1]
+    back = join_states([rows[2], rows[0]])
+    expected, _ = lm(tokens[[2, 0], 6:], reorder_state(state, torch.tensor([2, 0])))
+    torch.testing.assert_close(lm(tokens[[2, 0], 6:], back)[0], expected)
+
+
+def test_joining_fills_in_what_only_some_states_have():
+    lm, tokens = make_lm(), make_tokens()
+    padded = torch.zeros(2, 6, dtype=torch.bool)
+    _, plain = lm.features(tokens[:, :6])
+    _, masked = lm.features(tokens[:, :6], padding_mask_BL=padded)
+    assert masked.blocks[0].attention.padding_mask is not None
+    joined = join_states([plain, masked])
+    next_tokens = torch.cat((tokens, tokens))[:, 6:]
+    torch.testing.assert_close(
+        lm(next_tokens, joined)[0][:2], lm(tokens)[0][:, 6:], rtol=1e-9, atol=1e-9
+    )
+
+
+def test_state_survives_a_checkpoint_of_plain_values(tmp_path):
+    lm, tokens = make_lm(), make_tokens()
+    _, state = lm(tokens[:, :6])
+    torch.save(state_to_plain(state), tmp_path / "state.pt")
+    back = state_from_plain(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(lm(tokens[:, 6:], back)[0], lm(tokens[:, 6:], state)[0])

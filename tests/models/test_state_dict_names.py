@@ -1,4 +1,4 @@
-"""Names in a state_dict are a promise: models/README.md lists them, and this holds both to it."""
+"""The names in a state_dict are those that models/README.md promises."""
 
 import re
 from itertools import product
@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from megalodon_tasks.models.causal_lm import CausalLM
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
+from megalodon_tasks.models.language_model import CausalLM
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
 
 
 def documented_names() -> set[str]:
-    """All names of the README's table, braces expanded, with 0 for the block's number."""
+    """Return all names of the README's table, braces expanded, with 0 for the block's number."""
     table = README.read_text().split("## Names in a `state_dict`")[1]
     names = set()
     for row in re.findall(r"^\| (.+?) \|", table, re.MULTILINE):

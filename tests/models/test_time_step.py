@@ -1,13 +1,12 @@
-"""Reading a signal at a fraction of the sampling rate of training."""
+"""Classifying a signal at a fraction of the sampling rate of training."""
 
 import pytest
 import torch
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 LENGTH = 512
 
@@ -24,12 +23,12 @@ def layer(bidirectional: bool) -> ComplexEMA:
 
 
 def held(signal: torch.Tensor, factor: int) -> torch.Tensor:
-    """Means of ``factor`` samples: the same signal at the lower rate."""
+    """Average each ``factor`` samples: the same signal at the lower rate."""
     return signal.unflatten(1, (-1, factor)).mean(dim=2)
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((result - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -37,26 +36,26 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_cema_of_a_slower_sampled_signal_is_that_of_the_signal(bidirectional, factor):
     cema = layer(bidirectional)
     x_BLD = slow_signal().unsqueeze(-1).repeat(1, 1, 6)
-    wanted = held(cema(x_BLD)[0], factor)
+    expected = held(cema(x_BLD)[0], factor)
     plain = cema(held(x_BLD, factor))[0]
     cema.time_step = factor
     adapted = cema(held(x_BLD, factor))[0]
-    assert adapted.shape == wanted.shape
-    assert relative(adapted, wanted) < 0.02
+    assert adapted.shape == expected.shape
+    assert relative(adapted, expected) < 0.02
     # what it would be without the change
-    assert relative(plain, wanted) > 5 * relative(adapted, wanted)
+    assert relative(plain, expected) > 5 * relative(adapted, expected)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_response_to_a_constant_is_kept(bidirectional):
+def test_the_response_to_a_constant_does_not_change(bidirectional):
     cema = layer(bidirectional)
     with torch.no_grad():
         cema.alpha.fill_(1.0)
         cema.delta.fill_(1.0)  # |q| = 0.47: settled well within the sequence
     x_BLD = torch.ones(1, 256, 6, dtype=torch.float64)
-    wanted = cema(x_BLD)[0][:, 128]
+    expected = cema(x_BLD)[0][:, 128]
     cema.time_step = 2
-    torch.testing.assert_close(cema(x_BLD[:, :128])[0][:, 64], wanted)
+    torch.testing.assert_close(cema(x_BLD[:, :128])[0][:, 64], expected)
 
 
 def test_padding_and_state_are_those_of_the_held_steps():
@@ -73,14 +72,14 @@ def test_padding_and_state_are_those_of_the_held_steps():
     torch.testing.assert_close(state, last)
 
 
-def test_a_step_of_rope_takes_so_many_positions():
+def test_a_step_advances_rope_by_so_many_positions():
     rotary = RotaryEmbedding(8, 10_000.0)
     x_BLHK = torch.randn(1, 10, 1, 8)
     spread = torch.zeros(1, 20, 1, 8)
     spread[:, ::2] = x_BLHK
-    wanted = rotary(spread, 0, 20)[:, ::2]
+    expected = rotary(spread, 0, 20)[:, ::2]
     rotary.time_step = 2
-    torch.testing.assert_close(rotary(x_BLHK, 0, 10), wanted)
+    torch.testing.assert_close(rotary(x_BLHK, 0, 10), expected)
 
 
 def classifier(chunk_size: int | None) -> SequenceClassifier:
@@ -95,18 +94,18 @@ def test_scores_at_half_the_rate_are_nearly_those_at_the_full_rate(chunk_size):
     model = classifier(chunk_size)
     signal = slow_signal()
     with torch.no_grad():
-        wanted = model(signal)
+        expected = model(signal)
         plain = model(held(signal, 2))
         model.set_time_step(2)
         adapted = model(held(signal, 2))
         model.set_time_step(1)
-        assert torch.equal(model(signal), wanted)
-    assert relative(adapted, wanted) < 0.05
-    assert relative(plain, wanted) > 3 * relative(adapted, wanted)
+        assert torch.equal(model(signal), expected)
+    assert relative(adapted, expected) < 0.05
+    assert relative(plain, expected) > 3 * relative(adapted, expected)
 
 
 @pytest.mark.parametrize("factor", [0, -1, 3])
-def test_a_factor_that_makes_no_sense_is_refused(factor):
+def test_impossible_factors_are_refused(factor):
     with pytest.raises(ValueError, match=f"time step {factor} must be at least 1 and divide"):
         classifier(64).set_time_step(factor)
 
@@ -114,5 +113,7 @@ def test_a_factor_that_makes_no_sense_is_refused(factor):
 def test_symbols_have_no_sampling_rate():
     config = MegalodonConfig(model_dim=8, value_dim=16, z_dim=8, ffn_hidden_dim=20, num_layers=1)
     model = SequenceClassifier(config, ClassifierInputs("tokens", num_classes=2, vocab_size=9))
-    with pytest.raises(ValueError, match="time step 2: only models of a signal have one"):
+    with pytest.raises(
+        ValueError, match="time step 2: only models of pixels or waveforms have one"
+    ):
         model.set_time_step(2)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -7,10 +7,9 @@ import sys
 import pytest
 import torch
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 from megalodon_tasks.runs.record import read_run
 from tests.recipes.run_scripts import ROOT, run_demo
 

@@ -16,7 +16,7 @@ from timm.scheduler import CosineLRScheduler
 from megalodon_tasks import timm_model
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.image_tree import build_index
 from megalodon_tasks.recipes.imagenet.task import ImagenetConfig, ImagenetTask
 from tests.recipes.image_files import write_tree

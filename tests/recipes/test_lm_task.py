@@ -9,7 +9,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.models.language_model import AdaptiveOutput
+from megalodon_tasks.models.fairseq_models import AdaptiveOutput
 from megalodon_tasks.recipes.lm.task import MegalodonLanguageModelingTask
 from tests.recipes.lm_data import eval_lm, generate, interactive, preprocess, train
 

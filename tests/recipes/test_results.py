@@ -8,10 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 from megalodon_tasks.runs import results
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.data.storage import ColumnSpec
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.models.inputs import ClassifierInputs
+from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.lra.task import LraTextConfig, LraTextTask
 from tests.data.prepared import spec_of, write_items, write_random
 

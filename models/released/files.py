@@ -1,11 +1,11 @@
-"""Released checkpoints as files: read and written without executing anything that they hold.
+"""Read and write released checkpoints without executing anything that they hold.
 
-Read are
-    a folder of the release: ``consolidated.pth``, or ``consolidated.00.pth`` and on, one for each device
+Readable are
+    a folder of the release: ``consolidated.pth``, or ``consolidated.00.pth`` and so on, one per device
         of a model-parallel run, with ``config.json`` and ``consolidate_config.json``
     a folder of ``.safetensors`` files, with the index that lists their tensors if there are several
     one ``.safetensors`` or torch file of tensors, or of ``{"config": ..., "state": ...}``
-The configuration is the dict itself or stands under ``model`` in it.
+The configuration is the dict itself or stands under its key ``model``.
 """
 
 import json
@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.models.released_shards import merge_shards, split_shards
+from megalodon_tasks.models.released.shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]
 CONFIG, CONSOLIDATION = "config.json", "consolidate_config.json"
@@ -28,47 +28,31 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_released(source: Path, config: Path | None = None) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors by their released names, and the model's configuration.
+    """Return the tensors by their released names, and the model's configuration.
 
-    ``config``: a JSON file, where it is not where the release has it.  Raises ``ValueError`` naming a
-    file that is missing, damaged, or would run code, and a shard that is missing.
+    config: a JSON file, if it is not where the release has it.  Raises ``ValueError`` naming a file
+    that is missing, damaged, or would run code, and a shard that is missing.
     """
     if source.is_dir():
-        tensors, inside = _read_folder(source), None
+        tensors, included = _read_folder(source), None
         config = config or source / CONFIG
     elif source.is_file():
-        tensors, inside = _read_file(source)
-        beside = source.with_suffix(".json")
-        config = config or (beside if inside is None else None)
+        tensors, included = _read_file(source)
+        if included is None:
+            config = config or source.with_suffix(".json")
     else:
         raise ValueError(f"{source}: there is no such file or folder")
     if config is None:
-        return tensors, inside
+        return tensors, included
     if not config.is_file():
         raise ValueError(
             f"{config} is missing: the model's configuration as JSON; name it by --config"
         )
-    return tensors, model_part(read_json(config))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.  Raises ``ValueError`` naming the file if it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}, wanted an object of settings")
-    return found
-
-
-def model_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the model: those under ``model``, if the whole run's are given."""
-    return config["model"] if isinstance(config.get("model"), dict) else config
+    return tensors, _model_settings(_read_json(config))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a torch file holds: tensors, numbers, text and containers of them.
+    """Read a torch file of tensors, numbers, text and containers of them.
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
@@ -81,15 +65,29 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected an object of settings")
+    return content
+
+
+def _model_settings(config: dict[str, Any]) -> dict[str, Any]:
+    return config["model"] if isinstance(config.get("model"), dict) else config
+
+
 def _read_file(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path), None
-    found = read_tensors(path)
-    if isinstance(found, dict) and {"config", "state"} <= found.keys():
-        return found["state"], model_part(found["config"])
-    if not isinstance(found, dict) or not all(torch.is_tensor(t) for t in found.values()):
+    content = read_tensors(path)
+    if isinstance(content, dict) and {"config", "state"} <= content.keys():
+        return content["state"], _model_settings(content["config"])
+    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
         raise ValueError(f"{path} is not a dict of tensors by their released names")
-    return found, None
+    return content, None
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -102,33 +100,33 @@ def _read_safetensors(path: Path) -> Tensors:
 def _read_folder(folder: Path) -> Tensors:
     if (folder / "consolidated.pth").is_file():
         return _read_file(folder / "consolidated.pth")[0]
-    found = {int(m[1]): p for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name))}
-    if found:
-        return merge_shards([_read_file(path)[0] for path in _all_shards(folder, found)])
+    shards = {int(m[1]): p for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name))}
+    if shards:
+        _check_shards(folder, shards)
+        return merge_shards([_read_file(shards[rank])[0] for rank in sorted(shards)])
     if (folder / _INDEX).is_file():
         return _read_indexed(folder)
-    single = sorted(folder.glob("*.safetensors"))
-    if len(single) == 1:
-        return _read_safetensors(single[0])
-    state = f"{len(single)} .safetensors files without {_INDEX}" if single else "no checkpoint"
-    raise ValueError(f"{folder} holds {state}; wanted consolidated*.pth or .safetensors")
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return _read_safetensors(files[0])
+    holds = f"{len(files)} .safetensors files without {_INDEX}" if files else "no checkpoint"
+    raise ValueError(f"{folder} holds {holds}; expected consolidated*.pth or .safetensors")
 
 
-def _all_shards(folder: Path, found: Mapping[int, Path]) -> list[Path]:
-    """The shards in the order of their ranks.  Raises ``ValueError`` naming those that are missing."""
-    count = max(found) + 1
+def _check_shards(folder: Path, shards: Mapping[int, Path]) -> None:
+    count = max(shards) + 1
     if (folder / CONSOLIDATION).is_file():
-        count = max(count, int(read_json(folder / CONSOLIDATION).get("model_parallel_size", count)))
-    missing = [f"consolidated.{rank:02d}.pth" for rank in range(count) if rank not in found]
+        recorded = _read_json(folder / CONSOLIDATION).get("model_parallel_size", count)
+        count = max(count, int(recorded))
+    missing = [f"consolidated.{rank:02d}.pth" for rank in range(count) if rank not in shards]
     if missing:
         raise ValueError(
-            f"{folder} has {len(found)} of {count} model-parallel shards; missing: {', '.join(missing)}"
+            f"{folder} has {len(shards)} of {count} model-parallel shards; missing: {', '.join(missing)}"
         )
-    return [found[rank] for rank in range(count)]
 
 
 def _read_indexed(folder: Path) -> Tensors:
-    names = read_json(folder / _INDEX).get("weight_map", {})
+    names = _read_json(folder / _INDEX).get("weight_map", {})
     files = sorted(set(names.values()))
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
@@ -140,15 +138,15 @@ def _read_indexed(folder: Path) -> Tensors:
 
 
 def write_released(target: Path, tensors: Tensors, config: dict[str, Any], shards: int = 1) -> None:
-    """Write a released checkpoint, each file whole or not at all.
+    """Write a released checkpoint.  Each file appears under its name only once it is complete.
 
-    ``target`` ending in ``.safetensors``, ``.pth`` or ``.pt`` is one file with its configuration beside
-    it as JSON; anything else is a folder as the release has it, with ``shards`` files of tensors.
+    A ``target`` that ends in ``.safetensors``, ``.pth`` or ``.pt`` is one file with its configuration
+    beside it as JSON; anything else is a folder as in the release, with ``shards`` files of tensors.
     """
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # tied ones share memory
     if target.suffix in (".safetensors", ".pth", ".pt"):
         if shards != 1:
-            raise ValueError(f"{target} is one file; give a folder for {shards} shards")
+            raise ValueError(f"{target} is one file; name a folder for {shards} shards")
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_json(target.with_suffix(".json"), config)
         write_tensors(target, tensors)
@@ -165,7 +163,7 @@ def write_released(target: Path, tensors: Tensors, config: dict[str, Any], shard
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a safetensors or torch file, by the ending of ``path``."""
+    """Write a safetensors or torch file, by the suffix of ``path``."""
     with atomic_file(path) as stream:
         if path.suffix == ".safetensors":
             stream.write(safetensors.torch.save(content))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megalodon_tasks.models.released import config_to_released, load_released
-from megalodon_tasks.models.released_shards import axis_of, merge_shards, split_shards
-from tests.models.test_released import GOLDEN
+from megalodon_tasks.models.released.names import config_to_released, load_released, shard_axis
+from megalodon_tasks.models.released.shards import merge_shards, split_shards
+from tests.models.released.test_names import GOLDEN
 
 # What each device of two holds, from the release's parallel layers.
 LOCAL_SHAPES = {
@@ -51,7 +51,7 @@ def test_joined_shards_give_the_logits(golden):
 
 
 def test_each_tensor_that_grows_with_the_model_is_cut(golden):
-    whole = {name for name in golden["state"] if axis_of(name) is None}
+    whole = {name for name in golden["state"] if shard_axis(name) is None}
     ends = {name.split(".", 2)[-1] if name.startswith("layers") else name for name in whole}
     assert ends == {"rope.freqs", "mega.rmsnorm.weight", "nffn.norm.weight", "nffn.norm.bias"}
 
@@ -65,7 +65,7 @@ def test_shards_that_do_not_fit_are_refused(golden):
     with pytest.raises(ValueError, match=rf"{name} has shapes \[\(3, 24\), \(8, 24\)\]"):
         merge_shards([first, second | {name: torch.zeros(3, 24)}])
     name = "layers.0.mega.rmsnorm.weight"
-    with pytest.raises(ValueError, match=f"{name} is whole in every shard, but the shards differ"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in every shard"):
         merge_shards([first, second | {name: torch.ones(24)}])
     with pytest.raises(ValueError, match="5 shards do not divide embed.weight"):
         split_shards(golden["state"], 5)

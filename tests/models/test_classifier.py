@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
-from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
-from megalodon_tasks.models.sequence_classifier import SequenceClassifier
 
 TINY = {
     "model_dim": 12,
@@ -29,12 +28,12 @@ def make_model(inputs: ClassifierInputs = TOKENS, **changes) -> SequenceClassifi
 def test_padding_changes_no_score():
     model = make_model()
     tokens = torch.randint(1, 11, (1, 13))
-    alone = model(tokens, torch.tensor([13]))
+    expected = model(tokens, torch.tensor([13]))
     batch = torch.zeros(2, 20, dtype=torch.long)
     batch[0, :13] = tokens
     batch[1] = torch.randint(1, 11, (20,))
     together = model(batch, torch.tensor([13, 20]))
-    torch.testing.assert_close(together[:1], alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(together[:1], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["pixels", "waveform"])
@@ -93,7 +92,7 @@ def test_pairs_take_both_sides_with_lengths_of_their_own():
         model(a, len_a)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_in_training_only():
     model = make_model(dropout=0.3, hidden_dropout=0.2, attention_dropout=0.2)
     tokens, lengths = torch.randint(1, 11, (2, 13)), torch.tensor([13, 13])
     torch.testing.assert_close(model(tokens, lengths), model(tokens, lengths))
@@ -112,7 +111,7 @@ COUNTS = {
     "megalodon_lra_image": (ClassifierInputs("pixels", 10), 2_792_800, 2800),
     "megalodon_lra_pathfinder": (ClassifierInputs("pixels", 2), 1_356_288, 1360),
     "megalodon_lra_pathx": (ClassifierInputs("pixels", 2), 246_080, 246),
-    # feed-forward width 2 d, which gives the 300K that the paper states; big is published for Mega alone
+    # feed-forward width 2 d, which gives the 300K that the paper states; big is published only for Mega
     "megalodon_sc_raw_base": (ClassifierInputs("waveform", 10), 304_560, 305),
     "megalodon_sc_raw_big": (ClassifierInputs("waveform", 10), 425_952, 426),
     "megalodon_imagenet_base": (ClassifierInputs("patches", 1000), 90_711_016, 90_730),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megalodon_tasks.models.released import load_released, released_name, to_released
+from megalodon_tasks.models.released.names import load_released, released_name, to_released
 
-GOLDEN = Path(__file__).parents[1] / "data" / "lm_single_chunk.pt"
+GOLDEN = Path(__file__).parents[2] / "data" / "lm_single_chunk.pt"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_tied_embeddings_stay_tied(golden):
         (lambda s: s.update({"layers.9.x": torch.zeros(1)}), "surplus layers.9.x"),
         (
             lambda s: s.update({"embed.weight": torch.zeros(3, 24)}),
-            r"embed.weight has shape \(3, 24\), wanted \(40, 24\)",
+            r"embed.weight has shape \(3, 24\), expected \(40, 24\)",
         ),
         (
             lambda s: s.update({"rope.freqs": torch.ones(4)}),

@@ -1,4 +1,4 @@
-"""fairseq's beam search over the carried state, against one that computes everything again."""
+"""fairseq's beam search with incremental state, against one that recomputes all tokens."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LONGEST = 3 * CHUNK + 2
 
 
 class WithoutState(nn.Module):
-    """The same model for a generator that finds no incremental decoder and passes all tokens."""
+    """The same model without an incremental decoder, so that the generator passes all tokens."""
 
     def __init__(self, model):
         super().__init__()
@@ -33,8 +33,8 @@ def search(model, dictionary, prefix=None, batch=2, **settings):
     return generator.generate([model], sample, prefix_tokens=prefix)
 
 
-def assert_same(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_same(result, expected):
+    for ours, theirs in zip(result, expected, strict=True):
         assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one["positional_scores"], other["positional_scores"])
@@ -52,23 +52,23 @@ def test_beam_search_equals_the_one_without_state(ends, settings, monkeypatch):
         "reorder_incremental_state",
         lambda self, state, order: orders.append(order.tolist()) or reorder(self, state, order),
     )
-    found = search(model, dictionary, min_len=LONGEST - 4, **settings)
-    assert_same(found, search(WithoutState(model), dictionary, min_len=LONGEST - 4, **settings))
+    result = search(model, dictionary, min_len=LONGEST - 4, **settings)
+    assert_same(result, search(WithoutState(model), dictionary, min_len=LONGEST - 4, **settings))
     # Beams did change places after the first chunk, or nothing was tested.
     assert any(order != sorted(set(order)) for order in orders[CHUNK:])
 
 
 @pytest.mark.parametrize("length", [1, CHUNK, CHUNK + 1])
 def test_prompts_of_different_lengths(length):
-    """The shorter prompt is padded on the right, as the task pads it, and goes on by itself."""
+    """The shorter prompt is padded on the right, as the task pads it, and continues independently."""
     dictionary = make_dictionary()
     model = make_model(dictionary)
     prefix = torch.tensor([[5, 6, 7, 8, 9], [8, 4, 4, 6, 5]])[:, :length]
     prefix[1, max(1, length - 2) :] = dictionary.pad()
     settings = {"beam_size": 3, "min_len": LONGEST - 3}
-    found = search(model, dictionary, prefix, **settings)
-    assert found[0][0]["tokens"][:length].tolist() == prefix[0].tolist()
-    assert_same(found, search(WithoutState(model), dictionary, prefix, **settings))
+    result = search(model, dictionary, prefix, **settings)
+    assert result[0][0]["tokens"][:length].tolist() == prefix[0].tolist()
+    assert_same(result, search(WithoutState(model), dictionary, prefix, **settings))
 
 
 def test_finished_sentences_leave_the_batch():
@@ -78,6 +78,6 @@ def test_finished_sentences_leave_the_batch():
     with torch.no_grad():  # EOS is likely
         model.decoder.lm.output.weight[dictionary.eos()] *= 3
     prefix = torch.tensor([[4], [5], [6], [7]])
-    found = search(model, dictionary, prefix, batch=4, beam_size=2)
-    assert len({len(h[0]["tokens"]) for h in found}) > 1
-    assert_same(found, search(WithoutState(model), dictionary, prefix, batch=4, beam_size=2))
+    result = search(model, dictionary, prefix, batch=4, beam_size=2)
+    assert len({len(h[0]["tokens"]) for h in result}) > 1
+    assert_same(result, search(WithoutState(model), dictionary, prefix, batch=4, beam_size=2))
