@@ -111,9 +111,9 @@ start_demo() {
 # find_prepared: sets PREPARED to the folder that is to hold the prepared data; whether it does
 find_prepared() {
     PREPARED=$DATA_DIR
-    [[ -f $PREPARED/dataset.json ]] && return 0
+    [[ -f $PREPARED/manifest.json ]] && return 0
     PREPARED=$DATA_DIR/prepared
-    [[ -f $PREPARED/dataset.json ]] || return 1
+    [[ -f $PREPARED/manifest.json ]] || return 1
     # not again, so that what was chosen with the options of the preparation lasts
     echo "$PREPARED: prepared before, taken as it is"
 }

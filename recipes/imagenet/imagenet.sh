@@ -15,10 +15,10 @@ prepare_data() {
     if ((DEMO)); then
         start_demo
         images=$DATA_DIR/demo/images
-        if [[ ! -f $PREPARED/images.json || $STEP == prepare ]]; then
+        if [[ ! -f $PREPARED/manifest.json || $STEP == prepare ]]; then
             run_python megalodon_tasks.recipes.imagenet.demo_digits "$images"
         fi
-    elif [[ -f $DATA_DIR/images.json ]]; then
+    elif [[ -f $DATA_DIR/manifest.json ]]; then
         PREPARED=$DATA_DIR
         return
     fi

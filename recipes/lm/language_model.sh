@@ -22,7 +22,7 @@ evaluate_recipe() {
 
 # is_prepared FOLDER: whether it holds a finished corpus, or what fairseq-preprocess wrote
 is_prepared() {
-    [[ -f $1/corpus.json || (-f $1/dict.txt && -f $1/train.idx) ]]
+    [[ -f $1/manifest.json || (-f $1/dict.txt && -f $1/train.idx) ]]
 }
 
 # demo_text [options of recipes/lm/python_topics.py...]: starts the demo on English text that comes with

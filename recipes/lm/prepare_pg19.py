@@ -1,6 +1,6 @@
 """Prepare PG-19: a folder of books, one text file each, as the release has them.
 
-    python -m megalodon_tasks.recipes.lm.prepare_pg19 SOURCE OUT [--sentencepiece-model FILE]
+    megalodon prepare lm/pg19 SOURCE OUT [--sentencepiece-model FILE]
 
 SOURCE holds ``train/*.txt``, ``validation/*.txt``, ``test/*.txt`` and perhaps ``metadata.csv``.  Without
 a model, a SentencePiece vocabulary of 32,000 pieces is trained on the training books; ``--tokens bytes``
@@ -10,13 +10,13 @@ Word-level perplexity divides by words: by the published number where a split ha
 release (28,602, 50 and 100; Rae et al., arXiv 1911.05507, section 4.2), else by what is counted here.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks.data.corpus import Corpus, SplitInfo
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.corpus import Corpus, read_corpus
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "pg19"
@@ -38,11 +38,16 @@ def prepare(
     Raises ``ValueError`` for missing or damaged books, and for books that metadata.csv does not list.
     """
     _check_metadata(source)
-    rejects = Rejects() if rejects is None else rejects
-    preparation = prepare_text.TextPreparation(
-        NAME, source, vocabulary, workers, rejects, _take_published_words
-    )
-    return preparation.write(out, hidden=hidden)
+    return prepare_text.TextCorpus(
+        name=NAME,
+        source=source,
+        vocabulary=vocabulary,
+        workers=workers,
+        rejects=Rejects() if rejects is None else rejects,
+        origin="release",
+        published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
+        published_in="Rae et al., section 4.2",
+    ).prepare(out, hidden=hidden)
 
 
 def _check_metadata(source: Path) -> None:
@@ -60,15 +65,8 @@ def _check_metadata(source: Path) -> None:
         )
 
 
-def _take_published_words(split: str, info: SplitInfo) -> None:
-    if info.documents == BOOKS[split]:
-        counted = f"{info.words:,} {text_files.WORDS_RULE}"
-        info.words_rule = f"published by Rae et al., section 4.2; {counted}"
-        info.words = WORDS[split]
-
-
 def report(corpus: Corpus) -> list[str]:
-    """Lines that say what the prepared corpus holds and where that differs from the release."""
+    """Return lines that say what the prepared corpus holds and where that differs from the release."""
     lines = prepare_text.report(corpus)
     for split, books in BOOKS.items():
         info = corpus.info(split)
@@ -83,12 +81,10 @@ def report(corpus: Corpus) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lm.prepare_pg19",
-        description="Prepare the books of PG-19 for language modelling.",
+    """Run the command."""
+    parser = prepare_text.command_line(
+        "lm/pg19", "Prepare the books of PG-19 for language modelling.", "sentencepiece"
     )
-    prepare_text.add_arguments(parser, "sentencepiece")
     options = parser.parse_args(arguments)
 
     def run() -> bool:
@@ -96,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rejects = Rejects(strict=options.strict)
         return prepare(options.source, options.out, vocabulary, options.workers, rejects)
 
-    prepare_text.run(parser, options.out, run, report)
+    preparing.run(parser, options, run, report, read_corpus)
 
 
 if __name__ == "__main__":

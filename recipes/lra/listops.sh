@@ -16,7 +16,7 @@ prepare_data() {
     if ((DEMO)); then
         start_demo
         generate_and_prepare "$DATA_DIR/demo" "${DEMO_EXPRESSIONS[@]}"
-    elif [[ -f $DATA_DIR/dataset.json ]]; then
+    elif [[ -f $DATA_DIR/manifest.json ]]; then
         PREPARED=$DATA_DIR
     elif is_released "$DATA_DIR"; then
         PREPARED=$DATA_DIR/prepared
@@ -37,7 +37,7 @@ generate_and_prepare() {
     local raw=$1/raw
     PREPARED=$1/prepared
     shift
-    if [[ ! -f $PREPARED/dataset.json || $STEP == prepare ]]; then
+    if [[ ! -f $PREPARED/manifest.json || $STEP == prepare ]]; then
         run_python megalodon_tasks.recipes.lra.listops.generator "$raw" "$@"
         run_python megalodon_tasks.recipes.lra.listops.prepare "$raw" "$PREPARED"
     fi

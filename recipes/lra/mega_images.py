@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megalodon_tasks.data.finding import find_files
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sources import Origin, Rejects, find_files
 
 SPLITS = ("train", "valid", "test")
 

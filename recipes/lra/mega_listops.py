@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from megalodon_tasks.data.origins import OnBytes
+from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.recipes.lra.listops.expressions import CLASSES, Row
 from megalodon_tasks.recipes.lra.listops.grammar import CLOSE, PADDING_TOKEN, TOKEN_OF, evaluate
 from megalodon_tasks.recipes.lra.mega_tokens import MegaFolder

@@ -1,14 +1,13 @@
 """Text and Retrieval from Mega's processed files: the symbols of Mega's dictionary, kept as they are."""
 
-import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from megalodon_tasks.data.origins import OnBytes
-from megalodon_tasks.data.preparing import Item, Preparation
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.preparing import Preparation, from_the_start
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.byte_tokens import END, PAD
 from megalodon_tasks.recipes.lra.listops.grammar import OPERATORS
 from megalodon_tasks.recipes.lra.mega_tokens import SPLITS, MegaFolder
@@ -51,7 +50,7 @@ def mega_preparation(
     )
     token_of = _token_of(folder)
     splits = {
-        split: functools.partial(_read, folder, split, spec.columns, token_of, limit, rejects)
+        split: from_the_start(_read, folder, split, spec.columns, token_of, limit, rejects)
         for split in SPLITS
     }
     return Preparation(title, spec, folder.origins(), splits, rejects)

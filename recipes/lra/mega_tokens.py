@@ -17,7 +17,8 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
-from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sources import Origin
 
 SPLITS = ("train", "valid", "test")
 INPUTS = ("src-bin", "src1-bin")

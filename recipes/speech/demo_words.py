@@ -22,9 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.speech.clips import DamagedClip, read_clip
 from megalodon_tasks.recipes.speech.speech_commands import LISTS, SAMPLE_RATE, TEN_WORDS

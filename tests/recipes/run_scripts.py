@@ -22,7 +22,7 @@ if [[ $1 == *cli.train ]]; then
     touch "$2/checkpoint_best.pt" "$2/train.log"
 elif [[ $1 == *listops.prepare ]]; then
     mkdir -p "$3"
-    touch "$3/dataset.json"
+    touch "$3/manifest.json"
 fi
 """
 

@@ -11,8 +11,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.image import demo_images
 from megalodon_tasks.recipes.lra.image import prepare as prepare_image
 from megalodon_tasks.recipes.lra.image.cifar import CLASSES
@@ -185,7 +185,7 @@ def test_a_damaged_batch_is_refused_by_name(tmp_path, monkeypatch, change, messa
     with pytest.raises(ValueError, match=message) as caught:
         prepare_image.prepare(folder, tmp_path / "out", hidden=True)
     assert "data_batch_3" in str(caught.value)
-    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
     assert not (tmp_path / "here").exists()
 
 

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
 from megalodon_tasks.recipes.lra.listops.expressions import FILES, find_files, read_rows
 from megalodon_tasks.recipes.lra.listops.generator import Settings, generate
@@ -170,7 +170,7 @@ def test_prepared_data_holds_the_rows(tmp_path):
             symbols = [VOCABULARY[token] for token in found.sequence("inputs", index)]
             flat = row.split("\t")[0].replace("(", "").replace(")", "").split()
             assert symbols == [*flat, "</s>"]
-    dataset.verify()
+    dataset.manifest.verify()
 
 
 def test_generated_files_are_prepared_in_the_same_folder(tmp_path):
@@ -201,10 +201,10 @@ def test_preparation_is_skipped_while_the_files_are_the_same(tmp_path):
 def test_damaged_prepared_data_is_prepared_again(tmp_path):
     raw, out = write_files(tmp_path / "raw"), tmp_path / "out"
     prepare(raw, out)
-    path = PreparedDataset(out).arrays / "train.inputs.bin"
+    path = PreparedDataset(out).folder / "train.inputs.bin"
     path.write_bytes(path.read_bytes()[:-1])
     assert prepare(raw, out)
-    PreparedDataset(out).verify()
+    PreparedDataset(out).manifest.verify()
 
 
 def test_bad_file_leaves_no_prepared_data(tmp_path):

@@ -46,7 +46,7 @@ def test_a_demo_takes_one_thread_unless_told_otherwise(script, name, asked, thre
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("files", [("corpus.json",), ("dict.txt", "train.idx")])
+@pytest.mark.parametrize("files", [("manifest.json",), ("dict.txt", "train.idx")])
 def test_prepared_data_is_taken_as_it_is(script, name, files):
     (script.folder / "data").mkdir()
     for file in files:

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from megalodon_tasks.cli import evaluate
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra import demo_texts
 from megalodon_tasks.recipes.lra.byte_tokens import text_of
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval

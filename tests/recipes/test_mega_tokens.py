@@ -8,8 +8,8 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
 from megalodon_tasks.recipes.lra.text import prepare as prepare_text
@@ -133,7 +133,7 @@ def test_text_keeps_megas_symbols_and_has_its_classes_in_order(tmp_path):
         assert found.labels.tolist() == [label for _, label in TEXTS[split]]
         known = [text.replace("z", "<unk>") for text, _ in TEXTS[split]]
         assert words(found) == [f"{text} </s>" for text in known]
-    dataset.verify()
+    dataset.manifest.verify()
 
 
 def test_retrieval_has_both_sides(tmp_path):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.pathfinder import generator as pathfinder_generator
 from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
 from megalodon_tasks.recipes.lra.pathfinder.prepare import Options
@@ -100,7 +100,7 @@ def test_path_x_has_larger_images(tmp_path):
     prepared = PreparedDataset(tmp_path / "out")
     assert prepared.spec.benchmark == "pathx"
     assert len(prepared.split("test").sequence("inputs", 0)) == 16384
-    assert (prepared.arrays / "train.inputs.bin").stat().st_size == 16 * 16384
+    assert (prepared.folder / "train.inputs.bin").stat().st_size == 16 * 16384
 
 
 def damage(place, kind):
@@ -154,7 +154,7 @@ def test_a_damaged_image_is_left_out_and_moves_no_other(tmp_path, kind, reason):
     assert ("2.npy, line 5" if kind in ("short line", "label") else "sample_4.png") in where
     with pytest.raises(ValueError, match="without --strict"):
         prepare(tmp_path / "raw", tmp_path / "strict", Rejects(strict=True))
-    assert not (tmp_path / "strict" / "dataset.json").exists()
+    assert not (tmp_path / "strict" / "manifest.json").exists()
 
 
 def test_a_mended_image_is_prepared_again(tmp_path):

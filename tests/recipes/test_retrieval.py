@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
 from megalodon_tasks.recipes.lra.retrieval.release import FILES, find_pairs, read_pairs
@@ -60,7 +60,7 @@ def test_pairs_become_bytes_as_they_stand(tmp_path):
         for index, (_, first, second) in enumerate(pairs):
             assert text_of(found.sequence("inputs", index)).decode() == first
             assert text_of(found.sequence("inputs2", index)).decode() == second
-    dataset.verify()
+    dataset.manifest.verify()
 
 
 def test_both_texts_are_cut(tmp_path):

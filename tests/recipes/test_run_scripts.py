@@ -67,7 +67,7 @@ def test_released_files_are_used(script, released):
 
 def test_a_prepared_folder_is_taken_as_it_is(script):
     (script.folder / "data").mkdir()
-    (script.folder / "data" / "dataset.json").touch()
+    (script.folder / "data" / "manifest.json").touch()
     script.run("train", "data", "run")
     (train,) = script.called()
     assert train[train.index("--data") + 1] == "data"
@@ -88,7 +88,7 @@ PREPARED_ONCE = (
 def test_prepared_data_is_taken_as_it_is(script, recipe, below):
     folder = script.folder / "data" / below
     folder.mkdir(parents=True)
-    (folder / "dataset.json").touch()
+    (folder / "manifest.json").touch()
     script.run("train", "data", "run", script=ROOT / "recipes" / f"{recipe}.sh")
     (train,) = script.called()
     assert os.path.normpath(option(train, "--data")) == os.path.normpath(f"data/{below}")

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
 from megalodon_tasks.recipes.lra.text import prepare as prepare_text
 from megalodon_tasks.recipes.lra.text import release as text
@@ -71,12 +71,12 @@ def test_reviews_become_bytes(tmp_path, below):
     assert dataset.spec.classes == ("neg", "pos")
     assert items_of(dataset.split("train")) == all_of("train")
     assert items_of(dataset.split("test")) == all_of("test")
-    dataset.verify()
+    dataset.manifest.verify()
 
 
 def test_one_byte_is_stored_for_each_byte(tmp_path):
     prepare(write_reviews(tmp_path / "raw"), tmp_path / "out")
-    stored = PreparedDataset(tmp_path / "out").arrays / "train.inputs.bin"
+    stored = PreparedDataset(tmp_path / "out").folder / "train.inputs.bin"
     assert stored.stat().st_size == sum(len(t) + 1 for _, t in all_of("train"))
 
 
@@ -216,7 +216,7 @@ def test_where_nothing_is_found_it_is_said_what_to_get(tmp_path):
         prepare(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="aclImdb_v1.tar.gz is an archive; unpack it with 'tar"):
         prepare(tmp_path / "aclImdb_v1.tar.gz", tmp_path / "out")
-    with pytest.raises(ValueError, match="nowhere is not a folder; wanted the folder aclImdb"):
+    with pytest.raises(ValueError, match="nowhere is not a folder; expected the folder aclImdb"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
 
 

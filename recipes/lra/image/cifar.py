@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megalodon_tasks.data.finding import check_source, find_files, packed_inside
-from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sources import Origin, check_source, find_files, packed_inside
 
 SIDE = 32
 CLASSES = (

@@ -14,9 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset, ValueScale
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import (
+    ColumnSpec,
+    DatasetSpec,
+    Item,
+    PreparedDataset,
+    ValueScale,
+)
+from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.recipes.lra.image import cifar
 from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.seeded_split import seeded_split, split_in_order
@@ -74,13 +80,13 @@ def _from_release(
 ) -> preparing.Preparation:
     spec = _spec(cifar.SIDE, {"form": "release", "validation": validation})
     read = functools.partial(_release_items, batches, validation)
-    splits = {name: functools.partial(read, name) for name in SPLITS}
+    splits = {name: preparing.from_the_start(read, name) for name in SPLITS}
     return preparing.Preparation(_TITLE, spec, batches, splits, rejects)
 
 
 def _release_items(
     batches: dict[str, Origin], validation: str, split: str, on_bytes: OnBytes
-) -> Iterator[preparing.Item]:
+) -> Iterator[Item]:
     names = (cifar.TEST,) if split == "test" else cifar.TRAIN
     parts = [cifar.read_batch(batches[name], on_bytes) for name in names]
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -95,13 +101,15 @@ def _release_items(
 
 def _from_mega(origins: dict[str, Origin], side: int, rejects: Rejects) -> preparing.Preparation:
     spec = _spec(side, {"form": "mega"})
-    splits = {name: functools.partial(_mega_items, origins, name, side, rejects) for name in SPLITS}
+    splits = {
+        name: preparing.from_the_start(_mega_items, origins, name, side, rejects) for name in SPLITS
+    }
     return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
 
 
 def _mega_items(
     origins: dict[str, Origin], split: str, side: int, rejects: Rejects, on_bytes: OnBytes
-) -> Iterator[preparing.Item]:
+) -> Iterator[Item]:
     classes = len(cifar.CLASSES)
     for label, values in read_mega_images(origins, split, side**2, classes, rejects, on_bytes):
         yield label, {"inputs": values}
@@ -115,7 +123,7 @@ def report(dataset: PreparedDataset) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.lra.image.prepare",
+        "lra/image",
         "Check CIFAR-10 and bring it into the form that the task lra_image reads.",
         "folder cifar-10-batches-py of the release, or Mega's cifar10, or one above",
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.data import finding
+from megalodon_tasks.data import sources
 from megalodon_tasks.recipes.lra.listops.grammar import evaluate, tokenize
 
 FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -40,8 +40,8 @@ def find_files(source: Path) -> dict[str, Path] | None:
 
     Raises ``ValueError`` if ``source`` is no folder, or naming the file that is missing beside others.
     """
-    finding.check_source(source, f"the one with {', '.join(FILES.values())}")
-    return finding.find_files(
+    sources.check_source(source, f"the one with {', '.join(FILES.values())}")
+    return sources.find_files(
         source,
         FILES,
         _FOLDERS,
@@ -53,7 +53,7 @@ def find_files(source: Path) -> dict[str, Path] | None:
 def how_to_get(source: Path) -> str:
     """What to do where ``source`` holds no ListOps."""
     return (
-        f"{finding.packed_inside(source, _ARCHIVES)}pass the folder listops-1000 of the LRA release or "
+        f"{sources.packed_inside(source, _ARCHIVES)}pass the folder listops-1000 of the LRA release or "
         "the folder listops of Mega's processed files, or generate the files with python -m "
         f"megalodon_tasks.recipes.lra.listops.generator {source}"
     )

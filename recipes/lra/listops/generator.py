@@ -25,9 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.lra.listops.feasibility import check_feasible
 from megalodon_tasks.recipes.lra.listops.grammar import CLOSE, DIGITS, OPERATORS

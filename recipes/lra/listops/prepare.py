@@ -11,15 +11,15 @@ lengths are 502 to 2000; with padding the vocabulary has 17 tokens (S4 also rese
 symbols, which here are an error).  Mega's numbers of symbols and labels are translated to these.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
+from megalodon_tasks.data.sources import Origin
 from megalodon_tasks.recipes.lra.listops.expressions import (
     CLASSES,
     FILES,
@@ -60,7 +60,9 @@ def _preparation(source: Path) -> preparing.Preparation:
     files = find_files(source)
     if files is not None:
         origins = {split: Origin.of_file(path) for split, path in files.items()}
-        splits = {split: functools.partial(_read_file, one) for split, one in origins.items()}
+        splits = {
+            split: preparing.from_the_start(_read_file, one) for split, one in origins.items()
+        }
         return preparing.Preparation("ListOps", spec, origins, splits)
     folder = find_folder(source, MEGA_NAME)
     if folder is None:
@@ -70,19 +72,19 @@ def _preparation(source: Path) -> preparing.Preparation:
         )
     mega = MegaFolder(folder, classes=LABELS, pair=False)
     rows = MegaListOps(mega)
-    splits = {split: functools.partial(_read_mega, rows, split) for split in SPLITS}
+    splits = {split: preparing.from_the_start(_read_mega, rows, split) for split in SPLITS}
     return preparing.Preparation("ListOps", spec, mega.origins(), splits)
 
 
-def _read_file(origin: Origin, on_bytes: OnBytes) -> Iterator[preparing.Item]:
+def _read_file(origin: Origin, on_bytes: OnBytes) -> Iterator[Item]:
     return map(_item, read_rows(origin.lines(on_bytes), origin.paths[0]))
 
 
-def _read_mega(rows: MegaListOps, split: str, on_bytes: OnBytes) -> Iterator[preparing.Item]:
+def _read_mega(rows: MegaListOps, split: str, on_bytes: OnBytes) -> Iterator[Item]:
     return map(_item, rows.rows(split, on_bytes))
 
 
-def _item(row: Row) -> preparing.Item:
+def _item(row: Row) -> Item:
     return row.label, {"inputs": np.asarray([*row.tokens, END_TOKEN], np.uint8)}
 
 
@@ -96,7 +98,7 @@ def report(dataset: PreparedDataset) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.lra.listops.prepare",
+        "lra/listops",
         "Check ListOps and bring it into the form that the task lra_text reads.",
         "folder with basic_{train,val,test}.tsv, the LRA release, or Mega's listops",
     )

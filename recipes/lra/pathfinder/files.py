@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from megalodon_tasks.data.parallel import in_turns
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderImage, PathfinderPainter
 from megalodon_tasks.recipes.lra.pathfinder.settings import PathfinderSettings

@@ -18,8 +18,8 @@ from typing import get_args
 import numpy as np
 from matplotlib.figure import Figure
 
-from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import usable_cores
+from megalodon_tasks.data.preparing import ending_with_messages
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderPainter
 from megalodon_tasks.recipes.lra.pathfinder.files import image_rng, write_images

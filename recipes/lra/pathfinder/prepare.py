@@ -18,10 +18,15 @@ from typing import Any
 import numpy as np
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.finding import check_source
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset, ValueScale
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import (
+    ColumnSpec,
+    DatasetSpec,
+    Item,
+    PreparedDataset,
+    ValueScale,
+)
+from megalodon_tasks.data.sources import Origin, Rejects, check_source
 from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.pathfinder.release import (
     CLASSES,
@@ -136,7 +141,7 @@ def _from_images(
         BENCHMARKS[options.benchmark].title,
         spec,
         {"metadata": origin},
-        {name: functools.partial(reader.items, name) for name in SPLITS},
+        {name: preparing.from_the_start(reader.items, name) for name in SPLITS},
         rejects,
     )
 
@@ -163,7 +168,7 @@ class _ImageSplits:
         share = seeded_split if self.options.splits == "random" else split_in_order
         return share({"train": count - 2 * tenth, "valid": tenth, "test": tenth})
 
-    def items(self, split: str, on_bytes: OnBytes) -> Iterator[preparing.Item]:
+    def items(self, split: str, on_bytes: OnBytes) -> Iterator[Item]:
         """The images of one split; progress is that of the metadata whose images have been read."""
         chosen = [entry for place in self.places[split] if (entry := self.entries[place])]
         each = self.origin.bytes / len(self.entries)
@@ -180,7 +185,8 @@ def _from_mega(
     origins: dict[str, Origin], options: Options, rejects: Rejects
 ) -> preparing.Preparation:
     splits = {
-        name: functools.partial(_mega_items, origins, name, options, rejects) for name in SPLITS
+        name: preparing.from_the_start(_mega_items, origins, name, options, rejects)
+        for name in SPLITS
     }
     title = BENCHMARKS[options.benchmark].title
     return preparing.Preparation(title, _spec(options, {"form": "mega"}), origins, splits, rejects)
@@ -188,7 +194,7 @@ def _from_mega(
 
 def _mega_items(
     origins: dict[str, Origin], split: str, options: Options, rejects: Rejects, on_bytes: OnBytes
-) -> Iterator[preparing.Item]:
+) -> Iterator[Item]:
     pixels, classes = options.pixels_wide**2, len(CLASSES)
     for label, values in read_mega_images(origins, split, pixels, classes, rejects, on_bytes):
         yield label, {"inputs": values}
@@ -209,7 +215,7 @@ def report(dataset: PreparedDataset) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.lra.pathfinder.prepare",
+        "lra/pathfinder",
         "Check Pathfinder images and bring them into the form that the task lra_image reads.",
         "the release, a folder of it, generated images, or Mega's pathfinder or path-x",
     )

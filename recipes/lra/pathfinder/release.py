@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from megalodon_tasks.data.origins import Origin
 from megalodon_tasks.data.parallel import in_turns
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.sources import Origin, Rejects
 
 CLASSES = ("not joined", "joined")
 

@@ -10,14 +10,13 @@ The released texts are printed as Python prints bytes, ``b'...'`` with ``\\n`` a
 the code of public loaders).  They are read as they stand, as Long Range Arena and S4 do.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
+from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.recipes.lra.byte_tokens import (
     MAX_BYTES,
     VOCABULARY,
@@ -72,7 +71,7 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
     if files is not None:
         origins = {split: Origin.of_file(path) for split, path in files.items()}
         splits = {
-            split: functools.partial(_read, origin, max_bytes, rejects)
+            split: preparing.from_the_start(_read, origin, max_bytes, rejects)
             for split, origin in origins.items()
         }
         return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
@@ -86,9 +85,7 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
     return mega_preparation(mega, spec, _TITLE, max_bytes, rejects)
 
 
-def _read(
-    origin: Origin, max_bytes: int, rejects: Rejects, on_bytes: OnBytes
-) -> Iterator[preparing.Item]:
+def _read(origin: Origin, max_bytes: int, rejects: Rejects, on_bytes: OnBytes) -> Iterator[Item]:
     path = origin.paths[0]
     for pair in read_pairs(origin.lines(on_bytes), path, rejects):
         sequences = {}
@@ -110,7 +107,7 @@ def report(dataset: PreparedDataset) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.lra.retrieval.prepare",
+        "lra/retrieval",
         "Check the pairs of papers and bring them into the form that the task lra_text reads.",
         f"folder with {FILES['train']} and the others, the LRA release, or Mega's aan",
     )

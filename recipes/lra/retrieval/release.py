@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.data.finding import check_source, find_files, packed_inside
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.sources import Rejects, check_source, find_files, packed_inside
 
 FILES = {
     "train": "new_aan_pairs.train.tsv",

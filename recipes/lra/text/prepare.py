@@ -9,7 +9,6 @@ The literature validates on the test split, so that its best checkpoint is chose
 ``--validation held-out`` takes a tenth of the training reviews instead, as many of each class.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
+from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.recipes.lra.byte_tokens import (
     MAX_BYTES,
     VOCABULARY,
@@ -101,7 +100,7 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
     origins = find_reviews(source, subset=options.subset)
     if origins is not None:
         splits = {
-            split: functools.partial(_read, origins, part, options, rejects)
+            split: preparing.from_the_start(_read, origins, part, options, rejects)
             for split, part in _parts(options).items()
         }
         return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
@@ -141,7 +140,7 @@ def _read(
     options: Options,
     rejects: Rejects,
     on_bytes: OnBytes,
-) -> Iterator[preparing.Item]:
+) -> Iterator[Item]:
     held_out = [_held_out(origins[f"{part.name}/{c}"], k, options) for k, c in enumerate(CLASSES)]
     for review in read_reviews(origins, part.name, on_bytes):
         if part.held_out not in (None, review.place in held_out[review.label]):
@@ -172,7 +171,7 @@ def report(dataset: PreparedDataset) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.lra.text.prepare",
+        "lra/text",
         "Check the IMDB reviews and bring them into the form that the task lra_text reads.",
         "folder aclImdb of the release, or Mega's imdb-4000, or one above",
     )

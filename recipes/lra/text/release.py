@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.data.finding import check_source, packed_inside
-from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sources import Origin, check_source, packed_inside
 
 CLASSES = ("neg", "pos")
 PARTS = ("train", "test")
