@@ -26,7 +26,7 @@ import torch
 from megalodon_tasks import fairseq_compat
 from megalodon_tasks.cli.evaluate import Trained, load, provenance
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.evaluation import compressors, context_report
