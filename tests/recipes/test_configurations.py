@@ -83,11 +83,16 @@ def flat(config, prefix: str = "") -> dict[str, object]:
     return values
 
 
+def layers(path: Path, last: int | None = None):
+    """The settings of a recipe's layers on top of each other, without fairseq's defaults."""
+    _, *names = OmegaConf.load(path).defaults
+    parts = [OmegaConf.load(path.parent / f"{name}.yaml") for name in names]
+    return OmegaConf.merge(*parts[:last])
+
+
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
 def test_settings_state_only_what_differs(path):
-    layers = [RECIPES / "base.yaml", path.with_name(f"{path.stem.removesuffix('_demo')}.yaml")]
-    below = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers if layer != path))
-    below = flat(OmegaConf.to_container(below))
+    below = flat(OmegaConf.to_container(layers(path.parents[1] / path.name, -1)))
     stated = flat(OmegaConf.to_container(OmegaConf.load(path)))
     assert not [field for field, value in stated.items() if below.get(field, stated) == value]
 
