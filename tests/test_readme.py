@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megalodon_tasks.cli import main as command
+from megalodon_tasks.cli.main import COMMANDS, main
 from megalodon_tasks.cli.prepare import MODULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,21 +48,21 @@ def module_exists(module: str) -> bool:
 def help_of(*words: str) -> str:
     """What ``megalodon ... --help`` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        command.main([*words, "--help"])
+        main([*words, "--help"])
     return printed.getvalue()
 
 
 def wrong_words(words: list[str]) -> Iterator[str]:
     """The subcommand, recipe or options of a ``megalodon`` command that do not exist."""
     subcommand, *others = words
-    if subcommand not in command.COMMANDS:
+    if subcommand not in COMMANDS:
         yield f"megalodon {subcommand}"
         return
-    recipe = others[:1] if subcommand == "prepare" else []
-    if not MODULES.keys() >= set(recipe):
-        yield f"recipe {recipe[0]}"
+    second = others[:1] if subcommand in ("prepare", "convert") else []
+    if subcommand == "prepare" and second[0] not in MODULES:
+        yield f"recipe {second[0]}"
         return
-    known = set(re.findall(r"--[a-z][a-z-]*", help_of(subcommand, *recipe))) | {"--demo"}
+    known = set(re.findall(r"--[a-z][a-z-]*", help_of(subcommand, *second))) | {"--demo"}
     yield from (w for w in others if w.startswith("--") and w.split("=")[0] not in known)
 
 

@@ -3,9 +3,9 @@
     megalodon prepare lm/pg19 SOURCE OUT [--sentencepiece-model FILE]
 
 SOURCE holds ``train/*.txt``, ``validation/*.txt``, ``test/*.txt`` and perhaps ``metadata.csv``.  Without
-a model (given, or ``SOURCE/sentencepiece.model``) a SentencePiece vocabulary of 32,000 pieces is trained on
-the training books; ``--tokens bytes`` takes bytes instead.  A book is a document, and the end token its
-last token.
+a model (given, or ``SOURCE/sentencepiece.model``) one of 32,000 SentencePiece pieces is trained on the
+training books; ``--tokens bytes`` takes bytes instead.  A book is a document, and the end token its last
+token.
 
 Word-level perplexity divides by words: by the published number where a split has as many books as the
 release (28,602, 50 and 100; Rae et al., arXiv 1911.05507, section 4.2), else by what is counted here.
