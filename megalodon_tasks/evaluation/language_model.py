@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
 from megalodon_tasks.files import atomic_file

@@ -12,7 +12,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 
 from megalodon_tasks.data.sequence_dataset import SequenceDataset
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.training.recorded_names import check_recorded

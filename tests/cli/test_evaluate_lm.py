@@ -186,7 +186,7 @@ def test_plain_data_of_fairseq_has_perplexity_alone(data, tmp_path):
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in data.iterdir():
-        if path.name != "corpus.json":
+        if path.name != "manifest.json":
             (plain / path.name).write_bytes(path.read_bytes())
     checkpoint = tmp_path / "checkpoint.pt"
     write_checkpoint(checkpoint, plain)

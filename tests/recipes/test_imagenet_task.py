@@ -17,9 +17,8 @@ from megalodon_tasks import timm_model
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.classifier import ClassifierInputs
-from megalodon_tasks.recipes.imagenet.image_tree import build_index
 from megalodon_tasks.recipes.imagenet.task import ImagenetConfig, ImagenetTask
-from tests.recipes.image_files import write_tree
+from tests.recipes.image_files import build_index, write_tree
 from tests.toy_plugin import runs
 
 # 24 images, 4 updates an epoch
@@ -66,8 +65,11 @@ def test_registered_task_is_ours_and_describes_its_data(index):
         ({"patch_size": 15}, "task.patch_size=15 does not divide task.image_size=224"),
         ({"image_size": 0}, "task.patch_size=16 does not divide task.image_size=0"),
         ({"hflip": 3.0}, "task.hflip=3.0"),
-        ({"data": None}, "names no folder of prepared images; prepare a folder with: python -m"),
-        ({"data": "nowhere"}, r"nowhere does not exist: it is no index .*prepare_imagenet IMAGES"),
+        ({"data": None}, "names no folder of prepared images; prepare a folder with: megalodon"),
+        (
+            {"data": "nowhere"},
+            r"nowhere does not exist.*megalodon prepare imagenet/imagenet IMAGES",
+        ),
     ],
 )
 def test_bad_settings_are_refused(index, changes, message):
@@ -76,7 +78,9 @@ def test_bad_settings_are_refused(index, changes, message):
 
 
 def test_the_images_themselves_are_no_index(images, index):
-    with pytest.raises(UserError, match=r"has no images.json: .*prepare_imagenet IMAGES"):
+    with pytest.raises(
+        UserError, match=r"manifest.json is missing.*prepare imagenet/imagenet IMAGES"
+    ):
         task_with(images)
 
 

@@ -12,7 +12,7 @@ import torch
 from torchaudio.functional import resample
 
 from megalodon_tasks.cli.main import main
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prepare
 from megalodon_tasks.recipes.speech.task import SpeechCommandsConfig, SpeechCommandsTask
@@ -118,7 +118,7 @@ def test_tensors_of_mega_are_heard_at_unit_scale(tmp_path):
         ({"sample_rate": 0}, "task.sample_rate=0 must be from 1 to 16000"),
         ({"resampling": "nearest"}, "task.resampling='nearest' is none of subsample, lowpass"),
         ({"normalisation": "none"}, "task.normalisation='none' is none of global, per_step"),
-        ({"data": None}, "prepare_speech_commands SOURCE DATA"),
+        ({"data": None}, "megalodon prepare speech/sc_raw SOURCE DATA"),
         ({"benchmark": "listops"}, "'listops' is unknown to this task; it has sc_raw"),
     ],
 )  # fmt: skip

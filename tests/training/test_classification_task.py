@@ -13,13 +13,13 @@ from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 
 from megalodon_tasks.cli.main import main
-from megalodon_tasks.data.storage import ColumnSpec
+from megalodon_tasks.data.sequences import ColumnSpec
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.lra.task import LraTextConfig, LraTextTask
 from tests.data.prepared import spec_of, write_items, write_random
 
-COMMAND = "python -m megalodon_tasks.recipes.lra.listops.prepare SOURCE"
+COMMAND = "megalodon prepare lra/listops SOURCE"
 ITEMS, BATCH = 40, 7
 
 
@@ -81,7 +81,7 @@ def empty(folder):
 
 
 def truncated(folder):
-    path = write_random(folder).arrays / "train.inputs.bin"
+    path = write_random(folder).folder / "train.inputs.bin"
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -93,8 +93,8 @@ def nothing(folder):
     ("make", "message"),
     [
         (nothing, "task.data: the data folder {data} does not exist; .* with: {command}"),
-        (empty, "task.data: the data folder {data} is empty: dataset.json is missing; prepare"),
-        (truncated, "task.data: {data}/arrays-1/train.inputs.bin has .* bytes, wanted .*{command}"),
+        (empty, "task.data: the data folder {data} is empty: manifest.json is missing; prepare"),
+        (truncated, "task.data: {data}/train.inputs.bin has .* bytes, expected .*{command}"),
         (
             lambda folder: write_random(folder, benchmark="cifar"),
             "task.data: {data} holds data of the benchmark 'cifar', expected listops or text or "
