@@ -78,7 +78,7 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def for_hydra(overrides: Sequence[str]) -> list[str]:
+def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """Prefix with ``++`` the overrides of component fields that hydra would refuse as unknown."""
     return [f"++{word}" if _COMPONENT_FIELD.match(word) else word for word in overrides]
 
@@ -92,7 +92,7 @@ def compose_configuration(folder: Path, name: str, overrides: Sequence[str] = ()
     hydra_init(cfg_name=name)
     try:
         with initialize_config_dir(str(folder), version_base="1.1"):
-            return compose(config_name=name, overrides=for_hydra(overrides))
+            return compose(config_name=name, overrides=hydra_overrides(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _refused(folder, name, overrides, error) from None
 
@@ -105,7 +105,7 @@ def training_configuration(folder: Path, name: str, overrides: Sequence[str]) ->
     config: Any = compose_configuration(folder, name, overrides)
     try:
         add_defaults(config)
-        config = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+        OmegaConf.resolve(config)
         sizes = {field.name for field in fields(MegalodonConfig)} & set(config.model)
         MegalodonConfig(**{field: config.model[field] for field in sizes}).validate()
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -1,9 +1,10 @@
 import multiprocessing
+import threading
 import time
 
 import pytest
 
-from megalodon_tasks.files import atomic_file, sole_writer
+from megalodon_tasks.files import atomic_file, has_writer, sole_writer
 
 
 @pytest.mark.parametrize(("mode", "content"), [("w", "grüße"), ("wb", b"\x00\xff")])
@@ -43,6 +44,33 @@ def test_folder_has_one_writer_at_a_time(tmp_path):
     with sole_writer(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_whether_a_folder_has_a_writer(tmp_path):
+    folder = tmp_path / "run"
+    assert not has_writer(folder)
+    with sole_writer(folder):
+        assert has_writer(folder)
+    assert not has_writer(folder)
+    folder.mkdir()
+    (folder / ".lock").touch()  # left by a writer that was killed
+    assert not has_writer(folder)
+
+
+def test_a_writer_may_wait_for_another(tmp_path):
+    order = []
+
+    def write():
+        with sole_writer(tmp_path, wait=True):
+            order.append("second")
+
+    second = threading.Thread(target=write)
+    with sole_writer(tmp_path):
+        second.start()
+        second.join(0.2)
+        order.append("first")
+    second.join(30)
+    assert order == ["first", "second"]
 
 
 def test_folder_of_a_dead_writer_is_free(tmp_path):

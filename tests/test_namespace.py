@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import megalodon_tasks
+from tests.runs.records import result, write_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIBLINGS = ("models", "criterions", "cuda_ops", "recipes")
@@ -172,6 +173,13 @@ def test_wheel_brings_the_command(wheel, tmp_path):
 def test_a_checkout_has_the_command(plain):
     done = plain.run("-m", "megalodon_tasks", "--version", cwd=plain.user_dir.parent)
     assert done.stdout.splitlines()[-1:] == [megalodon_tasks.__version__], done.stderr
+
+
+def test_wheel_holds_the_templates_of_the_report(wheel, tmp_path):
+    write_record(tmp_path / "run", [result()])
+    done = wheel.run("-m", "megalodon_tasks", "report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in tmp_path.glob("run/report.*")} == {".html", ".md"}
 
 
 @pytest.mark.parametrize("spelling", ["relative", "trailing slash", "link"])

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -118,7 +117,9 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
         fields = {"name": "megalodon-sweep"}
     share = 0 if given.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
     if given.launcher_file is not None:
-        more: Any = OmegaConf.to_container(OmegaConf.load(given.launcher_file))
+        more = OmegaConf.to_container(OmegaConf.load(given.launcher_file))
+        if not isinstance(more, dict):
+            raise UserError(f"--launcher-file {given.launcher_file}: write lines like mem_gb: 32")
         fields |= more
     return [
         f"hydra/launcher={LAUNCHERS[given.launcher]}",
@@ -169,12 +170,14 @@ def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     if subprocess.run(command, env=sweep_job.variables(), stdin=subprocess.DEVNULL).returncode:
         raise UserError(f"the data could not be prepared ({shlex.join(command)}); nothing was run")
     remaining = [run for run in sweep.runs if run.state != DONE]
-    if remaining:
-        process = sweep_job.launch(sweep, remaining, launcher)
-        follow(process, sweep)
-        if process.returncode:
-            raise UserError(f"hydra's launcher failed; see {sweep.folder / 'launcher.log'}")
-    return conclude(sweep)
+    if not remaining:
+        return conclude(sweep)
+    process = sweep_job.launch(sweep, remaining, launcher)
+    follow(process, sweep)
+    complete = conclude(sweep)
+    if process.returncode:
+        raise UserError(f"hydra's launcher failed; see {sweep.folder / 'launcher.log'}")
+    return complete
 
 
 def main(arguments: Sequence[str]) -> int:

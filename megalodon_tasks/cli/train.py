@@ -21,7 +21,7 @@ from fairseq_cli import hydra_train
 import megalodon_tasks
 from megalodon_tasks import errors
 from megalodon_tasks.cli import options
-from megalodon_tasks.configuration import check_fields, for_hydra, quoted
+from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.training.console import FILE_ONLY
 
@@ -71,7 +71,14 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         overrides.append(f"task.data={quoted(os.path.abspath(given.data))}")
     if given.save_dir is not None:
         overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(given.save_dir))}")
-    return ["--config-dir", folder, "--config-name", name, *overrides, *for_hydra(hydra_words)]
+    return [
+        "--config-dir",
+        folder,
+        "--config-name",
+        name,
+        *overrides,
+        *hydra_overrides(hydra_words),
+    ]
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:

@@ -65,7 +65,7 @@ def sweep_in(folder: Path) -> Sweep | None:
 def write(folder: Path, title: str, runs: list[Run], sweeps: list[Sweep]) -> list[Path]:
     """Write ``report.html`` and ``report.md`` into ``folder`` and return their paths."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("megalodon_tasks.runs"),
+        loader=jinja2.PackageLoader("megalodon_tasks.runs", package_path=""),
         autoescape=jinja2.select_autoescape(["html.j2"], default=False),
         trim_blocks=True,
         lstrip_blocks=True,

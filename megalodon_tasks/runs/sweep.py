@@ -2,7 +2,7 @@
 
 SAVE/sweep.json       what the sweep consists of
 SAVE/runs/NAME/       one run: checkpoints, metrics.jsonl, results.jsonl
-SAVE/runs/NAME/job/   how it was run: output.log, exit_status, and hydra's record of the job
+SAVE/runs/NAME/job/   how it was run: output.log, attempts.jsonl, and hydra's record of the job
 """
 
 import collections
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -44,23 +45,30 @@ class SweepRun:
         return self.job / "output.log"
 
     @property
-    def status_file(self) -> Path:
-        """The file that holds the exit status of the last attempt once that has ended."""
-        return self.job / "exit_status"
+    def attempts_file(self) -> Path:
+        """The file that holds a JSON line for each attempt that has ended."""
+        return self.job / "attempts.jsonl"
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Read the exit ``status`` (negative for a signal) and the ``seconds`` of each attempt."""
+        lines = self.attempts_file.read_text().splitlines() if self.attempts_file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     @property
     def status(self) -> int | None:
-        """The exit status of the last attempt; negative for a signal, None if it has not ended."""
-        return int(self.status_file.read_text()) if self.status_file.is_file() else None
+        """The exit status of the last attempt that has ended, if there is one."""
+        attempts = self.attempts()
+        return attempts[-1]["status"] if attempts else None
 
     @property
     def state(self) -> str:
         """WAITING (also after an interruption), RUNNING, DONE or FAILED."""
         if has_writer(self.job):
             return RUNNING
-        if self.status is None or self.status < 0:
+        status = self.status
+        if status is None or status < 0:
             return WAITING
-        return FAILED if self.status else DONE
+        return FAILED if status else DONE
 
 
 @dataclass(frozen=True)

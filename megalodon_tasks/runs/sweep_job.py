@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 import megalodon_tasks
 from megalodon_tasks.configuration import quoted
-from megalodon_tasks.files import atomic_file, has_writer, sole_writer
+from megalodon_tasks.files import has_writer, sole_writer
+from megalodon_tasks.runs.record import append
 from megalodon_tasks.runs.sweep import Sweep, SweepRun, read_sweep
 
 POLL_SECONDS = 0.5
@@ -32,7 +33,7 @@ def app(config: DictConfig) -> None:
 
 
 def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
-    """Run the point ``name`` of the sweep in ``folder`` unless it is done, and record its exit status.
+    """Run the point ``name`` of the sweep in ``folder`` unless it is done, and record the attempt.
 
     ``threads``: CPU threads of the run; 0 leaves the choice to torch.  ``attached``: kill the run when
     the sweep that started this job ends; not so on a cluster, where jobs outlive the process that
@@ -45,7 +46,7 @@ def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
         abandoned = attached and not has_writer(folder)
         if run.status == 0 or abandoned:
             return
-        run.status_file.unlink(missing_ok=True)
+        started = time.monotonic()
         with open(run.output, "ab") as output:
             process = subprocess.Popen(
                 sweep.command(run),
@@ -62,8 +63,8 @@ def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            with atomic_file(run.status_file, "w") as stream:
-                stream.write(str(process.wait()))
+            status, seconds = process.wait(), time.monotonic() - started
+            append(run.attempts_file, {"status": status, "seconds": seconds})
 
 
 def variables(threads: int = 0) -> dict[str, str]:

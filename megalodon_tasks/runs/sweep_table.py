@@ -66,7 +66,8 @@ def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
     """Return the metric's name, and what the run reached.
 
     Speeds are medians over the recorded intervals of training without the first, which has the warm-up.
-    Memory is that of the GPU if there was one, else of the training process.
+    Memory is that of the GPU if there was one, else of the training process.  Time is that of all
+    attempts, with the evaluation.
     """
     recorded = record.read_run(run.folder)
     result = recorded.results[-1]
@@ -74,9 +75,8 @@ def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
     measurements = {
         result["metric"]: result["value"],
         "params": result["params"],
+        "seconds": sum(attempt["seconds"] for attempt in run.attempts()),
     }
-    if recorded.train:
-        measurements["seconds"] = max(line["wall"] for line in recorded.train.values())
     for name, recorded_name in (("tokens_per_s", "wps"), ("samples_per_s", "samples_per_second")):
         speeds = [line[recorded_name] for line in intervals if line.get(recorded_name)]
         if speeds:

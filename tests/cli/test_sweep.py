@@ -104,9 +104,8 @@ def test_a_dry_run_for_slurm_shows_words_that_its_launcher_takes(toy, capsys, tm
 
 
 def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
-    words = ["--chunk-sizes", "64", "full", "--seeds", "1", "13", "--workers", "2"]
-    words += ["--threads", "3"]
-    assert main(["sweep", *toy, *words]) == 1
+    words = ["--chunk-sizes", "64", "full", "--seeds", "1", "13", "--threads", "3"]
+    assert main(["sweep", *toy, *words, "--workers", "2"]) == 1
     failed = {"chunk_size-64_seed-13": FAILED, "chunk_size-full_seed-13": FAILED}
     done = {"chunk_size-64_seed-1": DONE, "chunk_size-full_seed-1": DONE}
     assert states(folder) == failed | done
@@ -128,6 +127,15 @@ def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
     assert attempts == dict.fromkeys(failed, 2) | dict.fromkeys(done, 1)
     threads = folder / "runs" / "chunk_size-64_seed-1" / "threads"
     assert threads.read_text() == "OMP 3\n"
+
+
+def test_a_launcher_that_fails_is_named_with_its_log(toy, folder):
+    with pytest.raises(UserError, match="hydra's launcher failed") as caught:
+        main(["sweep", *toy, "--seeds", "1", "hydra.launcher.nonsense=1"])
+    log = folder / "launcher.log"
+    assert str(log) in str(caught.value)
+    assert "nonsense" in log.read_text()
+    assert states(folder) == {"seed-1": WAITING}
 
 
 def wait_for(condition):

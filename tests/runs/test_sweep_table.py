@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.runs import sweep_table
+from megalodon_tasks.runs.record import append
 from megalodon_tasks.runs.sweep import enter_sweep
 from tests.runs.records import result, write_record
 from tests.runs.toy_sweep import toy_sweep
@@ -23,11 +24,9 @@ def finish(run, value, speeds=(100, 300, 500), status=0, **memory):
         {"step": 10 * i, "wps": speed, "samples_per_second": 8.0, **memory}
         for i, speed in enumerate(speeds, start=1)
     ]
-    epochs = [{"step": 30, "wall": 10.0}]
-    results = [result(value=value, params=1234)]
-    write_record(run.folder, results, train_inner=intervals, train=epochs)
-    run.job.mkdir()
-    run.status_file.write_text(str(status))
+    write_record(run.folder, [result(value=value, params=1234)], train_inner=intervals)
+    for attempt in ({"status": -9, "seconds": 4.0}, {"status": status, "seconds": 6.0}):
+        append(run.attempts_file, attempt)
 
 
 @pytest.fixture
