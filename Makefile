@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format clean
+.PHONY: help venv demo test test-slow lint format tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -22,19 +22,23 @@ venv:  ## create .venv and install everything, or nothing if it is current
 demo: venv  ## generate short ListOps data, train a small Megalodon, evaluate it (about 5 minutes)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/lra/listops.sh --demo demo/data demo/run
 
-test: lint  ## formatter, linter and the fast tests
+test: lint  ## formatter, linter, type check and the fast tests
 	@$(PYTEST) -n $(WORKERS) --dist loadgroup
 
 test-slow: venv  ## the tests marked slow
 	@$(PYTEST) -m slow
 
-lint: venv  ## check format and style
+lint: venv  ## check format, style and types
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
-format: venv  ## format the code and mend what the linter can
+format: venv  ## format the code and fix what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+tables: venv  ## rewrite the tables of numbers in the READMEs from recipes/*.csv
+	@$(VENV)/bin/python -m tools.tables
 
 clean:  ## remove caches and build leftovers (.venv, data and results stay)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -25,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["megalodon_tasks", "megalodon_tasks.*"]),
-    package_data={"": ["*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c"]},
+    package_data={"": ["*.yaml", "settings/*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -48,7 +48,7 @@ setup(
     ],
     entry_points={"console_scripts": ["megalodon = megalodon_tasks.cli.main:main"]},
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "build>=1.2"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.31", "build>=1.2"],
         "slurm": ["hydra-submitit-launcher>=1.2"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],

@@ -3,12 +3,13 @@
     python -m benchmarks.lm_memory                     # 20,000 and 2,000,000 tokens
     python -m benchmarks.lm_memory --lengths 10000 100000 --piece 1024
 
-Each length is read in a process of its own, as ``megalodon_tasks.cli.evaluate_lm`` does it: tokens from
+Each length is read in a process of its own, as ``megalodon evaluate-lm`` does it: tokens from
 disk, state carried, sums by context length.  Prints one JSON line with the peak resident memory of each
 and the ratio of the largest to the smallest.  The model has 4 layers, d 256, z 128, v 512, chunk 512.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
@@ -21,12 +22,11 @@ import numpy as np
 import torch
 
 from megalodon_tasks.data.corpus import read_corpus
-from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, write_corpus
-from megalodon_tasks.data.tokenizers import SPECIALS, ByteTokenizer
+from megalodon_tasks.evaluation.language_model import return_large_buffers
 from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
-from megalodon_tasks.evaluation.steady_memory import return_large_buffers
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.recipes.lm import prepare_text
 
 CONFIG = MegalodonConfig(
     model_dim=256, num_layers=4, num_heads=1, z_dim=128, value_dim=512, ffn_hidden_dim=512,
@@ -35,17 +35,15 @@ CONFIG = MegalodonConfig(
 VOCABULARY = 260
 
 
-def write_document(folder: Path, length: int) -> None:
-    """A corpus of one document of ``length`` random bytes."""
-    tokens = np.random.default_rng(0).integers(SPECIALS, VOCABULARY, length)
-    tokenizer = ByteTokenizer()
-    plan = CorpusPlan(
-        tokenizer.description(),
-        tokenizer.dictionary(),
-        {"test": lambda first: iter([Document("document", (tokens,), 1, length, length)][first:])},
-        "one",
-    )
-    write_corpus(folder, {"name": "random", "settings": length}, lambda _: plan, lambda _: None)
+def prepare_document(folder: Path, length: int) -> Path:
+    """Prepare a corpus whose test split is one document of ``length`` random letters."""
+    draw = np.random.default_rng(0)
+    for split, letters in (("train", 100), ("validation", 100), ("test", length)):
+        (folder / "text" / split).mkdir(parents=True)
+        text = draw.integers(ord("a"), ord("z") + 1, letters, np.uint8).tobytes()
+        (folder / "text" / split / "document.txt").write_bytes(text)
+    with contextlib.redirect_stdout(sys.stderr):
+        return prepare_text.main([str(folder / "text"), str(folder / "data"), "--workers", "1"])
 
 
 def read(folder: Path, piece: int) -> dict[str, float]:
@@ -80,8 +78,8 @@ def main() -> None:
     found = []
     for length in options.lengths:
         with tempfile.TemporaryDirectory() as folder:
-            write_document(Path(folder), length)
-            command = [sys.executable, "-m", "benchmarks.lm_memory", "--folder", folder]
+            data = prepare_document(Path(folder), length)
+            command = [sys.executable, "-m", "benchmarks.lm_memory", "--folder", str(data)]
             command += ["--piece", str(options.piece)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))

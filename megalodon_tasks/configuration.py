@@ -102,7 +102,7 @@ def training_configuration(folder: Path, name: str, overrides: Sequence[str]) ->
 
     Raises :class:`UserError` for a value of the wrong type, or sizes that make no Megalodon.
     """
-    config = compose_configuration(folder, name, overrides)
+    config: Any = compose_configuration(folder, name, overrides)
     try:
         add_defaults(config)
         OmegaConf.resolve(config)

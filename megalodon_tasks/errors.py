@@ -1,17 +1,19 @@
 """Show the user's mistakes as one message that says what to do, without a traceback.
 
 The library raises ``ValueError``, ``FileNotFoundError``, and classes of its own such as
-``BackendUnavailable``; that needs neither fairseq nor hydra.  Only the files that face fairseq import
-this one.  They turn these errors into :class:`UserError`, which hydra prints without a traceback.
-:func:`install_excepthook` does the same in ``fairseq-train`` and ``fairseq-validate``.
+``BackendUnavailable``, so that it needs neither fairseq nor hydra.  Only the files that face fairseq
+import this one.  They turn these errors into :class:`UserError`, which hydra prints without a traceback,
+and :func:`install_excepthook` does in all other commands.
 
-``MEGALODON_DEBUG=1`` in the environment brings the traceback back.
+``MEGALODON_DEBUG=1`` in the environment shows the traceback again.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import types
+from collections.abc import Callable
 
 import torch.multiprocessing
 from hydra.errors import CompactHydraException
@@ -32,12 +34,12 @@ class UserError(CompactHydraException, ValueError):
 
 
 def _message_in(text: str) -> str:
-    """``text``, or what follows the last mention of :class:`UserError` if it is a traceback."""
+    """Return what follows the last mention of :class:`UserError` in a traceback, else ``text``."""
     return text.rsplit(f"{__name__}.UserError: ", 1)[-1].strip()
 
 
 class user_errors(contextlib.ContextDecorator):
-    """``with user_errors():`` or ``@user_errors()``: turn this project's errors into UserError.
+    """Turn this project's errors into UserError: ``with user_errors():`` or ``@user_errors()``.
 
     Exception classes of this project and missing files are always translated, a ``ValueError`` only if
     code of this project raised it: one from inside a library is a defect that needs its traceback.
@@ -52,12 +54,12 @@ class user_errors(contextlib.ContextDecorator):
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if isinstance(error, UserError):
+        if error is None or isinstance(error, UserError):
             return
-        if isinstance(error, FileNotFoundError) and error.filename is not None:
-            raise UserError(f"{error.filename}: there is no such file or folder") from error
-        ours = error is not None and kind.__module__.split(".")[0] == _PACKAGE
         missing = isinstance(error, FileNotFoundError)
+        if missing and error.filename is not None:
+            raise UserError(f"{error.filename}: there is no such file or folder") from error
+        ours = type(error).__module__.split(".")[0] == _PACKAGE
         if ours or missing or (isinstance(error, ValueError) and _raised_here(traceback)):
             raise UserError(str(error)) from error
 
@@ -71,12 +73,12 @@ def _raised_here(traceback: types.TracebackType | None) -> bool:
 
 
 def debugging() -> bool:
-    """Whether the user asked for tracebacks."""
+    """Return whether the user asked for tracebacks."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message to show for ``error``, or None if the user cannot fix it."""
+    """Return the message to show for ``error``, or None if the user cannot fix it."""
     if isinstance(error, UserError):
         return str(error)
     spawned = isinstance(error, torch.multiprocessing.ProcessRaisedException)
@@ -88,22 +90,22 @@ def user_message(error: BaseException) -> str | None:
 def install_excepthook() -> None:
     """Let an uncaught UserError end the process with ``error: message`` and exit status 1.
 
-    All other errors go to the hook that was there before.  Safe to call again.
+    The previous hook shows all other errors.  Safe to call again.
     """
     if debugging():
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    previous = sys.excepthook
-    if getattr(previous, "of_megalodon_tasks", False):
-        return
+    if getattr(sys.excepthook, "func", None) is not _show:
+        sys.excepthook = functools.partial(_show, sys.excepthook)
 
-    def show(
-        kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
-    ) -> None:
-        message = None if debugging() else user_message(error)
-        if message is None:
-            previous(kind, error, traceback)
-        else:
-            print(f"error: {message}", file=sys.stderr)
 
-    show.of_megalodon_tasks = True
-    sys.excepthook = show
+def _show(
+    previous: Callable[..., None],
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: types.TracebackType | None,
+) -> None:
+    message = None if debugging() else user_message(error)
+    if message is None:
+        previous(kind, error, traceback)
+    else:
+        print(f"error: {message}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Imports everything that registers itself with fairseq, after mending fairseq where it needs it."""
+"""Import everything that registers itself with fairseq, after patching fairseq."""
 
 from megalodon_tasks import fairseq_compat
 
-# Before any other import of fairseq: some of the mends must be there when it loads.
+# Before any other import of fairseq: some patches must be in place when it is loaded.
 fairseq_compat.install()
 
 from megalodon_tasks.criterions import classification  # noqa: E402, F401

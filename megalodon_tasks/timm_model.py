@@ -17,6 +17,11 @@ timm loads files with ``weights_only=True``: no code in them runs.
 Legend: B batch, L patches, D width.
 """
 
+# The attributes of a module have no types.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportOptionalMemberAccess=false, reportReturnType=false
+# pyright: reportAssignmentType=false
+
 import math
 import os
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import re
 import statistics
 import sys
@@ -11,22 +12,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
 SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
-# What each layer may import.  `megalodon_tasks` is what the recipes share.
+# What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
+LEAVES = {"errors", "files"}
 MAY_IMPORT = {
-    "cuda_ops": {"cuda_ops"},
-    "models": {"models", "cuda_ops"},
-    "criterions": {"criterions", "cuda_ops"},
-    "megalodon_tasks": {"megalodon_tasks", "criterions", "models", "cuda_ops"},
+    "errors": set(),
+    "files": set(),
+    "cuda_ops": set(),
+    "models": {"cuda_ops", "files"},
+    "timm_model": {"models"},
+    "criterions": {"cuda_ops", "models", *LEAVES},
+    "data": LEAVES,
+    "fairseq_compat": LEAVES,
+    "configuration": {"models", *LEAVES},
+    "runs": {"configuration", "models", "data", *LEAVES},
+    "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
+    "recipes": {"training", "data", "models", *LEAVES},
+    "evaluation": {"runs", "data", "models", "cuda_ops", *LEAVES},
+    "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
-# These look back, to register everything.
-REGISTER = {"megalodon_tasks/__init__.py", "megalodon_tasks/registration.py"}
+# These look back, to register everything and to start the command.
+LOOK_BACK = {"__init__", "registration", "__main__"}
 # What is registered with fairseq; all else in models/ and cuda_ops/ needs torch only.
 FAIRSEQ_MODELS = {"models/fairseq_models.py"}
-# File -> beginnings of what it may import although its folder may not.
-EXCEPTIONS = {"models/released/files.py": ("safetensors", "megalodon_tasks.files")}
+# File -> what it may import besides.
+EXCEPTIONS = {"models/released/files.py": {"safetensors"}}
 TORCH_ONLY = {"torch", "megalodon_tasks", *sys.stdlib_module_names}
 
 
@@ -166,24 +179,40 @@ def test_imports_have_one_spelling():
     none(misspelt_imports())
 
 
-def is_exception(source: Source, name: str) -> bool:
-    return name.startswith(EXCEPTIONS.get(source.name, ()))
+def node(words: list[str]) -> str:
+    """Return the folder, or the file beside the folders, that a path or a dotted name lies in."""
+    words = words[1:] if words[0] == "megalodon_tasks" else words
+    return words[0].removesuffix(".py") if words else "__init__"
 
 
-def wrong_arrows() -> Iterator[str]:
-    for source in sources(*MAY_IMPORT):
-        if source.name in REGISTER:
+@functools.cache
+def arrows() -> dict[str, dict[str, str]]:
+    """Return for each folder those that it imports, each with the first statement that does."""
+    found: dict[str, dict[str, str]] = {}
+    for source in sources(*SHIPPED):
+        start = node(source.name.split("/"))
+        if start in LOOK_BACK:
             continue
-        for node, name in imports(source.tree):
-            top, below = name.split(".")[0], (name.split(".") + [""])[1]
-            layer = below if below in SHIPPED else "megalodon_tasks"
-            allowed = layer in MAY_IMPORT[source.folder] or is_exception(source, name)
-            if top == "megalodon_tasks" and not allowed:
-                yield source.at(node, f"{source.folder} must not import {name}")
+        ends = found.setdefault(start, {})
+        for statement, name in imports(source.tree):
+            end = node(name.split("."))
+            inside = name.startswith("megalodon_tasks.") and end not in {"__version__", start}
+            if inside and end not in LOOK_BACK:
+                ends.setdefault(end, source.at(statement, f"{start} imports {name}"))
+    return found
+
+
+def test_no_folder_imports_one_that_imports_it():
+    graphlib.TopologicalSorter(arrows()).prepare()
 
 
 def test_imports_go_one_way():
-    none(wrong_arrows())
+    none(
+        place
+        for start, ends in arrows().items()
+        for end, place in ends.items()
+        if end not in MAY_IMPORT.get(start, set())
+    )
 
 
 def more_than_torch() -> Iterator[str]:
@@ -191,9 +220,10 @@ def more_than_torch() -> Iterator[str]:
         if source.name in FAIRSEQ_MODELS:
             continue
         triton = {"triton"} if source.name.split("/")[-1].startswith("triton_") else set()
-        for node, name in imports(source.tree):
-            if name.split(".")[0] not in TORCH_ONLY | triton and not is_exception(source, name):
-                yield source.at(node, f"{name}: this folder may import torch only")
+        allowed = TORCH_ONLY | triton | EXCEPTIONS.get(source.name, set())
+        for statement, name in imports(source.tree):
+            if name.split(".")[0] not in allowed:
+                yield source.at(statement, f"{name}: this folder may import torch only")
 
 
 def test_ops_and_models_import_torch_only():
@@ -223,17 +253,22 @@ def read(path: Path) -> str:
 
 
 def incomplete_recipes() -> Iterator[str]:
-    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
-    assert recipes, "no recipe YAML below recipes/"
+    recipes = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.stem != "base"]
+    assert recipes, "no recipe YAML in recipes/<family>/"
     for recipe in recipes:
-        name, word = recipe.relative_to(ROOT), rf"\b{re.escape(recipe.stem)}\b"
-        if recipe.parents[1].name != "recipes":
-            yield f"{name}: fairseq finds configurations in recipes/<family>/ only, not below"
-        if not recipe.with_suffix(".sh").is_file():
-            if not any(re.search(word, read(script)) for script in recipe.parent.glob("*.sh")):
-                yield f"{name}: no run script {recipe.stem}.sh, and no other script runs it"
-        elif not re.search(rf"^\|.*{word}", read(recipe.with_name("README.md")), re.M | re.I):
-            yield f"{name}: README.md beside it has no table row about {recipe.stem}"
+        name, script = recipe.relative_to(ROOT), f"{recipe.stem.removesuffix('_demo')}.sh"
+        option = " --demo" if recipe.stem.endswith("_demo") else ""
+        if not recipe.with_name(script).is_file():
+            yield f"{name}: no run script {script}"
+        readme = read(recipe.with_name("README.md"))
+        if option and f"{script}{option}" not in readme:
+            yield f"{name}: README.md beside it does not show {script}{option}"
+        elif not option and not re.search(rf"^\|.*\b{re.escape(script)}", readme, re.MULTILINE):
+            yield f"{name}: README.md beside it has no table row about {script}"
+    for path in sorted(RECIPES.rglob("*.yaml")):
+        folder = path.parent.name
+        if path.parent != RECIPES and path.parents[1] != RECIPES and folder != "settings":
+            yield f"{path.relative_to(ROOT)}: fairseq finds recipes in recipes/<family>/ only"
 
 
 def test_each_recipe_has_a_run_script_and_a_row_in_the_readme():

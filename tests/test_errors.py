@@ -11,7 +11,7 @@ from hydra.errors import CompactHydraException
 
 from megalodon_tasks import errors
 from megalodon_tasks.cuda_ops import BackendUnavailable, timestep_norm
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import UserError, user_errors
 from tests.toy_plugin import runs
 

@@ -8,22 +8,22 @@ in the given folders and below them.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks.errors import UserError, user_errors
+from megalodon_tasks.cli import options
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.runs import report
 from megalodon_tasks.runs.figures import draw_training_curve
 from megalodon_tasks.runs.record import find_runs, read_run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="megalodon report",
-        description="Write one page about any set of runs, or draw the training curve of one.",
-        epilog="example: megalodon report SWEEP OTHER_RUN --output PAGE",
+    """Return the parser of this command."""
+    parser = options.parser(
+        "report",
+        "Write one page about any set of runs, or draw the training curve of one.",
+        "SWEEP OTHER_RUN --output PAGE",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP")
     parser.add_argument("--output", type=Path, help="folder of the page (default: the first one)")
@@ -39,28 +39,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    options = build_parser().parse_args(arguments)
-    first = options.folders[0]
-    if options.training_curve is None:
-        sweeps = [sweep for path in options.folders if (sweep := report.sweep_in(path.resolve()))]
-        runs = find_runs(options.folders)
-        written = report.write(options.output or first, options.title, runs, sweeps)
-    elif len(options.folders) > 1 or options.output is not None:
+def main(arguments: Sequence[str]) -> None:
+    """Write the page or draw the curve."""
+    given = build_parser().parse_args(arguments)
+    first = given.folders[0]
+    if given.training_curve is None:
+        sweeps = [sweep for path in given.folders if (sweep := report.sweep_in(path.resolve()))]
+        runs = find_runs(given.folders)
+        written = report.write(given.output or first, given.title, runs, sweeps)
+    elif len(given.folders) > 1 or given.output is not None:
         raise UserError(
-            f"--training-curve draws one run and takes no --output; got {len(options.folders)} "
-            f"folders and --output {options.output}"
+            f"--training-curve draws one run and takes no --output; got {len(given.folders)} "
+            f"folders and --output {given.output}"
         )
     else:
-        default = options.training_curve == Path()
-        written = [first / "training_curve.png" if default else options.training_curve]
+        default = given.training_curve == Path()
+        written = [first / "training_curve.png" if default else given.training_curve]
         draw_training_curve(read_run(first), written[0])
     for path in written:
         print(f"wrote {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

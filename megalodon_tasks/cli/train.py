@@ -1,4 +1,4 @@
-"""Train a recipe: ``python -m megalodon_tasks.cli.train --config-dir DIR --config-name NAME ...``.
+"""Train a recipe: ``megalodon train --config-dir DIR --config-name NAME ...``.
 
 The run is that of ``fairseq-hydra-train`` with the same arguments.  Around it, this command imports
 the plugin, refuses a missing configuration (fairseq would train something else), takes relative paths
@@ -19,20 +19,24 @@ from typing import Any
 from fairseq_cli import hydra_train
 
 import megalodon_tasks
-from megalodon_tasks import errors, fairseq_compat
+from megalodon_tasks import errors
+from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.training.console import FILE_ONLY, exit_status
+from megalodon_tasks.training.console import FILE_ONLY
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
 
+AFTER_INTERRUPT = "the same command continues from the last checkpoint"
+
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of this command; what it does not know goes to hydra."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.cli.train",
-        description="Train a recipe with fairseq and hydra.",
-        epilog="Further arguments are hydra's: key=value overrides, --multirun, --cfg job ...",
+    """Return the parser of this command; what it does not know goes to hydra."""
+    parser = options.parser(
+        "train",
+        "Train a recipe with fairseq and hydra.  Further arguments are hydra's: key=value overrides, "
+        "--multirun, --cfg job ...",
+        "--config-dir recipes/lra --config-name listops --data DATA/prepared --save-dir SAVE",
         allow_abbrev=False,
     )
     parser.add_argument("--config-dir", required=True, help="folder of the recipe's YAML file")
@@ -42,14 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """The command line for hydra.  Later overrides win, so the user's stand last.
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the command line for hydra.  Later overrides win, so the user's stand last.
 
     Raises :class:`UserError` where ``--config-dir`` holds no file of that name, and for an override of
     a field that there is not.
     """
-    folder, name = _checked_config(options.config_dir, options.config_name)
-    check_fields(Path(folder), name, rest)
+    given, hydra_words = build_parser().parse_known_args(arguments)
+    folder, name = _checked_config(given.config_dir, given.config_name)
+    check_fields(Path(folder), name, hydra_words)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
         f"common.user_dir={quoted(package)}",
@@ -57,16 +62,28 @@ def hydra_arguments(options: argparse.Namespace, rest: Sequence[str]) -> list[st
         "hydra.job.chdir=false",
         "hydra.job_logging.handlers.console.class=megalodon_tasks.training.console.ConsoleHandler",
     ]
-    if not {"--multirun", "-m"} & set(rest):
+    if not is_multirun(hydra_words):
         overrides.append("hydra.run.dir=${checkpoint.save_dir}/hydra")
         overrides.append(
             "hydra.job_logging.handlers.file.filename=${checkpoint.save_dir}/train.log"
         )
-    if options.data is not None:
-        overrides.append(f"task.data={quoted(os.path.abspath(options.data))}")
-    if options.save_dir is not None:
-        overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(options.save_dir))}")
-    return ["--config-dir", folder, "--config-name", name, *overrides, *hydra_overrides(rest)]
+    if given.data is not None:
+        overrides.append(f"task.data={quoted(os.path.abspath(given.data))}")
+    if given.save_dir is not None:
+        overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(given.save_dir))}")
+    return [
+        "--config-dir",
+        folder,
+        "--config-name",
+        name,
+        *overrides,
+        *hydra_overrides(hydra_words),
+    ]
+
+
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Return whether hydra is to run several jobs, each in a folder of its own."""
+    return bool({"--multirun", "-m"} & set(arguments))
 
 
 def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
@@ -74,7 +91,8 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
     if not folder.is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     if not (folder / f"{name}.yaml").is_file() or "/" in name:
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+        names = {path.stem for path in folder.glob("*.yaml")} - {"base"}
+        known = ", ".join(sorted(names)) or "none"
         raise UserError(
             f"--config-name {config_name}: there is no {name}.yaml in {folder} itself; "
             f"configurations there: {known}"
@@ -83,7 +101,7 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
 
 
 def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
-    """Let an error of the user's end the process with its message alone, and keep all in the log."""
+    """Let a UserError end the process with its message only; the log also gets tracebacks."""
 
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
@@ -101,16 +119,9 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     return run_with_messages
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options, rest = build_parser().parse_known_args(arguments)
-    fairseq_compat.install()
-    sys.argv = ["fairseq-hydra-train", *hydra_arguments(options, rest)]
-    if not {"--multirun", "-m"} & set(rest):
+def main(arguments: Sequence[str]) -> None:
+    """Train, in this process."""
+    sys.argv = ["fairseq-hydra-train", *hydra_arguments(arguments)]
+    if not is_multirun(arguments):
         hydra_train._hydra_main = _with_messages(hydra_train._hydra_main)
-    again = "interrupted; the same command goes on from the last checkpoint"
-    return exit_status(hydra_train.cli_main, again)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    hydra_train.cli_main()

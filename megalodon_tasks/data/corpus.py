@@ -1,53 +1,152 @@
-"""A corpus of text as fairseq's binarised data, and what describes it.
+"""A corpus of text as fairseq's binarised data, with a manifest.
 
-A folder holds what ``fairseq-preprocess --only-source`` writes (``dict.txt``, ``train.bin``,
-``train.idx`` and the same for ``valid`` and ``test``), so that fairseq's own tools read it, and beside
-
-    corpus.json           tokenizer, documents, words, characters, bytes, checksums; written last
-    sentencepiece.model   where the tokenizer is SentencePiece
+Beside ``manifest.json`` a folder holds what ``fairseq-preprocess --only-source`` writes (``dict.txt``,
+``train.bin``, ``train.idx`` and the same for ``valid`` and ``test``), so that fairseq's own tools read
+it, and ``sentencepiece.model`` where the tokenizer is SentencePiece.
 
 A document is a run of consecutive items of fairseq's data: usually one, or the lines of an article.  Its
-tokens lie together in the ``.bin`` file, so any piece of it is read without the rest.
-``corpus_writer`` writes this format; a folder without ``corpus.json`` is read as one document per split.
+tokens lie together in the ``.bin`` file, so any piece of it is read without the rest.  A folder without
+a manifest is read as one document per split.
 """
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path, index_file_path
+from fairseq.data.indexed_dataset import (
+    MMapIndexedDataset,
+    best_fitting_int_dtype,
+    data_file_path,
+    index_file_path,
+)
 
-from megalodon_tasks.data.storage import sha256_of
+from megalodon_tasks.data.manifest import (
+    Manifest,
+    damaged,
+    is_prepared,
+    refuse_earlier_version,
+    sha256_of,
+)
 
-DESCRIPTION = "corpus.json"
 DICTIONARY = "dict.txt"
-FORMAT, VERSION = "megalodon-corpus", 1
 SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: its tokens as one or more items of fairseq's data, and the size of its text.
+
+    ``damage`` says why it cannot be used, as in ``is empty``; ``items`` is empty then.
+    """
+
+    name: str
+    items: tuple[np.ndarray, ...] = ()
+    words: int = 0
+    characters: int = 0
+    bytes: int = 0
+    damage: str | None = None
 
 
 @dataclass
 class SplitInfo:
-    """What ``corpus.json`` says of a split.
+    """What the manifest says of a split.
 
     first_items: the first item of each document, or None where each item is one.  words: the divisor of
-    word-level perplexity, found as ``words_rule`` says.  characters and bytes: of the text as published
-    (None where that is unknown).  skipped: documents left out, with the reason.
+    word-level perplexity, found as ``words_rule`` says.  characters and bytes: of the text as published.
+    These three are None where they are unknown.
     """
 
-    items: int
-    tokens: int
-    documents: int
+    items: int = 0
+    tokens: int = 0
+    documents: int = 0
     first_items: list[int] | None = None
     words: int | None = None
     words_rule: str = ""
     characters: int | None = None
     bytes: int | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CorpusForm:
+    """How a corpus is written.
+
+    tokenizer and symbols: its description and the size of its dictionary, None and 0 before they are
+    known.  words_rule: how words are counted.  one_item_each: whether each document is one item.
+    published_words: split -> (documents, words); words to state where a split has so many documents.
+    extra_files: names of files in the hidden folder that belong to the corpus.
+    """
+
+    benchmark: str
+    source: dict[str, Any]
+    words_rule: str
+    tokenizer: dict[str, Any] | None = None
+    symbols: int = 0
+    one_item_each: bool = True
+    published_words: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    published_in: str = ""
+    extra_files: tuple[str, ...] = (DICTIONARY,)
+
+    stored_as: ClassVar[str] = "corpus"
+    classes: ClassVar[tuple[str, ...]] = ()
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # in dict.txt
+    parts: ClassVar[tuple[str, ...]] = ("bin", "sizes")
+
+    def details(self) -> dict[str, Any]:
+        """Return the manifest's ``form``."""
+        return {"tokenizer": self.tokenizer, "symbols": self.symbols or None}
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the tokens on disk."""
+        return np.dtype(best_fitting_int_dtype(self.symbols))
+
+    def files(self, splits: Sequence[str]) -> list[str]:
+        """Return the names of all files."""
+        return [*(f"{s}.{end}" for s in splits for end in ("bin", "idx")), *self.extra_files]
+
+    def counts(self, known: Mapping[str, Any]) -> SplitInfo:
+        """Return the counts of a split, empty or as ``known``."""
+        first_items = None if self.one_item_each else []
+        empty = {"words": 0, "characters": 0, "bytes": 0, "first_items": first_items}
+        return SplitInfo(**(known or {**empty, "words_rule": self.words_rule}))
+
+    def encode(self, record: Document, counts: SplitInfo, split: str) -> dict[str, bytes]:
+        """Add a document to ``counts``; return what to append to the tokens and to their sizes."""
+        if counts.first_items is not None:
+            counts.first_items.append(counts.items)
+        counts.documents += 1
+        counts.items += len(record.items)
+        counts.tokens += sum(len(item) for item in record.items)
+        counts.words += record.words
+        counts.characters += record.characters
+        counts.bytes += record.bytes
+        sizes = np.asarray([len(item) for item in record.items], np.int64)
+        tokens = b"".join(item.astype(self.dtype).tobytes() for item in record.items)
+        return {"bin": tokens, "sizes": sizes.tobytes()}
+
+    def finish(self, folder: Path, split: str, counts: SplitInfo) -> None:
+        """Write fairseq's index, and take the published number of words where it applies.
+
+        Raises ``ValueError`` for a split without documents.
+        """
+        if not counts.items:
+            raise ValueError(f"split {split!r} has no document with text; nothing was written")
+        write_index(folder / split, self.dtype, np.fromfile(folder / f"{split}.sizes", np.int64))
+        documents, words = self.published_words.get(split, (None, None))
+        if counts.documents == documents:
+            counted = f"{counts.words:,} {self.words_rule}"
+            counts.words_rule = f"published by {self.published_in}; {counted}"
+            counts.words = words
+
+
+def write_index(prefix: Path, dtype: np.dtype, sizes: np.ndarray) -> None:
+    """Write fairseq's ``.idx`` for items of ``sizes`` tokens."""
+    with MMapIndexedDataset.Index.writer(index_file_path(str(prefix)), dtype.type) as index:
+        index.write(sizes)
 
 
 class CorpusSplit:
@@ -67,12 +166,6 @@ class CorpusSplit:
         if not self._sizes.sum():
             raise ValueError(f"{self._file} is empty: the split {name!r} has no tokens")
         self.info = info or SplitInfo(len(self._sizes), int(self._sizes.sum()), 1, [0])
-        if (self.info.items, self.info.tokens) != (len(self._sizes), int(self._sizes.sum())):
-            raise ValueError(
-                f"{index_file_path(prefix)} has {len(self._sizes)} items of {int(self._sizes.sum())} "
-                f"tokens, but {DESCRIPTION} says {self.info.items} of {self.info.tokens}; "
-                "prepare the data again"
-            )
 
     @staticmethod
     def _read_index(prefix: str) -> MMapIndexedDataset.Index:
@@ -86,11 +179,11 @@ class CorpusSplit:
         return MMapIndexedDataset.Index(path)
 
     def _check_size(self) -> None:
-        wanted = int(self._sizes.sum()) * self.dtype.itemsize
+        expected = int(self._sizes.sum()) * self.dtype.itemsize
         found = self._file.stat().st_size
-        if found != wanted:
+        if found != expected:
             raise ValueError(
-                f"{self._file} has {found} bytes, its index wants {wanted}: the copy was cut short; "
+                f"{self._file} has {found} bytes, its index expects {expected}: the copy was cut short; "
                 "copy it again or prepare the data again"
             )
 
@@ -120,79 +213,60 @@ class CorpusSplit:
         return len(self.first_items)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) int64: tokens of the split by their position in it, read from disk."""
+        """Read tokens by their position in the split from disk, (stop - start,) int64."""
         count = max(0, min(stop, int(self.offsets[-1])) - start)
         found = np.fromfile(self._file, self.dtype, count, offset=start * self.dtype.itemsize)
         return found.astype(np.int64)
 
-    def verify(self, on_bytes: Callable[[int], None] = lambda count: None) -> None:
-        """Compare checksums with those in ``corpus.json``; raises ``ValueError`` naming the file."""
-        for name, expected in self.info.files.items():
-            if sha256_of(self.folder / name, on_bytes) != expected["sha256"]:
-                raise ValueError(
-                    f"{self.folder / name} is damaged: its checksum differs from that in "
-                    f"{DESCRIPTION}; prepare the data again"
-                )
-
 
 @dataclass
 class Corpus:
-    """A folder of prepared text.  ``description`` is None where it has no ``corpus.json``."""
+    """A folder of prepared text.  ``manifest`` is None where ``fairseq-preprocess`` wrote it."""
 
     folder: Path
-    description: dict[str, Any] | None
+    manifest: Manifest | None
 
     @property
     def name(self) -> str:
         """What the corpus is called."""
-        return self.description["name"] if self.description else self.folder.resolve().name
+        return self.manifest.benchmark if self.manifest else self.folder.resolve().name
 
     @property
     def tokenizer(self) -> dict[str, Any]:
         """How text became tokens; plain data of ``fairseq-preprocess`` is of words."""
-        return self.description["tokenizer"] if self.description else {"kind": "words"}
+        return self.manifest.form["tokenizer"] if self.manifest else {"kind": "words"}
 
     def info(self, split: str) -> SplitInfo | None:
-        """What is known of ``split``.  Raises ``ValueError`` if the corpus has no such split."""
-        if self.description is None:
-            return None
-        splits = self.description["splits"]
-        if split not in splits:
-            raise ValueError(f"{self.folder} has no split {split!r}; it has {', '.join(splits)}")
-        return SplitInfo(**splits[split])
+        """Return what is known of ``split``; raise ``ValueError`` if the corpus has no such split."""
+        return SplitInfo(**self.manifest.split_counts(split)) if self.manifest else None
 
     def split(self, name: str) -> CorpusSplit:
-        """Open a split.  Raises ``ValueError`` if it is missing or damaged."""
+        """Open a split; raise ``ValueError`` if it is missing or damaged."""
         return CorpusSplit(self.folder, name, self.info(name))
 
     @property
     def identity(self) -> str:
         """A text that differs where the data differs."""
-        if self.description is not None:
-            files = {s: i["files"] for s, i in self.description["splits"].items()}
+        if self.manifest is not None:
+            files = self.manifest.files
             return json.dumps([self.name, self.tokenizer, files], sort_keys=True)
         sizes = {p.name: p.stat().st_size for p in sorted(self.folder.glob("*.bin"))}
         return json.dumps([self.name, sha256_of(self.folder / DICTIONARY), sizes], sort_keys=True)
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """Open a folder of prepared text.  Raises ``ValueError`` if it is missing, empty or damaged."""
-    if not folder.is_dir():
-        raise ValueError(f"the data folder {folder} does not exist")
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        if not (folder / DICTIONARY).is_file():
-            raise ValueError(
-                f"the data folder {folder} holds neither {DESCRIPTION} nor {DICTIONARY}"
-            )
+    """Open a folder of prepared text; raise ``ValueError`` as ``Manifest.read`` does.
+
+    A folder with a dictionary and without a manifest is one of ``fairseq-preprocess``.
+    """
+    if (folder / DICTIONARY).is_file() and not is_prepared(folder):
+        refuse_earlier_version(folder)
         return Corpus(folder, None)
+    manifest = Manifest.read(folder, CorpusForm.stored_as)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); prepare the data again") from None
-    found = description.get("format"), description.get("version")
-    if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path} has format {found}, this version reads {(FORMAT, VERSION)}; prepare the data again"
-        )
-    return Corpus(folder, description)
+        corpus = Corpus(folder, manifest)
+        for split in manifest.splits:
+            corpus.info(split)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(folder, error) from None
+    return corpus

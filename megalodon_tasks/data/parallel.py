@@ -1,17 +1,20 @@
 """Work on several cores with the results in a fixed order, whatever the number of processes."""
 
+import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 Strided = Callable[[int, int], Iterator[T]]
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -48,6 +51,27 @@ def in_turns(make: Strided[T], workers: int) -> Iterator[T]:
         for process in processes:
             process.terminate()
             process.join()
+
+
+def map_in_order(
+    function: Callable[[S], T], items: Sequence[S], workers: int, portion: int = 1
+) -> Iterator[T]:
+    """Yield ``function(item)`` of each of ``items``, in their order, computed by ``workers`` processes.
+
+    A process computes ``portion`` results before it sends them; see :func:`in_turns` for the rest.
+    """
+    portions = max(1, -(-len(items) // portion))
+    make = functools.partial(_portions, function, items, portion)
+    with closing(in_turns(make, min(workers, portions))) as results:
+        for part in results:
+            yield from part
+
+
+def _portions(
+    function: Callable[[S], T], items: Sequence[S], portion: int, first: int, step: int
+) -> Iterator[list[T]]:
+    for start in range(first * portion, len(items), step * portion):
+        yield [function(item) for item in items[start : start + portion]]
 
 
 def _collect(readers: list[Connection]) -> Iterator[T]:

@@ -1,45 +1,50 @@
-"""What every preparation of labelled sequences does once its files are found and read.
+"""What every preparation does once its files are found, and how its command looks and ends.
 
-Writing (not again if it was done from the same files in the same way), the report, the command line.
+Writing (not again if it was done from the same files in the same way), progress, the report.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
+from tqdm import tqdm
 
-from megalodon_tasks.data.messages import ending_with_messages
-from megalodon_tasks.data.origins import OnBytes, Origin
+from megalodon_tasks.data.manifest import Manifest, OnBytes, is_prepared
 from megalodon_tasks.data.parallel import usable_cores
-from megalodon_tasks.data.progress import progress_bar
-from megalodon_tasks.data.rejects import Rejects, describe
-from megalodon_tasks.data.storage import DatasetSpec, PreparedDataset, ValueScale, is_prepared
-from megalodon_tasks.data.storage_writer import write_dataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Origin, Rejects, describe
+from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, write_unpublished
 
-#: A label and one sequence per column.
-Item = tuple[int, dict[str, np.ndarray]]
-Read = Callable[[OnBytes], Iterator[Item]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Preparation:
     """What is to be written, from which files, and how to read each split.
 
-    ``spec.source["settings"]`` is what the prepared form depends on beside the files.  ``title`` is the
-    task's name in messages; ``origins`` are recorded under their keys; a function of ``splits`` yields
-    the items of that split and tells its argument how many bytes it has just read.  What it puts into
-    ``rejects`` is recorded too.  ``measure`` is called before the first split is read, for a scale that
-    depends on the data; ``spec`` has none then.
+    title: name in messages.  form: how it is stored; ``form.source["settings"]`` is what the result
+    depends on beside the files.  origins: the source files, recorded under their keys.  splits: how to
+    read the records of each.  rejects: damaged items, recorded too.
+    complete: called with the form and the hidden folder before the first split is read, for what depends
+    on the data (a value scale, a vocabulary); returns the form with it.  Files that it leaves in the
+    folder are there again after an interruption.
+    total, unit: of the progress, where it is not measured in bytes of the origins.
     """
 
     title: str
-    spec: DatasetSpec
+    form: Form
     origins: Mapping[str, Origin]
     splits: Mapping[str, Read]
     rejects: Rejects = field(default_factory=Rejects)
-    measure: Callable[[], ValueScale] | None = None
+    complete: Callable[[Form, Path], Form] | None = None
+    total: int | None = None
+    unit: str = "B"
 
     def write(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the data; return False if ``out`` already holds it, made from the same files.
@@ -49,41 +54,67 @@ class Preparation:
         """
         if self._is_current(out):
             return False
-        spec = self.spec if self.measure is None else replace(self.spec, scale=self.measure())
-        total = sum(origin.bytes for origin in self.origins.values())
-        label = f"checking {self.title}"
-        bar = progress_bar(total=total, label=label, unit="B", scale=True, hidden=hidden)
-        with bar, write_dataset(out, spec) as writer:
-            for split, read in self.splits.items():
-                with writer.split(split) as items:
-                    for class_, sequences in read(bar.update):
-                        items.add(class_, **sequences)
-            spec.source["files"] = {
-                key: origin.description() for key, origin in self.origins.items()
-            }
-            spec.source["left_out"] = self.rejects.reasons
+        identity = {
+            "benchmark": self.form.benchmark,
+            "form": self._known_details(),
+            "settings": self.form.source.get("settings"),
+            "files": {key: origin.status() for key, origin in self.origins.items()},
+        }
+        with unfinished_folder(out, identity) as inside:
+            if not is_prepared(inside):  # else a run was stopped while it published
+                self._write(inside, hidden)
+            publish(out, inside)
         return True
 
+    def _write(self, inside: Path, hidden: bool) -> None:
+        form = self.form if self.complete is None else self.complete(self.form, inside)
+        total = self.total or sum(origin.bytes for origin in self.origins.values())
+        bar = progress_bar(
+            total=total, label=f"preparing {self.title}", unit=self.unit, scale=True, hidden=hidden
+        )
+        source = functools.partial(self._source, form, hidden)
+        with bar:
+            write_unpublished(inside, form, self.splits, self.rejects, source, bar.update)
+            bar.update(total - bar.n)  # what was read before an interruption, or not at all
+
+    def _source(self, form: Form, hidden: bool) -> dict[str, Any]:
+        unread = sum(origin.bytes for origin in self.origins.values() if not origin.was_read)
+        bar = progress_bar(
+            total=unread, label="checksums of the source", unit="B", scale=True,
+            hidden=hidden or not unread,
+        )  # fmt: skip
+        with bar:
+            files = {key: origin.description(bar.update) for key, origin in self.origins.items()}
+        return {**form.source, "files": files, "left_out": self.rejects.reasons}
+
+    def _known_details(self) -> dict[str, Any]:
+        """What the form says before any data is read, as JSON has it."""
+        details = {
+            **self.form.details(),
+            "classes": list(self.form.classes),
+            "vocabulary": list(self.form.vocabulary),
+        }
+        return {key: value for key, value in details.items() if value is not None}
+
     def _is_current(self, out: Path) -> bool:
-        """Whether ``out`` was prepared from these very files in this way, and is complete."""
-        if not is_prepared(out):
-            return False
+        """Return whether ``out`` was prepared from these very files in this way, and is complete."""
         try:
-            found = PreparedDataset(out).spec
+            found = Manifest.read(out)
         except ValueError:
             return False
-        wanted = self.spec
-        if found.benchmark != wanted.benchmark:
+        if (found.benchmark, found.kind) != (self.form.benchmark, self.form.stored_as):
             raise ValueError(
                 f"{out} holds prepared data of {found.benchmark!r}; choose another folder for "
                 f"{self.title}"
             )
-        parts = ["kind", "columns", "classes", "vocabulary"]
-        if self.measure is None:
-            parts.append("scale")
-        if any(getattr(found, part) != getattr(wanted, part) for part in parts):
+        details = {
+            **found.form,
+            "classes": list(found.classes),
+            "vocabulary": list(found.vocabulary),
+        }
+        if any(details.get(key) != value for key, value in self._known_details().items()):
             return False
-        if found.source.get("settings") != wanted.source["settings"]:
+        if found.source.get("settings") != self.form.source.get("settings"):
             return False
         if self.rejects.strict and found.source.get("left_out"):
             return False
@@ -93,10 +124,46 @@ class Preparation:
         )
 
 
+def from_the_start(read: Callable[..., Iterator[T]], *arguments: Any) -> Read:
+    """Make a ``Read`` of ``read(*arguments, on_bytes)``, which always begins with the first record."""
+
+    def read_from(first: int, on_bytes: OnBytes) -> Iterator[T]:
+        return itertools.islice(read(*arguments, on_bytes), first, None)
+
+    return read_from
+
+
+def progress_bar(
+    items: Iterable[T] | None = None,
+    *,
+    total: int,
+    label: str,
+    unit: str = "item",
+    scale: bool = False,
+    hidden: bool = False,
+) -> "tqdm[T]":
+    """Show a bar on standard error over ``items``, or one to be moved by ``update``.
+
+    ``scale`` writes large numbers as 12.3M.  Where standard error is a file it gets a line now and then
+    rather than ten a second.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        items,
+        total=total,
+        desc=label,
+        unit=f" {unit}",
+        unit_scale=scale,
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=hidden,
+    )
+
+
 def describe_splits(
     dataset: PreparedDataset, what: str, released: Mapping[str, int], note: str = ""
 ) -> list[str]:
-    """One line per split: counts beside the released ones, lengths, balance of the labels.
+    """Return a line per split: counts beside the released ones, lengths, balance of the labels.
 
     ``what`` are the items (``expressions``), ``note`` says what counts as length.
     """
@@ -118,46 +185,108 @@ def describe_splits(
     return lines
 
 
-def command_line(module: str, description: str, source_help: str) -> argparse.ArgumentParser:
-    """The parser of a preparing command: SOURCE, OUT and --verify."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+def command_line(recipe: str, description: str, source_help: str) -> argparse.ArgumentParser:
+    """Build the parser of ``megalodon prepare recipe`` with what all preparations have."""
+    parser = argparse.ArgumentParser(
+        prog=f"megalodon prepare {recipe}",
+        description=description,
+        epilog=f"example: megalodon prepare {recipe} DATA DATA/prepared",
+    )
     parser.add_argument("source", type=Path, help=source_help)
     parser.add_argument("out", type=Path, help="folder for the prepared data")
     parser.add_argument(
-        "--verify", action="store_true", help="also compare the checksums of the prepared arrays"
+        "--verify", action="store_true", help="also compare the checksums of the prepared files"
+    )
+    parser.add_argument(
+        "--if-missing", action="store_true", help="take prepared data in OUT as it is, however made"
     )
     return parser
 
 
 def add_strict_option(parser: argparse.ArgumentParser) -> None:
-    """The option that chooses what is done with a damaged item."""
+    """Add the option that chooses what is done with a damaged item."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse a damaged item instead of leaving it out"
     )
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
-    """The option that says how many processes work."""
+    """Add the option that says how many processes work."""
     parser.add_argument(
         "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
     )
+
+
+@contextmanager
+def ending_with_messages(
+    parser: argparse.ArgumentParser,
+    interrupted: str = "the same command continues where it was stopped",
+) -> Iterator[None]:
+    """End the process with status 2 and the message of a ``ValueError`` or ``OSError`` of the block.
+
+    After Ctrl-C: with status 130 and ``interrupted``.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"interrupted; {interrupted}\n")
 
 
 def run(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     prepare: Callable[[], bool],
-    report: Callable[[PreparedDataset], list[str]],
-) -> None:
-    """Prepare, verify where asked, and print the report; an error ends the process with its message."""
-    with ending_with_messages(parser, "nothing was written, start the same command again"):
-        prepared = prepare()
-        dataset = PreparedDataset(options.out)
+    report: Callable[[Any], list[str]],
+    opened: Callable[[Path], Any] = PreparedDataset,
+) -> Path:
+    """Prepare, verify where asked, and print the report on what ``opened`` makes of the folder.
+
+    Returns the folder of the prepared data: OUT, or SOURCE if that is prepared data itself.  An error
+    ends the process with its message.
+    """
+    with ending_with_messages(parser):
+        folder = prepared_before(options)
+        if folder is not None and not is_prepared(folder):
+            print(f"{folder}: data of fairseq-preprocess, taken as it is")
+            return folder
+        state = "prepared before, taken as it is"
+        if folder is None:
+            folder = options.out
+            state = (
+                "prepared" if prepare() else "prepared already from the same files, nothing to do"
+            )
+        manifest = Manifest.read(folder)
         if options.verify:
-            with progress_bar(
-                total=dataset.total_bytes, label="verifying", unit="B", scale=True
-            ) as bar:
-                dataset.verify(bar.update)
-    state = "prepared" if prepared else "prepared already from the same files, nothing to do"
-    left_out = describe(dataset.spec.source.get("left_out", {}))
-    print("\n".join([f"{options.out}: {state}", *report(dataset), *left_out]))
+            total = manifest.total_bytes
+            with progress_bar(total=total, label="verifying", unit="B", scale=True) as bar:
+                manifest.verify(bar.update)
+        lines = report(opened(folder))
+    print("\n".join([f"{folder}: {state}", *lines, *describe(manifest.source["left_out"])]))
+    return folder
+
+
+def prepared_before(options: argparse.Namespace) -> Path | None:
+    """Return SOURCE if it is prepared data, or with ``--if-missing`` OUT if that is, or None.
+
+    Raises ``ValueError`` where data is to be generated and one of them holds other prepared data.
+    """
+    source, out = options.source, options.out
+    other_source = source.resolve() != out.resolve()
+    if getattr(options, "generate", False):
+        for folder in (source, out):
+            origin = Manifest.read(folder).source["origin"] if is_prepared(folder) else "generated"
+            if origin != "generated":
+                raise ValueError(
+                    f"{folder} holds prepared data that was not generated (origin: {origin}); leave "
+                    "out --generate to take it, or choose another folder"
+                )
+    if other_source and is_prepared(source):
+        return source
+    if options.if_missing and is_prepared(out):
+        return out
+    # what fairseq-preprocess writes
+    if other_source and all((source / name).is_file() for name in ("dict.txt", "train.idx")):
+        return source
+    return None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from megalodon_tasks.data.storage import PreparedSplit
+from megalodon_tasks.data.sequences import PreparedSplit
 
 # Tells this use of a seed from others; any constant will do.
 _SHUFFLE = 0x5EED
@@ -160,7 +160,7 @@ class SequenceDataset(FairseqDataset):
         if len(too_long):
             index = int(too_long.min())
             raise ValueError(
-                f"split {self.split.name!r} of {self.split.folder.parent}: item {index} has "
+                f"split {self.split.name!r} of {self.split.folder}: item {index} has "
                 f"{self.size(index)} steps, but the limit is {limit:g}, and {len(too_long)} items in "
                 f"all exceed it; set task.max_positions (--max-positions) to at least "
                 f"{int(self.sizes.max())}, or prepare the data with shorter sequences"

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, FairseqDataset, data_utils, indexed_dataset
 
-from megalodon_tasks.data.corpus import DESCRIPTION, read_corpus
+from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.data.manifest import MANIFEST
 
 # How documents are told apart: not at all, each line is one, lines without words divide them, or as
-# ``corpus.json`` says.
+# the manifest says.
 DOCUMENTS = ("none", "line", "blank", "corpus")
 
 
@@ -101,7 +102,7 @@ def open_stream(
     """Open ``folder/split.bin`` and ``.idx``; with ``combine`` also ``split1``, ``split2`` and so on.
 
     Raises ``ValueError`` where they are missing, empty or damaged, and with documents ``corpus`` where
-    ``corpus.json`` is missing or of other data.
+    the manifest is missing or of other data.
     """
     prefix = folder / split
     if indexed_dataset.infer_dataset_impl(str(prefix)) is None:
@@ -127,17 +128,17 @@ def open_stream(
 
 
 def _first_lines(folder: Path, split: str, lines: int) -> np.ndarray:
-    """The line that each document of a split begins with, as ``corpus.json`` says."""
+    """The line that each document of a split begins with, as the manifest says."""
     corpus = read_corpus(folder)
-    if corpus.description is None:
+    if corpus.manifest is None:
         raise ValueError(
-            f"task.documents=corpus: {folder} has no {DESCRIPTION}, which says where documents begin; "
+            f"task.documents=corpus: {folder} has no {MANIFEST}, which says where documents begin; "
             "prepare it with a recipe, or choose line or blank"
         )
     found = corpus.split(split)
     if found.info.items != lines:
         raise ValueError(
-            f"task.documents=corpus: split {split!r} of {folder} has {lines} lines, {DESCRIPTION} says "
+            f"task.documents=corpus: split {split!r} of {folder} has {lines} lines, {MANIFEST} says "
             f"{found.info.items}; further parts of a split ({split}1 and so on) are not described there"
         )
     return found.first_items

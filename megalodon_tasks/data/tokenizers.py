@@ -7,7 +7,9 @@ tools work on the same data with ``--bpe bytes`` and ``--bpe sentencepiece``.
 
 import codecs
 import functools
+import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +18,9 @@ import sentencepiece
 from fairseq.data import Dictionary
 from fairseq.data.encoders.byte_utils import BYTE_TO_BCHAR, SPACE, SPACE_ESCAPE
 
-from megalodon_tasks.data.corpus import DICTIONARY
-from megalodon_tasks.data.storage import sha256_of
+from megalodon_tasks.data.corpus import DICTIONARY, CorpusForm
+from megalodon_tasks.data.manifest import sha256_of
+from megalodon_tasks.files import atomic_file
 
 SPECIALS = 4
 MODEL_FILE = "sentencepiece.model"
@@ -35,7 +38,7 @@ class Tokenizer(Protocol):
     ends_document: bool
 
     def description(self) -> dict[str, Any]:
-        """What ``corpus.json`` keeps of it."""
+        """Return what the manifest stores of it."""
         ...
 
     def dictionary(self) -> Dictionary:
@@ -61,7 +64,7 @@ class ByteTokenizer:
     eos, ends_document = 2, True
 
     def description(self) -> dict[str, Any]:
-        """What ``corpus.json`` keeps of it."""
+        """Return what the manifest stores of it."""
         return {"kind": "bytes"}
 
     def dictionary(self) -> Dictionary:
@@ -118,7 +121,7 @@ class SentencePieceTokenizer:
         self.__init__(model)
 
     def description(self) -> dict[str, Any]:
-        """What ``corpus.json`` keeps of it."""
+        """Return what the manifest stores of it."""
         return {"kind": "sentencepiece", "model": MODEL_FILE, "sha256": sha256_of(self.model)}
 
     @functools.cached_property
@@ -178,7 +181,7 @@ class WordTokenizer:
         self._dictionary = dictionary
 
     def description(self) -> dict[str, Any]:
-        """What ``corpus.json`` keeps of it."""
+        """Return what the manifest stores of it."""
         return {"kind": "words"}
 
     def dictionary(self) -> Dictionary:
@@ -206,8 +209,26 @@ class WordTokenizer:
             yield "\n" if token == self.eos else f"{self._dictionary[token]} "
 
 
+def with_tokenizer(form: CorpusForm, tokenizer: Tokenizer, inside: Path) -> CorpusForm:
+    """Add ``tokenizer`` to ``form``; write its dictionary and its model, if any, into ``inside``."""
+    dictionary, files = tokenizer.dictionary(), [DICTIONARY]
+    if not (inside / DICTIONARY).is_file():
+        with atomic_file(inside / DICTIONARY, "w") as stream:
+            dictionary.save(stream)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files.append(MODEL_FILE)
+        if tokenizer.model != inside / MODEL_FILE:
+            shutil.copyfile(tokenizer.model, inside / MODEL_FILE)
+    return replace(
+        form,
+        tokenizer=tokenizer.description(),
+        symbols=len(dictionary),
+        extra_files=tuple(files),
+    )
+
+
 def tokenizer_of(folder: Path, description: dict[str, Any], dictionary: Dictionary) -> Tokenizer:
-    """The tokenizer that ``corpus.json`` in ``folder`` describes.
+    """Return the tokenizer that the manifest of ``folder`` describes.
 
     Raises ``ValueError`` if its kind is unknown, a file is missing, or ``dictionary`` is another's.
     """

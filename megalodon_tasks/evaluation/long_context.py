@@ -1,37 +1,47 @@
-"""Likelihood of documents of any length, read left to right in pieces with the state carried.
+"""Compute the likelihood of documents of any length, and perplexity against context length.
 
-What is held at a time is one piece and the state, whatever the length of a document.  A document is read
-from the empty state; its first token is predicted from the end token, as in training.
+A document is read left to right in pieces with the state carried, so that memory does not grow with its
+length.  It starts from the empty state; its first token is predicted from the end token, as in training.
 
-Perplexity against context length is kept in bands of positions: a token at position p (its number of
+Perplexity against context length is computed in bands of positions: a token at position p (its number of
 predecessors in the document) lies in the band from L/2 to L that holds p.
 """
 
 import bisect
+import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
+from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, state_from_plain, state_to_plain
 
 FIRST_CONTEXT = 1024
-_LARGEST = 2**48
+COLUMNS = (
+    "from", "to", "documents", "tokens", "perplexity", "whole_documents", "whole_perplexity",
+)  # fmt: skip
+BAND_STYLE = {"color": "#0b3c6f", "linewidth": 1.8, "marker": "o"}
+WHOLE_STYLE = {"color": "0.45", "linewidth": 1.4, "linestyle": "--", "marker": "s", "markersize": 4}
+FEW_TOKENS = 1000  # a band with fewer is not drawn
 
-#: Tokens of a document by position: (start, stop) -> (stop - start,) int64.
+# Reads tokens of a document by position: (start, stop) -> (stop - start,) int64.
 ReadTokens = Callable[[int, int], np.ndarray]
 
 
 @dataclass
 class Band:
-    """Tokens at positions from ``low`` up to ``high``.
+    """Sums over the tokens at positions from ``low`` up to ``high``.
 
-    nll: their sum in nats.  documents: those that reach the band.  whole_*: over all tokens up to
-    ``high`` of the documents that are at least so long.
+    nll: negative log-likelihood in nats.  documents: those that reach the band.  whole_*: over all
+    tokens up to ``high`` of the documents that are at least so long.
     """
 
     low: int
@@ -44,12 +54,12 @@ class Band:
 
     @property
     def perplexity(self) -> float:
-        """Of the tokens in the band."""
+        """Return the perplexity of the tokens in the band."""
         return math.exp(self.nll / self.tokens)
 
     @property
     def whole_perplexity(self) -> float | None:
-        """Of everything up to ``high``, in documents that long; None if there is none."""
+        """Return that of all tokens up to ``high``, in documents that long; None without any."""
         if not self.whole_documents:
             return None
         return math.exp(self.whole_nll / (self.whole_documents * self.high))
@@ -57,7 +67,7 @@ class Band:
 
 @dataclass
 class Totals:
-    """Sums over the documents read so far, and over the part read of the one in progress."""
+    """Sums over the documents read so far, and over the part that was read of the current one."""
 
     first_context: int = FIRST_CONTEXT
     tokens: int = 0
@@ -86,7 +96,7 @@ class Totals:
                 band.whole_nll += self.document_nll
 
     def end_document(self) -> None:
-        """The next token belongs to another document."""
+        """Count a document; the next token belongs to another one."""
         self.documents += 1
         self.document_nll = 0.0
 
@@ -99,20 +109,20 @@ class Totals:
 
 @dataclass(frozen=True)
 class Position:
-    """Where reading stands: document, token in it, and the state before that token."""
+    """Where reading continues: document, token in it, and the state before that token."""
 
     document: int = 0
     token: int = 0
     state: StackState | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """Numbers and tensors alone, which ``torch.load(weights_only=True)`` reads."""
+        """Return numbers and tensors only, which ``torch.load(weights_only=True)`` reads."""
         plain = None if self.state is None else state_to_plain(self.state)
         return {"document": self.document, "token": self.token, "state": plain}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Position":
-        """The inverse of :meth:`to_plain`."""
+        """Return the position that :meth:`to_plain` was called on."""
         state = None if plain["state"] is None else state_from_plain(plain["state"])
         return cls(plain["document"], plain["token"], state)
 
@@ -126,10 +136,10 @@ def read_document(
     first_token: int,
     position: Position,
 ) -> Iterator[tuple[int, np.ndarray, Position]]:
-    """Read a document of ``length`` tokens in pieces of ``piece``, from ``position`` on.
+    """Read a document of ``length`` tokens in pieces of ``piece``, starting at ``position``.
 
     Yields for each piece its start, the negative log-likelihood of its tokens, (L,) float64 in nats, and
-    the position after it.  ``first_token`` stands before the document.
+    the position after it.  The first token of the document is predicted from ``first_token``.
     """
     device = next(model.parameters()).device
     state = position.state
@@ -141,3 +151,73 @@ def read_document(
         nll_1L, state = model.nll(sources[None], targets[None], state)
         nll_L = nll_1L[0].double().cpu().numpy()
         yield start, nll_L, Position(position.document, stop, state)
+
+
+def _short(length: int) -> str:
+    """Return ``length`` as figures write it: 512, 1K, 2M."""
+    for size, letter in ((1 << 20, "M"), (1 << 10, "K")):
+        if length >= size and length % size == 0:
+            return f"{length // size}{letter}"
+    return str(length)
+
+
+def table(bands: Sequence[Band]) -> list[str]:
+    """Return the lines of a table to print."""
+    lines = [
+        "  context        documents      tokens  perplexity   whole documents up to it: perplexity"
+    ]
+    for band in bands:
+        whole = band.whole_perplexity
+        lines.append(
+            f"  {_short(band.low):>5} - {_short(band.high):<5} {band.documents:11,} {band.tokens:11,} "
+            f"{band.perplexity:11.4f}   "
+            + (f"{band.whole_documents:>23,}: {whole:.4f}" if whole is not None else f"{'-':>24}")
+        )
+    return lines
+
+
+def write_csv(bands: Sequence[Band], path: Path) -> None:
+    """Write one row per band."""
+    with atomic_file(path, "w") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for band in bands:
+            whole = band.whole_perplexity
+            writer.writerow(
+                [band.low, band.high, band.documents, band.tokens, f"{band.perplexity:.6f}"]
+                + [band.whole_documents, "" if whole is None else f"{whole:.6f}"]
+            )
+
+
+def draw(bands: Sequence[Band], title: str, path: Path) -> None:
+    """Draw perplexity against context length, without bands of too few tokens to mean anything."""
+    shown = [band for band in bands if band.tokens >= FEW_TOKENS] or list(bands)
+    whole = [band for band in bands if band.whole_documents]
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [band.high for band in shown], [band.perplexity for band in shown],
+        label="tokens with at most so much context, at least half", **BAND_STYLE,
+    )  # fmt: skip
+    if whole:
+        axes.plot(
+            [band.high for band in whole], [band.whole_perplexity for band in whole],
+            label="all tokens of documents cut at that length", **WHOLE_STYLE,
+        )  # fmt: skip
+    ticks = [band.high for band in shown][:: -(-len(shown) // 12)]
+    names = {band.high: f"{_short(band.high)}\n({band.documents:,})" for band in shown}
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(round(value), "")))
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(ScalarFormatter())
+    axes.set_xlabel("context length in tokens (in brackets: documents that reach its last half)")
+    axes.set_ylabel("perplexity per token")
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title(title)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, dpi=150, format="png")

@@ -1,10 +1,11 @@
-"""Text from a language model, token by token, at a memory that does not grow with what was read."""
+"""Draw text from a language model token by token, at a memory that does not grow with what was read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from megalodon_tasks.data.tokenizers import Tokenizer
 from megalodon_tasks.models.language_model import LanguageModel
 
 
@@ -29,7 +30,7 @@ class Choice:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (1: no limit)")
 
     def draw(self, scores_V: torch.Tensor, generator: torch.Generator) -> int:
-        """One token.  scores: (V,) on the CPU, unnormalised log-probabilities; -inf is never drawn."""
+        """Draw a token.  scores: (V,) on the CPU, unnormalised log-probabilities; -inf never wins."""
         if self.temperature == 0:
             return int(scores_V.argmax())
         probabilities_V = (scores_V.double() / self.temperature).softmax(-1)
@@ -46,7 +47,7 @@ class Choice:
 def generate(
     model: LanguageModel,
     prompt: torch.Tensor,
-    choose: Callable[[torch.Tensor], int],
+    choose: Callable[[torch.Tensor], int | torch.Tensor],
     *,
     piece: int,
     allowed: torch.Tensor,
@@ -66,5 +67,25 @@ def generate(
     while True:
         scores_11V, state = model(torch.tensor([[token]], device=device), state)
         scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
-        token = choose(scores_V)
+        token = int(choose(scores_V))
+        yield token
+
+
+def text_tokens(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
+    """Return (V,) bool: the tokens that stand for text or end a document."""
+    allowed = torch.zeros(vocab_size, dtype=torch.bool)
+    allowed[[*tokenizer.text_tokens(), tokenizer.eos]] = True
+    return allowed
+
+
+def until_end(tokens: Iterator[int], tokenizer: Tokenizer, past_end: bool = False) -> Iterator[int]:
+    """Yield ``tokens`` up to the end of the document, if the end token of the tokenizer marks it.
+
+    past_end: leave out the end tokens and continue with the next document.
+    """
+    for token in tokens:
+        if token == tokenizer.eos and tokenizer.ends_document:
+            if not past_end:
+                return
+            continue
         yield token

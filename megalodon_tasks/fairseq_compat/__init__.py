@@ -1,16 +1,17 @@
-"""What fairseq gets wrong on this stack, mended in one file per subject, each with its reason.
+"""Patch fairseq where it fails on this stack: one file per bug, each with its reason.
 
 File names and line numbers are those of fairseq-fixed 0.12.3.1.
 
-:func:`install` is called when the plugin registers itself and may be called again.  The tests show for
-each mend that fairseq without it fails, so that a version that needs it no longer is noticed.
+:func:`install` is called when the plugin registers itself and may be called again.  For each patch a
+test shows that fairseq fails without it, so that a version of fairseq that no longer needs it is
+noticed.
 """
 
 from megalodon_tasks.fairseq_compat import quiet_import, third_party_warnings
 
 
 def install() -> None:
-    """Apply every mend to the fairseq of this process."""
+    """Apply every patch to the fairseq of this process."""
     third_party_warnings.install()  # first: importing fairseq already warns
     quiet_import.install()
     from megalodon_tasks import errors
@@ -26,6 +27,14 @@ def install() -> None:
     )
 
     errors.install_excepthook()
-    mends = (safe_globals, atomic_files, checkpoint_errors, log_file, jobs)
-    for mend in (*mends, gather_before_save, adaptive_loss, byte_encoder):
-        mend.install()
+    for patch in (
+        safe_globals,
+        atomic_files,
+        checkpoint_errors,
+        log_file,
+        jobs,
+        gather_before_save,
+        adaptive_loss,
+        byte_encoder,
+    ):
+        patch.install()

@@ -1,9 +1,9 @@
-"""The adaptive loss of every word: fairseq leaves out the second word of each rarer band.
+"""Include every word in the adaptive loss: fairseq leaves out the second word of each rarer band.
 
-Inside a band words are counted from 0, and fairseq ignores the number of the padding symbol there too
-(criterions/adaptive_loss.py:74, ``ignore_index``), which is 1: of the words 20,001 and 60,001 of
-WikiText-103 only the choice of the band is trained and counted.  Outputs that give the loss of each
-token, as this project's does, are asked for that; others are left to fairseq.
+Inside a band words are numbered from 0, and ``AdaptiveLoss.forward`` ignores the number of the padding
+symbol there too (criterions/adaptive_loss.py:74, ``ignore_index``), which is 1: for the words 20,001 and
+60,001 of WikiText-103 only the choice of the band is trained and counted.  The patch takes the loss of
+each token from outputs that give it, as this project's does; fairseq computes it for others.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from megalodon_tasks.fairseq_compat.patching import replace
 
 def install() -> None:
     """Replace the computation of ``adaptive_loss``."""
-    replace(AdaptiveLoss, "forward", _of_every_word)
+    replace(AdaptiveLoss, "forward", _with_every_word)
 
 
-def _of_every_word(stock: Callable) -> Callable:
+def _with_every_word(stock: Callable) -> Callable:
     def forward(
-        self: AdaptiveLoss, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
+        self: AdaptiveLoss, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         output = model.decoder.adaptive_softmax
         if not hasattr(output, "nll"):

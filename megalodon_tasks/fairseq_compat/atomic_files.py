@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent, whenever the process is killed.
+"""Leave checkpoints whole or absent, whenever the process is killed.
 
 fairseq writes a checkpoint to a temporary name and renames it (checkpoint_utils.py:585), but then makes
 ``checkpoint_best.pt`` and ``checkpoint_last.pt`` by copying over the old file in place
 (checkpoint_utils.py:139, file_io.py:76), and flushes nothing to the disk.  Killed there, it leaves a
-broken ``checkpoint_last.pt`` behind and the run cannot go on.
+broken ``checkpoint_last.pt``, and the run cannot resume.  The patch flushes, and renames the copies too.
 """
 
 import os
@@ -52,7 +52,7 @@ def _flush(file: Any) -> None:
 
 
 def remove_leftovers(save_dir: Path) -> list[str]:
-    """Delete half-written checkpoints that a killed run left in ``save_dir``; returns their names."""
+    """Delete half-written checkpoints that a killed run left in ``save_dir``; return their names."""
     left = sorted(save_dir.glob(f"*.pt{TEMPORARY_SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)

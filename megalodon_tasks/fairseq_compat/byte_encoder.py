@@ -1,8 +1,8 @@
-"""``--bpe bytes`` in fairseq's commands: that encoder has no settings class, so hydra cannot name it.
+"""Make ``--bpe bytes`` work in fairseq's commands.
 
-The commands end in ``MissingConfigException: Could not find 'bpe/bytes'`` (data/encoders/bytes.py:22
-registers it without ``dataclass``; dataclass/utils.py composes all the same).  It needs no settings, so
-an empty class is stored under its name.
+They end in ``MissingConfigException: Could not find 'bpe/bytes'``: data/encoders/bytes.py:22 registers
+the encoder without a ``dataclass``, and dataclass/utils.py composes one anyway.  The encoder has no
+settings, so the patch stores an empty class under its name.
 """
 
 from dataclasses import dataclass

@@ -1,26 +1,27 @@
-"""A checkpoint that cannot be used: which file, what is wrong with it, what to do.
+"""Explain why a checkpoint cannot be used: which file, what is wrong with it, what to do.
 
-fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340) and answers a model that does
-not fit with "please ensure that the architectures match" (trainer.py:597), without saying what differs.
+fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340).  For a model that does not
+fit it says "please ensure that the architectures match" (trainer.py:597), not what differs.
 """
 
 import os
 import pickle
 import re
 import shlex
+import textwrap
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat.patching import replace
 
-NAMED_AT_MOST = 5  # tensors and settings that a message lists
+# Differences of settings and tensors that a message lists, and characters of each.
+LISTED, LINE_LENGTH = 10, 200
 
 
 def install() -> None:
@@ -70,13 +71,13 @@ def _why_unusable(path: str, error: Exception) -> str | None:
 def _remedy(damaged: Path) -> str:
     others = [p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p)]
     if not others:
-        return "no whole one is beside it: take it from a copy, or delete it to start anew"
+        return "no whole one is beside it: restore it from a copy, or delete it to start again"
     copy = f"cp {shlex.quote(str(others[0]))} {shlex.quote(str(damaged))}"
-    return f"the newest whole one beside it is {others[0].name}; to go on from that: {copy}"
+    return f"the newest whole one beside it is {others[0].name}; to resume from that: {copy}"
 
 
 def is_whole(path: str | os.PathLike) -> bool:
-    """Whether the checkpoint file ``path`` was written to its end (torch writes zip archives)."""
+    """Return whether the checkpoint was written to its end (torch writes zip archives)."""
     return zipfile.is_zipfile(path)
 
 
@@ -103,45 +104,21 @@ def _with_model_errors(stock: Callable) -> Callable:
 
 
 def _misfit(trainer: Trainer, filename: str, error: Exception) -> BaseException:
-    state = checkpoint_utils.load_checkpoint_to_cpu(filename)
-    tensors = list(tensor_differences(state["model"], trainer.get_model().state_dict()))
-    if not tensors:
-        return error.__context__ or error
-    settings = list(_setting_differences(state["cfg"]["model"], trainer.cfg.model))
+    mismatch = error.__context__ or error
+    title, *tensors = str(mismatch).splitlines()
+    if "loading state_dict" not in title:
+        return mismatch
+    saved = checkpoint_utils.load_checkpoint_to_cpu(filename)["cfg"]["model"]
+    settings = [
+        f"{'arch' if name == '_name' else name} is {value} in the checkpoint, "
+        f"{trainer.cfg.model.get(name)} in the model"
+        for name, value in sorted(saved.items())
+        if value != trainer.cfg.model.get(name)
+    ]
+    lines = [*settings, *(textwrap.shorten(line, LINE_LENGTH) for line in tensors)]
+    more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     return UserError(
-        f"{filename}: this checkpoint is of another architecture. "
-        f"{_shortened('settings', settings)}{_shortened('tensors', tensors)}"
+        f"{filename}: this checkpoint is of another architecture. {'; '.join(lines[:LISTED])}{more}. "
         "Give the model the settings of the checkpoint, or train into another folder "
         "(checkpoint.save_dir, --save-dir)"
     )
-
-
-def _shortened(title: str, lines: list[str]) -> str:
-    if not lines:
-        return ""
-    more = f"; and {len(lines) - NAMED_AT_MOST} more" if len(lines) > NAMED_AT_MOST else ""
-    return f"{title}: {'; '.join(lines[:NAMED_AT_MOST])}{more}. "
-
-
-def tensor_differences(
-    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
-) -> Iterator[str]:
-    """One line for each tensor of the model ``wanted`` that ``found`` lacks, and the reverse."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if name not in found:
-            yield f"{name} is missing in the checkpoint"
-        elif name not in wanted:
-            yield f"{name} is surplus in the checkpoint"
-        elif found[name].shape != wanted[name].shape:
-            yield (
-                f"{name} has shape {tuple(found[name].shape)} in the checkpoint, "
-                f"{tuple(wanted[name].shape)} in the model"
-            )
-
-
-def _setting_differences(found: Any, wanted: Any) -> Iterator[str]:
-    for name in ("_name", *sorted(key for key in found if key != "_name")):
-        theirs, ours = found.get(name), wanted.get(name)
-        if theirs != ours:
-            label = "arch" if name == "_name" else name
-            yield f"{label} is {theirs} in the checkpoint, {ours} in the model"

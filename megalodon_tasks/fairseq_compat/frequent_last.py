@@ -1,15 +1,15 @@
-"""Between validations, keep ``checkpoint_last`` fresh: a killed run loses seconds and not an epoch.
+"""Write ``checkpoint_last`` between validations too, so that a killed run loses seconds, not an epoch.
 
-fairseq writes within an epoch only where it also validates (fairseq_cli/train.py:446), which on a long
-benchmark costs far more than the write.  A task with ``saves_last_often`` gets ``checkpoint_last``
-written every few seconds, at most 2 % of the time; the best checkpoint and the kept ones stay as they
-are.  Runs on several processes are left alone: their clocks differ, and all of them must save at once.
+``validate_and_save`` writes within an epoch only where it also validates (fairseq_cli/train.py:446),
+which on a long benchmark costs far more than the write.  For a task with ``saves_last_often`` the patch
+writes ``checkpoint_last`` every few seconds, in at most 2 % of the time, and no other checkpoint.  It
+does nothing in a run on several processes: their clocks differ, and all of them must save at the same
+moment.
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,11 +19,10 @@ from megalodon_tasks.fairseq_compat.patching import replace
 
 SECONDS = 5.0  # between two writes, at least
 SHARE = 0.02  # of the time, at most
-_QUIET = ("fairseq.checkpoint_utils", "fairseq.trainer")
 
 
 def install(train: ModuleType) -> None:
-    """Hang the writing on ``validate_and_save`` of fairseq's training module, called every update."""
+    """Patch ``validate_and_save`` of fairseq's training module, which is called every update."""
     replace(train, "validate_and_save", _with_fresh_last)
 
 
@@ -36,26 +35,17 @@ def _with_fresh_last(stock: Callable) -> Callable:
         nonlocal due
         result = stock(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         stopping = result[1]
-        wanted = getattr(task, "saves_last_often", False) and trainer.data_parallel_world_size == 1
+        often = getattr(task, "saves_last_often", False) and trainer.data_parallel_world_size == 1
         start = time.monotonic()
-        if wanted and not end_of_epoch and not stopping and start >= due:
-            with _without_log_lines():
+        if often and not end_of_epoch and not stopping and start >= due:
+            disabled = logging.root.manager.disable
+            logging.disable(logging.INFO)  # a line for each of these writes would flood the log
+            try:
                 checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            finally:
+                logging.disable(disabled)
             now = time.monotonic()
             due = now + max(SECONDS, (now - start) / SHARE)
         return result
 
     return validate_and_save
-
-
-@contextlib.contextmanager
-def _without_log_lines() -> Iterator[None]:
-    """A line for each of these writes would drown the log."""
-    levels = {name: logging.getLogger(name).level for name in _QUIET}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

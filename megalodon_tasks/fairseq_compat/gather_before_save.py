@@ -1,8 +1,9 @@
-"""Before a checkpoint is written, let the task gather what its other processes hold.
+"""Gather the state of a task from all processes before a checkpoint is written.
 
-fairseq saves on all processes at the same moment but asks only the one that writes for the state of the
-task (checkpoint_utils.py:48, get_checkpoint_dict): what the others hold, such as the state of their rows
-of text, would be lost.  A task with ``gather_for_checkpoint`` is called on each of them first.
+``save_checkpoint`` runs on all processes at the same moment but asks only the one that writes for the
+state of the task (checkpoint_utils.py:48): what the others hold, such as the state of their rows of
+text, would be lost.  The patch first calls ``gather_for_checkpoint`` on each process, if the task has
+it.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from megalodon_tasks.fairseq_compat.patching import replace
 
 
 def install() -> None:
-    """Hang the call on fairseq's ``save_checkpoint``."""
+    """Patch ``save_checkpoint``."""
     replace(checkpoint_utils, "save_checkpoint", _after_gathering)
 
 

@@ -1,17 +1,17 @@
-"""The start of a training job: forget the last one, and go on exactly where this one stopped.
+"""Start a training job without traces of the last one, and resume exactly where this one stopped.
 
 fairseq calls ``load_checkpoint`` once per job, after it has built the trainer and before the first
-update, so everything that has to happen there hangs on it:
+update.  The patch wraps it, because without it:
 
 * ``save_checkpoint.best`` and ``should_stop_early.best`` are attributes of functions
   (checkpoint_utils.py:42, fairseq_cli/train.py:244) and outlive the job: the next job of a sweep in the
   same process keeps no best checkpoint unless it beats the last one, and may stop at once;
-* two runs in one folder overwrite each other's checkpoints: the second is refused;
-* temporary files of a killed run are removed;
+* two runs in one folder overwrite each other's checkpoints: the second one is refused;
+* temporary files of a killed run stay: they are removed;
 * the running averages between two lines of the log are dropped when a run resumes at the start of an
   epoch (trainer.py:648), which makes its next line differ from an uninterrupted run's;
-* a run that has made its last update would make one more (fairseq_cli/train.py:389 looks after the
-  update, not before), which moves a finished model;
+* a run that has made its last update makes one more (fairseq_cli/train.py:389 checks after the update,
+  not before), which changes a finished model;
 * an unknown ``best_checkpoint_metric`` is a bare KeyError (fairseq_cli/train.py:534).
 """
 
@@ -40,7 +40,7 @@ atexit.register(_claimed.close)
 
 
 def install() -> None:
-    """Hang the start of a job on fairseq's ``load_checkpoint``."""
+    """Patch ``load_checkpoint``."""
     replace(checkpoint_utils, "load_checkpoint", _with_clean_start)
 
 
@@ -86,9 +86,9 @@ def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
 
 
 def _skip_if_finished(trainer: Any) -> None:
-    done, wanted = trainer.get_num_updates(), trainer.cfg.optimization.max_update
-    if 0 < wanted <= done:
-        logger.info(f"this run is finished ({done} of {wanted} updates): nothing is left to train")
+    done, total = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+    if 0 < total <= done:
+        logger.info(f"this run is finished ({done} of {total} updates): nothing is left to train")
         trainer.cfg.optimization.max_epoch = -1  # the loop over epochs ends before its first
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 
 def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
@@ -14,7 +15,7 @@ def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> 
     builder = f"{build.__module__}.{build.__qualname__}"
     if builder in builders:
         return
-    patched = functools.wraps(original)(build(original))
+    patched: Any = functools.wraps(original)(build(original))
     patched.patched_by = (*builders, builder)
     is_static = isinstance(owner, type) and isinstance(vars(owner)[name], staticmethod)
     setattr(owner, name, staticmethod(patched) if is_static else patched)

@@ -1,6 +1,6 @@
-"""Importing fairseq without its taking over the program's logging.
+"""Import fairseq's tasks without changing the program's logging.
 
-Two of fairseq's task files configure the root logger when they are imported (tasks/text_to_speech.py:23,
+Two of their files configure the root logger when they are imported (tasks/text_to_speech.py:23,
 tasks/frm_text_to_speech.py:13), at level INFO and DEBUG, and one logs a line about a package that is not
 needed here.
 """
@@ -13,7 +13,7 @@ import sys
 def install() -> None:
     """Import fairseq's tasks and leave the root logger as it was.
 
-    Nothing is done where fairseq came first: its commands configure logging on purpose.
+    Do nothing where fairseq was imported before: its commands configure logging on purpose.
     """
     if "fairseq.tasks" in sys.modules:
         return

@@ -1,13 +1,13 @@
-"""What a checkpoint may hold besides tensors and plain values.
+"""Allow the classes that fairseq's checkpoints hold besides tensors and plain values.
 
-``torch.load`` refuses every class that it was not told of, and this project never asks it not to: a
-checkpoint that could run code is not loaded.  Two things that fairseq itself writes need naming:
+``torch.load`` refuses every class that is not listed, and this project never turns that off: a
+checkpoint that could run code is not loaded.  fairseq itself writes two things that must be listed:
 
 * the settings as ``argparse.Namespace``, in checkpoints of models without a config dataclass
   (checkpoint_utils.py:340 loads them);
-* the settings as an omegaconf ``DictConfig`` when a run on several processes resumes: the first
-  process turns them into one and sends all to the others, whose ``torch.load`` refuses it
-  (distributed/utils.py:805).  The tensors are sent apart, as ``_TensorPlaceholder``.
+* the settings as an omegaconf ``DictConfig`` when a run on several processes resumes: the first process
+  converts them and sends all to the others, whose ``torch.load`` refuses it (distributed/utils.py:805).
+  The tensors are sent separately, as ``_TensorPlaceholder``.
 
 All of these hold values and do nothing when they are built.
 """

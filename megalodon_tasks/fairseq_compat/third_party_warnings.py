@@ -1,6 +1,6 @@
-"""Warnings that every run would print and that no user of this project can act on.
+"""Ignore warnings that every run would print and that no user of this project can act on.
 
-Each entry is one message of one library with the place that causes it.  Everything else is shown, and
+Each entry is one message of one library with the place that causes it.  All others are shown, and
 ``python -W always`` or ``PYTHONWARNINGS`` shows these too.
 """
 
@@ -23,7 +23,7 @@ KNOWN = [
     ("hydra.experimental.initialize() is no longer experimental", UserWarning),
     ("hydra.experimental.compose() is no longer experimental", UserWarning),
     ("The strict flag in the compose API is deprecated", UserWarning),
-    # fairseq_cli/hydra_train.py:25, likewise
+    # fairseq_cli/hydra_train.py:25 as well
     ("The version_base parameter is not specified", UserWarning),
     ("Usage of deprecated keyword in package header '# @package _group_'", UserWarning),
     ("is validated against ConfigStore schema with the same name", UserWarning),

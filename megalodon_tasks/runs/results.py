@@ -17,7 +17,7 @@ def peers(benchmark: str) -> list[dict[str, str]]:
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    table = importlib.resources.files("megalodon_tasks.recipes").joinpath(name)
+    table: Any = importlib.resources.files("megalodon_tasks.recipes").joinpath(name)
     with table.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

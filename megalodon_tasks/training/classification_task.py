@@ -1,4 +1,4 @@
-"""What all classification tasks share: prepared data in, samples for a classifier out."""
+"""Read prepared data and make samples of it: what all classification tasks share."""
 
 import logging
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 
 from megalodon_tasks.data.sequence_dataset import SequenceDataset
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.training.recorded_names import check_recorded
@@ -42,18 +42,19 @@ class ClassificationConfig(FairseqDataclass):
     # fairseq's switch, read from here.  A default of True would make the flag turn it off.
     rebuild_batches: bool = field(
         default=False,
-        metadata={"help": "make the batches of each epoch anew; always done, whatever this says"},
+        metadata={"help": "make new batches for each epoch; always done, whatever this says"},
     )
 
 
 class ClassificationTask(FairseqTask):
     """Classify prepared sequences, or pairs of them.
 
-    A subclass names in ``prepare_commands`` the benchmarks that it accepts and for each the command that
-    prepares its data, with ``{data}`` for the folder.  In all of them token 0 is padding.  What is wrong
-    with the data is raised as :class:`UserError`.
+    A subclass lists in ``prepare_commands`` the benchmarks that it accepts, each with the command that
+    prepares its data, with ``{data}`` for the folder.  Token 0 is padding in all of them.  Raises
+    :class:`UserError` where something is wrong with the data.
     """
 
+    cfg: ClassificationConfig
     prepare_commands: ClassVar[dict[str, str]] = {}
     padding_idx: ClassVar[int] = 0
     saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
@@ -80,23 +81,24 @@ class ClassificationTask(FairseqTask):
             prepared = PreparedDataset(folder)
         except ValueError as error:
             raise ValueError(f"task.data: {error}; {self._how_to_prepare(folder)}") from None
-        found, wanted = prepared.spec.benchmark, cfg.benchmark
-        if found not in self.prepare_commands or wanted not in (None, found):
+        found, benchmark = prepared.spec.benchmark, cfg.benchmark
+        if found not in self.prepare_commands or benchmark not in (None, found):
+            expected = benchmark or " or ".join(self.prepare_commands)
             raise ValueError(
-                f"task.data: {folder} holds data of the benchmark {found!r}, wanted "
-                f"{wanted or ' or '.join(self.prepare_commands)}; {self._how_to_prepare(folder)}"
+                f"task.data: {folder} holds data of the benchmark {found!r}, expected {expected}; "
+                f"{self._how_to_prepare(folder)}"
             )
         return prepared
 
     def _how_to_prepare(self, folder: Path | str = "DATA") -> str:
         benchmark = self.cfg.benchmark
-        wanted = [benchmark] if benchmark is not None else list(self.prepare_commands)
-        commands = [self.prepare_commands[name].format(data=folder) for name in wanted]
+        names = [benchmark] if benchmark is not None else list(self.prepare_commands)
+        commands = [self.prepare_commands[name].format(data=folder) for name in names]
         return "prepare a folder with: " + ", or ".join(commands)
 
     @property
     def inputs(self) -> ClassifierInputs:
-        """What the data holds, for building a model."""
+        """Return what the data holds, for building a model."""
         spec = self.prepared.spec
         return ClassifierInputs(
             kind=spec.kind,
@@ -109,17 +111,17 @@ class ClassificationTask(FairseqTask):
 
     @property
     def length_pool(self) -> int:
-        """Of :class:`SequenceDataset`, in training."""
+        """Return the ``length_pool`` of :class:`SequenceDataset` for the training split."""
         return 0
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class, in the order of its number."""
+        """Return the name of each class, in the order of their numbers."""
         return self.prepared.spec.classes
 
     @user_errors()
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
-        """Load a split: that for training is shuffled anew each epoch, others are sorted by length."""
+        """Load a split; the training split is shuffled each epoch, others are sorted by length."""
         self.datasets[split] = SequenceDataset(
             self.prepared.split(split),
             padding_value=self.padding_idx,
@@ -145,8 +147,8 @@ class ClassificationTask(FairseqTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model.
 
-        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint of other symbols
-        or classes than those of the data.
+        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint whose symbols
+        or classes differ from those of the data.
         """
         if self.inputs.kind == "tokens":
             check_recorded(cfg, "vocabulary", self.prepared.spec.vocabulary, SOURCE_REMEDY)
@@ -154,23 +156,21 @@ class ClassificationTask(FairseqTask):
         return super().build_model(cfg, from_checkpoint)
 
     @user_errors()
-    def build_criterion(
-        self, cfg: FairseqDataclass, from_checkpoint: bool = False
-    ) -> torch.nn.Module:
+    def build_criterion(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> Any:
         """Build the criterion; raise :class:`UserError` for values that it cannot have."""
         return super().build_criterion(cfg, from_checkpoint)
 
     def can_reuse_epoch_itr(self, dataset: SequenceDataset) -> bool:
-        """Keep iterators, and with them their data workers, from epoch to epoch.
+        """Return True to reuse iterators, and with them their data workers, from epoch to epoch.
 
-        Their batches are made anew for each epoch all the same (``rebuild_batches``).  An iterator that
-        is dropped leaves its workers to the garbage collector, which takes 5 seconds to end them, or
-        runs inside a worker of the next epoch, where torch then prints a traceback.
+        They still make new batches for each epoch (``rebuild_batches``).  An iterator that is dropped
+        leaves its workers to the garbage collector, which takes 5 seconds to end them, or runs inside a
+        worker of the next epoch, where torch then prints a traceback.
 
         A split that is trained on and evaluated too needs two iterators, though fairseq keeps one.
         """
         return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
 
     def max_positions(self) -> int:
-        """The length of the longest sequence that is accepted, in steps."""
+        """Return the length of the longest sequence that is accepted, in steps."""
         return self._max_positions

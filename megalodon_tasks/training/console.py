@@ -5,15 +5,13 @@ losses.  ``train.log`` has all of it; the terminal has these few lines, and a ba
 """
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fairseq.logging import progress_bar
 from tqdm import tqdm
 
-INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 FILE_ONLY = {"console": False}  # passed to logging as ``extra``: the line goes only to the log file
 
 NOTICES = (
@@ -26,16 +24,6 @@ NOTICES = (
     "done training",
 )
 BAR_STATISTICS = ("loss", "accuracy", "ppl")
-
-
-def exit_status(work: Callable[[], object], interrupted: str) -> int:
-    """Do ``work`` and return 0, or print ``interrupted`` and return 130 if Ctrl-C ends it."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
-    return 0
 
 
 class ConsoleHandler(logging.StreamHandler):

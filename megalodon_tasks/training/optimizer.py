@@ -1,11 +1,12 @@
-"""What fairseq lacks: AdamW with a no-decay group, and linear decay with a power in the warm-up.
+"""Register AdamW with a no-decay group, and a linear decay whose warm-up follows a power.
 
-Registered as optimizer ``adamw_groups`` and learning-rate scheduler ``linear_decay``.
+They are the optimizer ``adamw_groups`` and the learning-rate scheduler ``linear_decay``; fairseq's adam
+has no parameter groups, and its schedules know only a linear warm-up.
 """
 
 import ast
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
@@ -38,14 +39,16 @@ class AdamWGroupsConfig(FairseqDataclass):
     )
     spare_vectors: bool = field(
         default=False,
-        metadata={"help": "no weight decay on biases, scales and all else that is no matrix"},
+        metadata={
+            "help": "no weight decay on biases, scales and other parameters that are vectors"
+        },
     )
     lr: List[float] = II("optimization.lr")
 
 
 @register_optimizer("adamw_groups", dataclass=AdamWGroupsConfig)
 class AdamWGroups(FairseqOptimizer):
-    """``torch.optim.AdamW``, fused where all parameters allow it, in at most two groups.
+    """Run ``torch.optim.AdamW``, fused where all parameters allow it, with at most two groups.
 
     Decay is decoupled: ``p <- p - lr * weight_decay * p``, as in fairseq's adam.  Parameters with
     ``param_group == "no_weight_decay"`` form a group without it; with ``spare_vectors`` so do all that
@@ -53,8 +56,8 @@ class AdamWGroups(FairseqOptimizer):
     after the bias correction, as Adam (arXiv 1412.6980, algorithm 1) has it.
 
     With ``common.bf16`` or ``common.fp16`` and ``common.fp16_no_flatten_grads`` the updates are made on
-    float32 masters.  Flattened fp16 gradients have no groups and are refused by fairseq unless
-    ``weight_decay`` is 0; memory-efficient fp16, which has no masters, is refused always.
+    float32 masters.  fairseq refuses flattened fp16 gradients, which have no groups, unless
+    ``weight_decay`` is 0, and always refuses memory-efficient fp16, which has no masters.
     """
 
     @user_errors()
@@ -79,10 +82,9 @@ class AdamWGroups(FairseqOptimizer):
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
-        """The keyword arguments of ``torch.optim.AdamW``."""
-        lr = self.cfg.lr
+        """Return the keyword arguments of ``torch.optim.AdamW``."""
         return {
-            "lr": lr[0] if isinstance(lr, Collection) else lr,
+            "lr": self.cfg.lr[0],
             "betas": _betas(self.cfg.adam_betas),
             "eps": self.cfg.adam_eps,
             "weight_decay": self.cfg.weight_decay,
@@ -92,14 +94,14 @@ class AdamWGroups(FairseqOptimizer):
     def load_state_dict(
         self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
     ) -> None:
-        """Restore the state; whether to fuse follows this machine, not the checkpoint's."""
+        """Restore the state; this machine decides whether to fuse, not that of the checkpoint."""
         super().load_state_dict(state_dict, optimizer_overrides)
         for group in self.param_groups:
             group["fused"] = self._fused
 
     @property
     def supports_flat_params(self) -> bool:
-        """Whether one flat tensor may stand for all parameters: only if none is to be spared."""
+        """Return whether one flat tensor may replace all parameters: only if all decay alike."""
         return self.cfg.weight_decay == 0
 
 
@@ -135,13 +137,15 @@ class LinearDecayConfig(FairseqDataclass):
 
 @register_lr_scheduler("linear_decay", dataclass=LinearDecayConfig)
 class LinearDecay(FairseqLRScheduler):
-    """Warm-up by a power of the update, then a straight line to ``end_learning_rate``.
+    """Warm up by a power of the update, then follow a straight line to ``end_learning_rate``.
 
     With peak ``lr``, warm-up W, total T and power k, update t has
     ``warmup_init_lr + (lr - warmup_init_lr) * (t / W) ** k`` up to W, then
     ``end + (lr - end) * (T - t) / (T - W)`` up to T, then ``end``.  The learning rate depends on the
-    update alone, so there is no state.  (Mega, arXiv 2209.10655, trains with it; its Path-X with k = 2.)
+    update only, so there is no state.  (Mega, arXiv 2209.10655, trains with it; its Path-X with k = 2.)
     """
+
+    optimizer: FairseqOptimizer
 
     @user_errors()
     def __init__(self, cfg: LinearDecayConfig, optimizer: FairseqOptimizer) -> None:
@@ -157,7 +161,7 @@ class LinearDecay(FairseqLRScheduler):
         return self.optimizer.get_lr()
 
     def lr_at(self, num_updates: int) -> float:
-        """The learning rate after ``num_updates`` updates."""
+        """Return the learning rate after ``num_updates`` updates."""
         cfg, peak = self.cfg, self.cfg.lr[0]
         if num_updates < cfg.warmup_updates:
             risen = (num_updates / cfg.warmup_updates) ** cfg.warmup_power

@@ -1,7 +1,7 @@
-"""What the numbers in the data stand for, recorded in a checkpoint and compared with other data.
+"""Record in a checkpoint which symbols and classes the numbers in the data stand for.
 
-Tokens and classes are numbers.  Data in which they mean something else has the right shapes, so a model
-would be evaluated on it without an error and with a wrong result.
+Other data, in which the same numbers mean something else, has the right shapes: a model would be
+evaluated on it without an error and with a wrong result.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 
 def digest(names: Sequence[str]) -> str:
-    """``<count>:<digest of all names in their order>``: equal for equal lists alone."""
+    """Return ``<count>:<digest of all names in their order>``, which differs if the lists differ."""
     joined = "\n".join(names).encode("utf-8", "surrogatepass")
     return f"{len(names)}:{hashlib.sha256(joined).hexdigest()[:16]}"
 
@@ -19,8 +19,8 @@ def digest(names: Sequence[str]) -> str:
 def check_recorded(model: DictConfig, kind: str, names: Sequence[str], remedy: str) -> None:
     """Write ``names`` into the settings of a new model; compare them with those of a trained one.
 
-    ``kind``: the field of the settings, ``vocabulary`` or ``classes``.  A model of someone else's, which
-    has no such field, is left alone.  Raises ``ValueError`` where the names differ.
+    kind: the field of the settings, ``vocabulary`` or ``classes``.  Nothing happens for a model of
+    another project, which has no such field.  Raises ``ValueError`` where the names differ.
     """
     if not hasattr(model, kind):
         return

@@ -54,7 +54,7 @@ def _recording_start(stock: Callable) -> Callable:
 
 def _plain(cfg: Any) -> dict[str, Any]:
     """Return the configuration as containers; options of an old-style model are a namespace."""
-    sections = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    sections: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     sections.pop("job_logging_cfg", None)
     return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from megalodon_tasks.data.rejects import Rejects, describe
+from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.recipes.imagenet.augmentation import Transform, seeded
 from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit

@@ -1,6 +1,6 @@
 """Check an ImageFolder tree and index it: the images stay where they are.
 
-    python -m megalodon_tasks.recipes.imagenet.prepare_imagenet IMAGES OUT
+    megalodon prepare imagenet/imagenet IMAGES OUT
 
 IMAGES is the folder with ``train/<class>/`` and ``val/<class>/``, OUT the data folder of the task
 ``imagenet``; IMAGES/prepared is a good place.  The tree is read once; the command does nothing if no
@@ -15,22 +15,14 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks.data.messages import ending_with_messages
-from megalodon_tasks.data.parallel import in_turns, usable_cores
-from megalodon_tasks.data.progress import progress_bar
-from megalodon_tasks.data.rejects import Rejects, describe
+from megalodon_tasks.data.parallel import map_in_order, usable_cores
+from megalodon_tasks.data.preparing import ending_with_messages, prepared_before, progress_bar
+from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.recipes.imagenet.image_tree import (
-    FOLDERS,
-    ImageSplit,
-    ImageTree,
-    build_index,
-    is_indexed,
-    mark_verified,
-)
+from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit, ImageTree, index_of
 from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_with_mode
 
 # Of ImageNet-1K (ILSVRC 2012).
@@ -42,30 +34,10 @@ USUAL_MODES = ("RGB", "L")
 DAMAGED = "damaged"
 
 
-def prepare(source: Path, out: Path, *, hidden: bool = False) -> tuple[ImageTree, bool]:
-    """Index ``source``; returns the tree and whether anything had to be done.
-
-    Raises ``ValueError`` for a tree that cannot be used (``image_tree.build_index``).
-    """
-    if is_indexed(out):
-        try:
-            tree = ImageTree(out)
-            if tree.is_current(source):
-                return tree, False
-        except ValueError:  # damaged or moved: made anew below
-            pass
-    if not source.is_dir():
-        raise ValueError(f"the folder of images {source} does not exist")
-    folders = [source / folder for folder in FOLDERS.values() if (source / folder).is_dir()]
-    total = sum(1 for folder in folders for entry in folder.iterdir() if entry.is_dir())
-    with progress_bar(total=total, label="reading names", unit="class", hidden=hidden) as bar:
-        return build_index(source, out, bar.update), True
-
-
 def verify(
     tree: ImageTree, name: str, workers: int, *, hidden: bool = False
 ) -> tuple[Counter[str], Rejects]:
-    """Decode every image of a split; returns how many there are of each mode, and what is damaged.
+    """Decode every image of a split; return how many there are of each mode, and what is damaged.
 
     ``OUT/<split>.unusual.tsv`` gets a line for each image that is damaged, or of a mode that photographs
     rarely have: path, mode or ``damaged``, reason.
@@ -74,7 +46,7 @@ def verify(
     decode = functools.partial(_decoded, split)
     with atomic_file(tree.folder / f"{name}.unusual.tsv", "w") as stream:
         results = progress_bar(
-            in_turns(decode, workers),
+            map_in_order(decode, range(len(split)), workers),
             total=len(split),
             label=f"decoding {split.info.folder}",
             unit="image",
@@ -87,20 +59,19 @@ def verify(
             if mode not in USUAL_MODES:
                 stream.write(f"{split.path(index)}\t{mode}\t{reason}\n")
     if len(damaged) == 0:
-        mark_verified(tree, name)
+        tree.mark_verified(name)
     return modes, damaged
 
 
-def _decoded(split: ImageSplit, first: int, step: int) -> Iterator[tuple[str, str]]:
-    for index in range(first, len(split), step):
-        try:
-            yield read_with_mode(split.path(index))[1], ""
-        except DamagedImage as error:
-            yield DAMAGED, error.reason
+def _decoded(split: ImageSplit, index: int) -> tuple[str, str]:
+    try:
+        return read_with_mode(split.path(index))[1], ""
+    except DamagedImage as error:
+        return DAMAGED, error.reason
 
 
 def report(tree: ImageTree) -> list[str]:
-    """Lines that say what a tree holds, and how that differs from ImageNet-1K."""
+    """Return lines that say what a tree holds, and how that differs from ImageNet-1K."""
     note = (
         "" if len(tree.classes) == PUBLISHED_CLASSES else f" (ImageNet-1K has {PUBLISHED_CLASSES})"
     )
@@ -120,14 +91,13 @@ def report(tree: ImageTree) -> list[str]:
 def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) -> list[str]:
     """Decode the splits that ``which`` (a key of ``VERIFY``) names and are not known to be whole.
 
-    Returns lines for the reader.  Raises ``ValueError`` if an image for evaluation is damaged.
+    Return lines for the reader.  Raises ``ValueError`` if an image for evaluation is damaged.
     """
     lines = []
     for name in VERIFY[which]:
         if name not in tree.splits or tree.splits[name].info.verified:
             continue
         modes, damaged = verify(tree, name, workers, hidden=hidden)
-        tree = ImageTree(tree.folder)
         folder = tree.splits[name].info.folder
         if len(damaged) and name != "train":
             raise ValueError(
@@ -140,10 +110,10 @@ def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the index."""
     parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.imagenet.prepare_imagenet",
+        prog="megalodon prepare imagenet/imagenet",
         description="Check an ImageFolder tree and index it for the task imagenet.",
     )
     parser.add_argument("source", type=Path, help="folder with train/<class>/ and val/<class>/")
@@ -152,15 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--verify", choices=VERIFY, default="val", help="which images to decode (default: val)"
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that decode")
+    parser.add_argument("--if-missing", action="store_true", help="take an index in OUT as it is")
     args = parser.parse_args(arguments)
-    with ending_with_messages(parser, "start the same command again"):
-        tree, done = prepare(args.source, args.out)
+    with ending_with_messages(parser):
+        folder = prepared_before(args)
+        if folder is not None:
+            print(f"{folder}: prepared before, taken as it is")
+            return folder
+        done = index_of(args.source, args.out).write(args.out)
+        tree = ImageTree(args.out)
+        tree.manifest.verify()
         print("\n".join(report(tree)))
         for line in verify_all(tree, args.verify, args.workers):
             print(line)
     state = "prepared" if done else "prepared already from the same images"
     print(f"{args.out}: {state}")
-
-
-if __name__ == "__main__":
-    main()
+    return args.out

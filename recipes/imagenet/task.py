@@ -28,7 +28,7 @@ from megalodon_tasks.training.classification_task import ClassificationConfig, C
 
 logger = logging.getLogger(__name__)
 
-PREPARE = "python -m megalodon_tasks.recipes.imagenet.prepare_imagenet IMAGES {data}"
+PREPARE = "megalodon prepare imagenet/imagenet IMAGES {data}"
 
 
 @dataclass

@@ -1,13 +1,12 @@
 """Prepare enwik8: the first 100,000,000 bytes of a Wikipedia dump, split 90 / 5 / 5 million.
 
-    python -m megalodon_tasks.recipes.lm.prepare_enwik8 SOURCE OUT
+    megalodon prepare lm/enwik8 SOURCE OUT
 
 SOURCE is the file ``enwik8``, ``enwik8.zip``, or a folder with one of them.  Tokens are bytes, and a
-split is one document without end tokens, kept as items of a mebibyte.  The published "bits per
+split is one document without end tokens, stored as items of a mebibyte.  The published "bits per
 character" are bits per byte.
 """
 
-import argparse
 import functools
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, is_current, write_corpus
-from megalodon_tasks.data.progress import progress_bar
-from megalodon_tasks.data.tokenizers import ByteTokenizer
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.corpus import CorpusForm, Document, read_corpus
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.data.tokenizers import ByteTokenizer, with_tokenizer
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "enwik8"
@@ -27,7 +28,7 @@ ITEM = 1 << 20
 
 
 def find_file(source: Path) -> Path:
-    """The file or archive.  Raises ``ValueError`` if there is none."""
+    """Find the file or archive; raise ``ValueError`` if there is none."""
     if source.is_file():
         return source
     for name in ("enwik8", "enwik8.zip"):
@@ -37,7 +38,7 @@ def find_file(source: Path) -> Path:
 
 
 def read_file(path: Path, size: int = SIZE) -> bytes:
-    """All of enwik8.  Raises ``ValueError`` if it is truncated, too long, or in a damaged archive."""
+    """Read all of enwik8; raise ``ValueError`` if it is truncated, too long, or not in the archive."""
     if path.suffix == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -60,38 +61,30 @@ def prepare(source: Path, out: Path, size: int = SIZE, *, hidden: bool = False) 
     Raises ``ValueError`` as :func:`find_file` and :func:`read_file` do.
     """
     path = find_file(source)
-    status = path.stat()
-    settings = {"file": [path.name, status.st_size, status.st_mtime_ns], "item": ITEM}
-    identity = {"name": NAME, "settings": settings}
-    if is_current(out, identity):
-        return False
-    data = read_file(path, size)
-    parts = {
-        split: data[size * first // 100 : size * last // 100]
-        for split, (first, last) in SHARES.items()
-    }
-    tokenizer = ByteTokenizer()
-
-    def plan(inside: Path) -> CorpusPlan:
-        return CorpusPlan(
-            tokenizer=tokenizer.description(),
-            dictionary=tokenizer.dictionary(),
-            splits={
-                split: functools.partial(_one_document, split, part)
-                for split, part in parts.items()
-            },
-            words_rule=text_files.WORDS_RULE,
-            one_item_each=False,
-        )
-
-    with progress_bar(
-        total=size, label="preparing enwik8", unit="B", scale=True, hidden=hidden
-    ) as bar:
-        write_corpus(out, identity, plan, bar.update)
-    return True
+    form = CorpusForm(
+        benchmark=NAME,
+        source={
+            "origin": "release",
+            "split_rule": "90, 5 and 5 % of the bytes in their order",
+            "settings": {"item": ITEM},
+        },
+        words_rule=text_files.WORDS_RULE,
+        one_item_each=False,
+    )
+    return preparing.Preparation(
+        title=NAME,
+        form=form,
+        origins={"enwik8": Origin.of_file(path)},
+        splits={split: functools.partial(_read, path, size, split) for split in SHARES},
+        complete=lambda form, inside: with_tokenizer(form, ByteTokenizer(), inside),
+        total=size,
+    ).write(out, hidden=hidden)
 
 
-def _one_document(split: str, data: bytes, first: int) -> Iterator[Document]:
+def _read(path: Path, size: int, split: str, first: int, on_bytes: OnBytes) -> Iterator[Document]:
+    begin, end = (size * share // 100 for share in SHARES[split])
+    data = read_file(path, size)[begin:end]
+    on_bytes(len(data))
     if first:
         return
     tokens = ByteTokenizer().encode_bytes(data)
@@ -101,17 +94,18 @@ def _one_document(split: str, data: bytes, first: int) -> Iterator[Document]:
     yield Document(split, items, len(data.split()), characters, len(data))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lm.prepare_enwik8",
-        description="Prepare enwik8 for language modelling.",
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
+    parser = preparing.command_line(
+        "lm/enwik8",
+        "Prepare enwik8 for language modelling.",
+        "enwik8, enwik8.zip, or their folder",
     )
-    parser.add_argument("source", type=Path, help="enwik8, enwik8.zip, or their folder")
-    parser.add_argument("out", type=Path, help="folder for the prepared data")
     options = parser.parse_args(arguments)
-    prepare_text.run(parser, options.out, lambda: prepare(options.source, options.out))
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(
+        parser,
+        options,
+        lambda: prepare(options.source, options.out),
+        prepare_text.report,
+        read_corpus,
+    )

@@ -1,25 +1,27 @@
 """Prepare PG-19: a folder of books, one text file each, as the release has them.
 
-    python -m megalodon_tasks.recipes.lm.prepare_pg19 SOURCE OUT [--sentencepiece-model FILE]
+    megalodon prepare lm/pg19 SOURCE OUT [--sentencepiece-model FILE]
 
 SOURCE holds ``train/*.txt``, ``validation/*.txt``, ``test/*.txt`` and perhaps ``metadata.csv``.  Without
-a model, a SentencePiece vocabulary of 32,000 pieces is trained on the training books; ``--tokens bytes``
-takes bytes instead.  A book is a document, and the end token its last token.
+a model (given, or ``SOURCE/sentencepiece.model``) one of 32,000 SentencePiece pieces is trained on the
+training books; ``--tokens bytes`` takes bytes instead.  A book is a document, and the end token its last
+token.
 
 Word-level perplexity divides by words: by the published number where a split has as many books as the
 release (28,602, 50 and 100; Rae et al., arXiv 1911.05507, section 4.2), else by what is counted here.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks.data.corpus import Corpus, SplitInfo
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.corpus import Corpus, read_corpus
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "pg19"
+MODEL = "sentencepiece.model"
 BOOKS = {"train": 28_602, "valid": 50, "test": 100}
 WORDS = {"train": 1_973_136_207, "valid": 3_007_061, "test": 6_966_499}
 
@@ -38,11 +40,16 @@ def prepare(
     Raises ``ValueError`` for missing or damaged books, and for books that metadata.csv does not list.
     """
     _check_metadata(source)
-    rejects = Rejects() if rejects is None else rejects
-    preparation = prepare_text.TextPreparation(
-        NAME, source, vocabulary, workers, rejects, _take_published_words
-    )
-    return preparation.write(out, hidden=hidden)
+    return prepare_text.TextCorpus(
+        name=NAME,
+        source=source,
+        vocabulary=vocabulary,
+        workers=workers,
+        rejects=Rejects() if rejects is None else rejects,
+        origin="release",
+        published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
+        published_in="Rae et al., section 4.2",
+    ).prepare(out, hidden=hidden)
 
 
 def _check_metadata(source: Path) -> None:
@@ -60,15 +67,8 @@ def _check_metadata(source: Path) -> None:
         )
 
 
-def _take_published_words(split: str, info: SplitInfo) -> None:
-    if info.documents == BOOKS[split]:
-        counted = f"{info.words:,} {text_files.WORDS_RULE}"
-        info.words_rule = f"published by Rae et al., section 4.2; {counted}"
-        info.words = WORDS[split]
-
-
 def report(corpus: Corpus) -> list[str]:
-    """Lines that say what the prepared corpus holds and where that differs from the release."""
+    """Return lines that say what the prepared corpus holds and where that differs from the release."""
     lines = prepare_text.report(corpus)
     for split, books in BOOKS.items():
         info = corpus.info(split)
@@ -82,22 +82,23 @@ def report(corpus: Corpus) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lm.prepare_pg19",
-        description="Prepare the books of PG-19 for language modelling.",
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
+    parser = prepare_text.command_line(
+        "lm/pg19", "Prepare the books of PG-19 for language modelling.", "sentencepiece"
     )
-    prepare_text.add_arguments(parser, "sentencepiece")
     options = parser.parse_args(arguments)
+    beside = options.source / MODEL
+    if (
+        options.tokens == "sentencepiece"
+        and options.sentencepiece_model is None
+        and beside.is_file()
+    ):
+        options.sentencepiece_model = beside
 
     def run() -> bool:
         vocabulary = prepare_text.vocabulary_of(options)
         rejects = Rejects(strict=options.strict)
         return prepare(options.source, options.out, vocabulary, options.workers, rejects)
 
-    prepare_text.run(parser, options.out, run, report)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, run, report, read_corpus)

@@ -1,29 +1,29 @@
 """Prepare any corpus of text files: one document per file, as bytes or SentencePiece pieces.
 
-    python -m megalodon_tasks.recipes.lm.prepare_text SOURCE OUT [--tokens bytes|sentencepiece]
+    megalodon prepare lm/text SOURCE OUT [--tokens bytes|sentencepiece]
 
 SOURCE holds ``train/*.txt``, ``validation/*.txt`` and ``test/*.txt``; OUT becomes the data folder of the
 task ``megalodon_language_modeling``.  Each document ends in the end token and nothing is joined, so that
-document boundaries are kept.  Stopped and started again, it goes on where it was.
+document boundaries are kept.  Stopped and started again, it continues where it was.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megalodon_tasks.data.corpus import Corpus, SplitInfo, read_corpus
-from megalodon_tasks.data.corpus_writer import CorpusPlan, is_current, write_corpus
-from megalodon_tasks.data.messages import ending_with_messages
-from megalodon_tasks.data.preparing import add_workers_option
-from megalodon_tasks.data.progress import progress_bar
-from megalodon_tasks.data.rejects import Rejects, describe
-from megalodon_tasks.data.storage import sha256_of
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.corpus import Corpus, CorpusForm, Document, read_corpus
+from megalodon_tasks.data.manifest import OnBytes, sha256_of
+from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.data.tokenizers import (
     MODEL_FILE,
     ByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    with_tokenizer,
 )
 from megalodon_tasks.recipes.lm import text_files
 from megalodon_tasks.recipes.lm.sentencepiece_training import train_model
@@ -51,7 +51,7 @@ class Vocabulary:
         return {"tokens": "sentencepiece", "pieces": self.pieces}
 
     def tokenizer(self, training_files: Sequence[Path], inside: Path) -> Tokenizer:
-        """The tokenizer; a model that is trained for it is kept in the folder ``inside``."""
+        """Make the tokenizer; a model that is trained for it stays in the folder ``inside``."""
         if self.tokens == "bytes":
             return ByteTokenizer()
         model = self.model or inside / MODEL_FILE
@@ -61,10 +61,11 @@ class Vocabulary:
 
 
 @dataclass
-class TextPreparation:
-    """A corpus of text files: its name, where they are, the vocabulary and the policy for damage.
+class TextCorpus:
+    """A corpus of text files.
 
-    ``amend`` may change what is said of a split once it is complete.
+    source: where they are, see ``text_files``.  origin: see ``Manifest``.  published_words: see
+    ``CorpusForm``.
     """
 
     name: str
@@ -72,61 +73,67 @@ class TextPreparation:
     vocabulary: Vocabulary = Vocabulary()
     workers: int = 1
     rejects: Rejects = field(default_factory=Rejects)
-    amend: Callable[[str, SplitInfo], None] = lambda split, info: None
+    origin: str = "text"
+    published_words: dict[str, tuple[int, int]] = field(default_factory=dict)
+    published_in: str = ""
 
-    def write(self, out: Path, *, hidden: bool = False) -> bool:
+    def prepare(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the corpus in ``out``; return False if it is there already, from the same files.
 
         ``hidden`` hides the progress bar.  Raises ``ValueError`` for missing and damaged files.
         """
-        files = text_files.find_files(self.source)
-        settings = {**self.vocabulary.settings, "files": text_files.identity_of(files)}
-        identity = {"name": self.name, "settings": settings}
-        if is_current(out, identity):
-            return False
-
-        def plan(inside: Path) -> CorpusPlan:
-            return self._plan(files, self.vocabulary.tokenizer(files["train"], inside))
-
-        total = sum(size for _, size, _ in settings["files"].values())
-        label = f"preparing {self.name}"
-        with progress_bar(total=total, label=label, unit="B", scale=True, hidden=hidden) as bar:
-            write_corpus(out, identity, plan, bar.update)
-        return True
-
-    def _plan(self, files: dict[str, list[Path]], tokenizer: Tokenizer) -> CorpusPlan:
-        model = {MODEL_FILE: tokenizer.model} if hasattr(tokenizer, "model") else {}
-        return CorpusPlan(
-            tokenizer=tokenizer.description(),
-            dictionary=tokenizer.dictionary(),
-            splits={s: text_files.reader(p, tokenizer, self.workers) for s, p in files.items()},
+        self._files = text_files.find_files(self.source)
+        form = CorpusForm(
+            benchmark=self.name,
+            source={
+                "origin": self.origin,
+                "split_rule": "the folders",
+                "settings": self.vocabulary.settings,
+            },
             words_rule=text_files.WORDS_RULE,
-            extra_files=model,
-            rejects=self.rejects,
-            amend=self.amend,
+            published_words=self.published_words,
+            published_in=self.published_in,
         )
+        return preparing.Preparation(
+            title=self.name,
+            form=form,
+            origins={split: Origin(split, paths) for split, paths in self._files.items()},
+            splits={split: functools.partial(self._read, split) for split in self._files},
+            rejects=self.rejects,
+            complete=self._with_tokenizer,
+        ).write(out, hidden=hidden)
+
+    def _with_tokenizer(self, form: CorpusForm, inside: Path) -> CorpusForm:
+        self._tokenizer = self.vocabulary.tokenizer(self._files["train"], inside)
+        return with_tokenizer(form, self._tokenizer, inside)
+
+    def _read(self, split: str, first: int, on_bytes: OnBytes) -> Iterator[Document | None]:
+        paths = self._files[split]
+        on_bytes(sum(path.stat().st_size for path in paths[:first]))
+        read = functools.partial(text_files.read_document, self._tokenizer)
+        for document in map_in_order(read, paths[first:], self.workers):
+            on_bytes(document.bytes)
+            if document.damage is not None:
+                self.rejects.add(document.name, document.damage)
+            yield document if document.damage is None else None
 
 
 def report(corpus: Corpus) -> list[str]:
-    """Lines that say what a prepared corpus holds."""
-    description = corpus.description
-    lines = [
-        f"{description['name']}: {description['vocabulary']:,} symbols ({corpus.tokenizer['kind']})"
-    ]
-    for split in description["splits"]:
+    """Return lines that say what a prepared corpus holds."""
+    symbols, kind = corpus.manifest.form["symbols"], corpus.tokenizer["kind"]
+    lines = [f"{corpus.name}: {symbols:,} symbols ({kind})"]
+    for split in corpus.manifest.splits:
         info = corpus.info(split)
         lines.append(
             f"{split}: {info.documents:,} documents, {info.tokens:,} tokens, {info.words:,} words, "
             f"{info.characters:,} characters, {info.bytes:,} bytes"
         )
-        lines += describe(info.skipped)
     return lines
 
 
-def add_arguments(parser: argparse.ArgumentParser, tokens: str) -> None:
-    """The options that all preparations of text files have; ``tokens`` is the default of --tokens."""
-    parser.add_argument("source", type=Path, help="folder with train, validation and test")
-    parser.add_argument("out", type=Path, help="folder for the prepared data")
+def command_line(recipe: str, description: str, tokens: str) -> argparse.ArgumentParser:
+    """Build the parser that preparations of text files share; ``tokens`` is the default of --tokens."""
+    parser = preparing.command_line(recipe, description, "folder with train, validation and test")
     parser.add_argument("--tokens", choices=("bytes", "sentencepiece"), default=tokens)
     parser.add_argument(
         "--sentencepiece-model", type=Path, help="a model to use (default: train one)"
@@ -134,15 +141,13 @@ def add_arguments(parser: argparse.ArgumentParser, tokens: str) -> None:
     parser.add_argument(
         "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
     )
-    add_workers_option(parser)
-    parser.add_argument(
-        "--strict", action="store_true", help="refuse damaged or empty documents instead of leaving "
-        "them out (more than 100 are refused in any case)"
-    )  # fmt: skip
+    preparing.add_workers_option(parser)
+    preparing.add_strict_option(parser)
+    return parser
 
 
 def vocabulary_of(options: argparse.Namespace) -> Vocabulary:
-    """What the options ask for.  Raises ``ValueError`` for a model given for bytes."""
+    """Return what the options ask for; raise ``ValueError`` for a model given for bytes."""
     if options.tokens == "bytes" and options.sentencepiece_model is not None:
         raise ValueError(
             f"--sentencepiece-model {options.sentencepiece_model} is given, but --tokens is bytes"
@@ -150,41 +155,18 @@ def vocabulary_of(options: argparse.Namespace) -> Vocabulary:
     return Vocabulary(options.tokens, options.sentencepiece_model, options.pieces)
 
 
-def run(
-    parser: argparse.ArgumentParser,
-    out: Path,
-    prepare: Callable[[], bool],
-    describe_corpus: Callable[[Corpus], list[str]] = report,
-) -> None:
-    """Prepare and print the report; an error ends the process with one line."""
-    with ending_with_messages(parser, "the same command goes on where it was stopped"):
-        prepared = prepare()
-        lines = describe_corpus(read_corpus(out))
-    state = "prepared" if prepared else "prepared already from the same files, nothing to do"
-    print("\n".join([f"{out}: {state}", *lines]))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lm.prepare_text",
-        description="Prepare text files, one document each, for language modelling.",
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
+    parser = command_line(
+        "lm/text", "Prepare text files, one document each, for language modelling.", "bytes"
     )
-    add_arguments(parser, "bytes")
     parser.add_argument("--name", help="what the corpus is called (default: the source folder)")
     options = parser.parse_args(arguments)
 
     def prepare() -> bool:
-        return TextPreparation(
-            options.name or options.source.resolve().name,
-            options.source,
-            vocabulary_of(options),
-            options.workers,
-            Rejects(strict=options.strict),
-        ).write(options.out)
+        name = options.name or options.source.resolve().name
+        rejects = Rejects(strict=options.strict)
+        corpus = TextCorpus(name, options.source, vocabulary_of(options), options.workers, rejects)
+        return corpus.prepare(options.out)
 
-    run(parser, options.out, prepare)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, prepare, report, read_corpus)

@@ -1,7 +1,5 @@
 """Ten words spoken by espeak-ng in many voices, in the layout of Speech Commands: the demo's stand-in.
 
-    python -m megalodon_tasks.recipes.speech.demo_words OUT
-
 A voice is an accent and a variant of espeak-ng (a throat, so to say), and speaks each word in several
 speeds and pitches.  The variants of ``validation_list.txt`` and ``testing_list.txt`` are in no other
 split.  The same version of espeak-ng writes the same files each time.
@@ -22,9 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from megalodon_tasks.data.messages import ending_with_messages
 from megalodon_tasks.data.parallel import in_turns, usable_cores
-from megalodon_tasks.data.progress import progress_bar
+from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.speech.clips import DamagedClip, read_clip
 from megalodon_tasks.recipes.speech.speech_commands import LISTS, SAMPLE_RATE, TEN_WORDS
@@ -132,7 +129,7 @@ def _speak(one: Utterance, file: Path) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.speech.demo_words",
+        prog="demo_words",
         description="Let espeak-ng speak ten words, in the layout of Speech Commands.",
     )
     parser.add_argument("out", type=Path, help="folder for the words")
@@ -141,7 +138,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_with_messages(parser, "start the same command again"):
         count = write_words(options.out, options.workers)
     print(f"{options.out}: {count} clips of {len(TEN_WORDS)} words")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,15 +8,15 @@ deviation.  The files are mapped into memory and read clip by clip.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from megalodon_tasks.data.finding import find_files
-from megalodon_tasks.data.origins import OnBytes, Origin
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ValueScale
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import DatasetSpec, Item, ValueScale
+from megalodon_tasks.data.sources import Origin, Rejects, find_files
 
 FILE_NAMES = {"train": "train", "valid": "val", "test": "test"}
 
@@ -79,8 +79,8 @@ class MegaTensors:
             )
         return labels
 
-    def scale(self) -> ValueScale:
-        """One mean and one deviation for all values of the training clips."""
+    def complete(self, spec: DatasetSpec, inside: Path) -> DatasetSpec:
+        """Add one mean and one deviation for all values of the training clips to ``spec``."""
         count, total, squares = 0, 0.0, 0.0
         for _, values_NL in self._portions("train"):
             values_NL = values_NL[np.isfinite(values_NL).all(axis=1)].astype(np.float64)
@@ -90,24 +90,26 @@ class MegaTensors:
         variance = squares / count - (total / count) ** 2 if count else 0.0
         if not variance > 0:
             raise ValueError(f"{self._paths['train_X']} is the same value throughout")
-        return ValueScale(divisor=1.0, mean=float(total / count), std=float(variance**0.5))
+        scale = ValueScale(divisor=1.0, mean=float(total / count), std=float(variance**0.5))
+        return replace(spec, scale=scale)
 
-    def items(self, split: str, on_bytes: OnBytes) -> Iterator[tuple[int, np.ndarray]]:
-        """The label and the values (samples,) float32 of each clip of ``split``."""
+    def items(self, split: str, first: int, on_bytes: OnBytes) -> Iterator[Item | None]:
+        """Yield the label and the values (samples,) float32 of the clips from number ``first`` on."""
         path = self._paths[f"{split}_X"]
-        on_bytes(self._paths[f"{split}_y"].stat().st_size)
         share = path.stat().st_size // len(self.clips[split])
-        for first, values_NL in self._portions(split):
-            for place, values_L in enumerate(values_NL, start=first):
+        on_bytes(self._paths[f"{split}_y"].stat().st_size + first * share)
+        for start, values_NL in self._portions(split, first):
+            for place, values_L in enumerate(values_NL, start):
                 on_bytes(share)
                 if np.isfinite(values_L).all():
-                    yield int(self.labels[split][place]), values_L
+                    yield int(self.labels[split][place]), {"inputs": values_L}
                 else:
                     self.rejects.add(f"{path}, clip {place}", "holds values that are not finite")
+                    yield None
 
-    def _portions(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, len(self.clips[split]), _PORTION):
-            yield first, self.clips[split][first : first + _PORTION, 0].float().numpy()
+    def _portions(self, split: str, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(first, len(self.clips[split]), _PORTION):
+            yield start, self.clips[split][start : start + _PORTION, 0].float().numpy()
 
 
 def _load(path: Path) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Prepare Speech Commands: from the wav files of its release, or from Mega's tensors.
 
-    python -m megalodon_tasks.recipes.speech.prepare_speech_commands SOURCE OUT
+    megalodon prepare speech/sc_raw SOURCE OUT
     ... --words 35 --splits official --lengths fit
 
 SOURCE is ``speech_commands_v0.02`` or Mega's ``speech_commands`` (or a folder above one of them), OUT
@@ -9,15 +9,14 @@ their one mean and deviation (over the training clips) stands beside them.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megalodon_tasks.data import preparing
-from megalodon_tasks.data.origins import OnBytes
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.speech import speech_commands
 from megalodon_tasks.recipes.speech.clips import ClipForm
 from megalodon_tasks.recipes.speech.mega_speech import MegaTensors, find_tensors
@@ -25,7 +24,10 @@ from megalodon_tasks.recipes.speech.speech_commands import SAMPLE_RATE, SPLITS, 
 from megalodon_tasks.recipes.speech.wav_clips import WavClips
 
 BENCHMARK = "sc_raw"
-SPLIT_RULES = ("stratified", "official")
+SPLIT_RULES = {
+    "stratified": "70/15/15 % of the clips of each word, with S4's seeds",
+    "official": "the release's lists",
+}
 LENGTH_RULES = ("exact", "fit")
 # Of the ten words in the literature: clips of exactly a second, split 70 / 15 / 15.
 LITERATURE = {"train": 24_482, "valid": 5_246, "test": 5_247}
@@ -81,13 +83,19 @@ def prepare(
     return preparation.write(out, hidden=hidden)
 
 
-def _spec(options: Options, column: ColumnSpec, **settings: Any) -> DatasetSpec:
+def _spec(
+    options: Options, column: ColumnSpec, origin: str, split_rule: str, **settings: Any
+) -> DatasetSpec:
     return DatasetSpec(
         benchmark=BENCHMARK,
         kind="waveform",
         columns={"inputs": column},
         classes=WORDS[options.words],
-        source={"settings": {**settings, "words": options.words}},
+        source={
+            "origin": origin,
+            "split_rule": split_rule,
+            "settings": {**settings, "words": options.words},
+        },
     )
 
 
@@ -97,6 +105,8 @@ def _from_wav(
     spec = _spec(
         options,
         ColumnSpec("int16", options.form.samples),
+        "release",
+        SPLIT_RULES[options.splits],
         form="wav",
         splits=options.splits,
         lengths=options.lengths,
@@ -118,7 +128,8 @@ def _from_wav(
         speech_commands.origins_of(folder, clips.found, clips.official),
         {name: functools.partial(clips.items, name) for name in SPLITS},
         rejects,
-        functools.partial(clips.measure, spec.source),
+        clips.complete,
+        total=sum(clip.path.stat().st_size for clip in clips.found),
     )
 
 
@@ -136,19 +147,19 @@ def _from_mega(source: Path, options: Options, rejects: Rejects) -> preparing.Pr
         )
     tensors = MegaTensors(origins, options.words, rejects)
     spec = _spec(
-        options, ColumnSpec("float32", tensors.samples), form="mega", sample_rate=SAMPLE_RATE
+        options,
+        ColumnSpec("float32", tensors.samples),
+        "mega",
+        "the files",
+        form="mega",
+        sample_rate=SAMPLE_RATE,
     )
-    splits = {name: functools.partial(_mega_items, tensors, name) for name in SPLITS}
-    return preparing.Preparation(_TITLE, spec, origins, splits, rejects, tensors.scale)
-
-
-def _mega_items(tensors: MegaTensors, split: str, on_bytes: OnBytes) -> Iterator[preparing.Item]:
-    for label, values_L in tensors.items(split, on_bytes):
-        yield label, {"inputs": values_L}
+    splits = {name: functools.partial(tensors.items, name) for name in SPLITS}
+    return preparing.Preparation(_TITLE, spec, origins, splits, rejects, tensors.complete)
 
 
 def report(dataset: PreparedDataset, options: Options) -> list[str]:
-    """Lines that say what was prepared, how that differs from the literature, and how it is scaled."""
+    """Return lines that say what was prepared, how it differs from the literature, and its scale."""
     spec = dataset.spec
     expected = LITERATURE if options.as_published else {}
     lines = preparing.describe_splits(dataset, "clips", expected)
@@ -157,7 +168,7 @@ def report(dataset: PreparedDataset, options: Options) -> list[str]:
         done = "were cut, or filled up with zeros" if options.lengths == "fit" else "were left out"
         samples = spec.columns["inputs"].length
         lines.append(
-            f"{len(other)} clips have not {samples} samples and {done} (named in dataset.json)"
+            f"{len(other)} clips have not {samples} samples and {done} (named in manifest.json)"
         )
     unit = "amplitude" if wav else "value"
     lines.append(f"input: ({unit} - {scale.mean:.6g}) / {scale.std:.6g}, from the training clips")
@@ -169,10 +180,10 @@ def report(dataset: PreparedDataset, options: Options) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = preparing.command_line(
-        "megalodon_tasks.recipes.speech.prepare_speech_commands",
+        "speech/sc_raw",
         "Check Speech Commands and bring it into the form that the task speech_commands reads.",
         "folder speech_commands_v0.02 of the release, or Mega's speech_commands, or one above",
     )
@@ -180,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--words", type=int, choices=tuple(WORDS), default=10, help="default: %(default)s")
     add(
         "--splits",
-        choices=SPLIT_RULES,
+        choices=tuple(SPLIT_RULES),
         default="stratified",
         help="70/15/15 %% of all clips, or the release's lists (default: %(default)s)",
     )
@@ -203,16 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     preparing.add_strict_option(parser)
     options = parser.parse_args(arguments)
     names = ("words", "splits", "lengths", "sample_rate", "seconds")
-    wanted = Options(**{name: getattr(options, name) for name in names})
+    choices = Options(**{name: getattr(options, name) for name in names})
 
-    def prepare_as_told() -> bool:
+    def run() -> bool:
         rejects = Rejects(strict=options.strict)
         return prepare(
-            options.source, options.out, wanted, workers=options.workers, rejects=rejects
+            options.source, options.out, choices, workers=options.workers, rejects=rejects
         )
 
-    preparing.run(parser, options, prepare_as_told, functools.partial(report, options=wanted))
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, run, functools.partial(report, options=choices))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchaudio.transforms import Resample
 
-from megalodon_tasks.data.storage import ColumnSpec, PreparedSplit
+from megalodon_tasks.data.sequences import ColumnSpec, PreparedSplit
 
 #: From stored samples to the model's input, (L,) float32.
 Normalise = Callable[[np.ndarray], np.ndarray]

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from megalodon_tasks.data.finding import check_source, packed_inside
-from megalodon_tasks.data.origins import Origin
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.sources import Origin, Rejects, check_source, packed_inside
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "valid", "test")

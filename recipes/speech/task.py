@@ -6,7 +6,7 @@ from typing import Optional
 
 from fairseq.tasks import register_task
 
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.recipes.speech.signal_split import (
     RESAMPLING,
     Normalise,
@@ -45,9 +45,7 @@ class SpeechCommandsConfig(ClassificationConfig):
 class SpeechCommandsTask(ClassificationTask):
     """Classify clips of a second: 16,000 samples, 10 or 35 words."""
 
-    prepare_commands = {
-        "sc_raw": "python -m megalodon_tasks.recipes.speech.prepare_speech_commands SOURCE {data}"
-    }
+    prepare_commands = {"sc_raw": "megalodon prepare speech/sc_raw SOURCE {data}"}
 
     def _open(self, cfg: SpeechCommandsConfig) -> PreparedDataset:
         prepared = super()._open(cfg)

@@ -1,40 +1,35 @@
-"""The clips of a release, prepared on all cores: looked at one and all, then read split by split.
+"""The clips of a release, prepared on all cores: all are examined, then read split by split.
 
 Which clips can be used decides on the splits, and those on the scale, so every file is read twice.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from megalodon_tasks.data.origins import OnBytes
-from megalodon_tasks.data.parallel import in_turns
-from megalodon_tasks.data.progress import progress_bar
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import ValueScale
+from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.preparing import progress_bar
+from megalodon_tasks.data.sequences import DatasetSpec, Item, ValueScale
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.speech.clips import FULL_SCALE, ClipForm, DamagedClip, read_clip
 from megalodon_tasks.recipes.speech.speech_commands import (
-    SPLITS,
     Clip,
     list_clips,
     official_splits,
     stratified_splits,
 )
 
-T = TypeVar("T")
-Work = Callable[[Path, ClipForm], T]
-
 _PORTION = 64  # clips that a process reads before it reports back
 
 
 class Measured(NamedTuple):
-    """What one look at a clip gave: samples in all, sum and sum of squares of those that are kept."""
+    """What one look at a clip gave: samples in all, sum and sum of squares of those that are used."""
 
     samples: int
     total: int = 0
@@ -65,34 +60,34 @@ class WavClips:
     def __post_init__(self) -> None:
         self.found = list_clips(self.folder, self.words, self.rejects)
 
-    def measure(self, source: dict[str, Any]) -> ValueScale:
-        """Look at every clip, decide on the splits, and return the scale of the training clips.
+    def complete(self, spec: DatasetSpec, inside: Path) -> DatasetSpec:
+        """Look at every clip, decide on the splits, and add the scale of the training clips to ``spec``.
 
         Clips of other lengths are named in ``source["other_lengths"]``, with their samples.  Raises
         ``ValueError`` if no clip is left, and as the functions that split do.
         """
         measured = self._look_at_all()
         other = {n: one.samples for n, one in measured.items() if one.samples != self.form.samples}
-        source["other_lengths"] = other
-        kept = [c for c in self.found if c.name in measured and (self.fit or c.name not in other)]
-        if not kept:
+        usable = [c for c in self.found if c.name in measured and (self.fit or c.name not in other)]
+        if not usable:
             raise ValueError(
                 f"{self.folder} has no clip of {self.form.samples} samples at {self.form.rate} Hz; "
                 "take --lengths fit for clips of other lengths"
             )
         if self.official:
-            self.splits = official_splits(self.folder, self.words, self.found, kept, self.rejects)
+            self.splits = official_splits(self.folder, self.words, self.found, usable, self.rejects)
         else:
-            self.splits = stratified_splits(kept)
-        return _scale([measured[clip.name] for clip in self.splits["train"]], self.form)
+            self.splits = stratified_splits(usable)
+        scale = _scale([measured[clip.name] for clip in self.splits["train"]], self.form)
+        return replace(spec, scale=scale, source={**spec.source, "other_lengths": other})
 
-    def items(self, split: str, on_bytes: OnBytes) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Label and samples of each clip of one split, once ``measure`` has decided on them."""
-        if split == SPLITS[0]:
-            on_bytes(self._unused_bytes())
+    def items(self, split: str, first: int, on_bytes: OnBytes) -> Iterator[Item]:
+        """Yield label and samples of each clip of one split, once ``complete`` has decided on them."""
         chosen = self.splits[split]
-        samples = _in_portions(_read, chosen, self.form, self.workers)
-        for clip, samples_L in zip(chosen, samples, strict=True):
+        on_bytes(sum(clip.path.stat().st_size for clip in chosen[:first]))
+        read = functools.partial(_read, self.form)
+        samples = map_in_order(read, chosen[first:], self.workers, _PORTION)
+        for clip, samples_L in zip(chosen[first:], samples, strict=True):
             on_bytes(clip.path.stat().st_size)
             yield clip.label, {"inputs": samples_L}
 
@@ -101,7 +96,9 @@ class WavClips:
         bar = progress_bar(
             total=len(self.found), label="looking at", unit="clip", hidden=self.hidden
         )
-        with bar, closing(_in_portions(_look, self.found, self.form, self.workers)) as looks:
+        look = functools.partial(_look, self.form)
+        with bar:
+            looks = map_in_order(look, self.found, self.workers, _PORTION)
             for clip, one in zip(self.found, looks, strict=True):
                 bar.update()
                 if one.damage:
@@ -110,43 +107,23 @@ class WavClips:
                     measured[clip.name] = one
         return measured
 
-    def _unused_bytes(self) -> int:
-        used = {clip.name for clips in self.splits.values() for clip in clips}
-        return sum(clip.path.stat().st_size for clip in self.found if clip.name not in used)
 
-
-def _in_portions(work: Work[T], clips: Sequence[Clip], form: ClipForm, workers: int) -> Iterator[T]:
-    """``work(path, form)`` of each clip, in their order, on ``workers`` cores."""
-    portions = -(-len(clips) // _PORTION)
-    make = functools.partial(_portions, work, clips, form)
-    with closing(in_turns(make, max(1, min(workers, portions)))) as done:
-        for portion in done:
-            yield from portion
-
-
-def _portions(
-    work: Work[T], clips: Sequence[Clip], form: ClipForm, first: int, step: int
-) -> Iterator[list[T]]:
-    for start in range(first * _PORTION, len(clips), step * _PORTION):
-        yield [work(clip.path, form) for clip in clips[start : start + _PORTION]]
-
-
-def _look(path: Path, form: ClipForm) -> Measured:
+def _look(form: ClipForm, clip: Clip) -> Measured:
     try:
-        samples_L = read_clip(path, form.rate)
+        samples_L = read_clip(clip.path, form.rate)
     except DamagedClip as error:
         return Measured(0, damage=error.reason)
     kept_L = samples_L[: form.samples].astype(np.int64)
     return Measured(len(samples_L), int(kept_L.sum()), int(kept_L @ kept_L))
 
 
-def _read(path: Path, form: ClipForm) -> np.ndarray:
+def _read(form: ClipForm, clip: Clip) -> np.ndarray:
     try:
-        return form.fitted(read_clip(path, form.rate))
+        return form.fitted(read_clip(clip.path, form.rate))
     except DamagedClip as error:
         raise ValueError(
-            f"{path} {error.reason}, which it was not a moment ago: do not change the files while they "
-            "are prepared"
+            f"{clip.path} {error.reason}, which it was not a moment ago: do not change the files while "
+            "they are prepared"
         ) from None
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from megalodon_tasks.cli.convert import fairseq_checkpoint
+from megalodon_tasks.evaluation.checkpoint import untrained_checkpoint
 from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.recipes.lm import prepare_text
 from tests.models.lm_cases import make_lm
@@ -33,5 +33,5 @@ def write_corpus(folder: Path, *arguments: str) -> Path:
 def write_checkpoint(path: Path, data: Path, vocab_size: int = 260, **changes: object) -> CausalLM:
     """Save a random model as a checkpoint that fairseq loads."""
     model = make_lm(vocab_size, **{"chunk_size": CHUNK} | changes).float()
-    torch.save(fairseq_checkpoint(model, data), path)
+    torch.save(untrained_checkpoint(model, data), path)
     return model

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import megalodon_tasks
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import INTERRUPTED, main
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.evaluation import checkpoint as checkpoints
+from megalodon_tasks.evaluation import classifier
 from tests import toy_plugin
 
 RECORDED = {
@@ -43,7 +45,7 @@ def by_hand(checkpoint, split):
 def test_numbers_equal_those_by_hand(run_copy, split, batch_size):
     batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
     checkpoint = run_copy / "checkpoint_best.pt"
-    assert evaluate.main([str(checkpoint), "--split", split, "--cpu", *batch]) == 0
+    assert main(["evaluate", str(checkpoint), "--split", split, "--cpu", *batch]) == 0
     (record,) = records(run_copy)
     accuracy, loss, constant = by_hand(checkpoint, split)
     assert record["value"] == pytest.approx(accuracy, abs=1e-3)
@@ -53,34 +55,33 @@ def test_numbers_equal_those_by_hand(run_copy, split, batch_size):
 
 
 def test_the_record_says_what_was_evaluated(run_copy):
-    evaluate.main([str(run_copy / "checkpoint_last.pt"), "--cpu"])
+    main(["evaluate", str(run_copy / "checkpoint_last.pt"), "--cpu"])
     (record,) = records(run_copy)
     assert record.keys() == RECORDED
-    wanted = {
+    expected = {
         "benchmark": "toy", "split": "test", "metric": "accuracy", "checkpoint": "checkpoint_last.pt",
         "update": 20, "epoch": 4, "params": 64, "chunk_size": 4, "seed": 3,
     }  # fmt: skip
-    assert {name: record[name] for name in wanted} == wanted
+    assert {name: record[name] for name in expected} == expected
     assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["megalodon_tasks"] == megalodon_tasks.__version__
 
 
 def test_a_checkpoint_between_epochs_counts_the_finished_ones(run_copy):
-    evaluate.main([str(run_copy / "checkpoint2.pt"), "--cpu"])
+    main(["evaluate", str(run_copy / "checkpoint2.pt"), "--cpu"])
     assert (records(run_copy)[0]["epoch"], records(run_copy)[0]["update"]) == (2, 12)
 
 
 def test_records_are_added_and_the_checkpoint_is_relative_to_them(run_copy, tmp_path):
     file = tmp_path / "all" / "results.jsonl"
     for name in ("best", "last"):
-        command = [str(run_copy / f"checkpoint_{name}.pt"), "--results", str(file), "--cpu"]
-        evaluate.main(command)
+        main(["evaluate", str(run_copy / f"checkpoint_{name}.pt"), "--results", str(file), "--cpu"])
     paths = [record["checkpoint"] for record in records(file.parent)]
     assert paths == [f"../a run's folder/checkpoint_{name}.pt" for name in ("best", "last")]
 
 
 def test_prints_the_result_beside_the_published_ones(run_copy, capsys):
-    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--recipe", "lra/listops", "--cpu"])
+    main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--recipe", "lra/listops", "--cpu"])
     lines = capsys.readouterr().out.splitlines()
     title, ours, constant, full, chunked = lines[:5]
     peers = {line.split("  ")[1].strip(): line.split()[-6:] for line in lines if "table 6" in line}
@@ -95,20 +96,20 @@ def test_prints_the_result_beside_the_published_ones(run_copy, capsys):
 
 def test_data_replaces_the_folder_of_training(run_copy, tmp_path):
     checkpoint = run_copy / "checkpoint_best.pt"
-    trained = evaluate.load(checkpoint, str(tmp_path), torch.device("cpu"))
+    trained = checkpoints.load(checkpoint, tmp_path, torch.device("cpu"))
     assert trained.cfg.task.data == str(tmp_path)
     assert not trained.model.training
 
 
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.pt: there is no such checkpoint"):
-        evaluate.main([str(tmp_path / "nowhere.pt")])
+        main(["evaluate", str(tmp_path / "nowhere.pt")])
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint_best.pt").write_bytes(b"PK half")
     with pytest.raises(UserError, match="checkpoint_best.pt: the checkpoint is truncated"):
-        evaluate.main([str(tmp_path / "checkpoint_best.pt")])
+        main(["evaluate", str(tmp_path / "checkpoint_best.pt")])
 
 
 def test_a_model_that_the_code_builds_otherwise_is_named(run_copy):
@@ -116,7 +117,7 @@ def test_a_model_that_the_code_builds_otherwise_is_named(run_copy):
     state["model"]["more"] = torch.ones(1)
     torch.save(state, run_copy / "checkpoint_best.pt")
     with pytest.raises(UserError, match=r"(?s)does not fit the model .*more"):
-        evaluate.main([str(run_copy / "checkpoint_best.pt")])
+        main(["evaluate", str(run_copy / "checkpoint_best.pt")])
     assert not (run_copy / "results.jsonl").exists()
 
 
@@ -124,17 +125,19 @@ def test_unknown_metric_is_named_with_those_that_there_are(run_copy):
     state = torch.load(run_copy / "checkpoint_best.pt")
     state["cfg"]["checkpoint"]["best_checkpoint_metric"] = "f1"
     torch.save(state, run_copy / "checkpoint_best.pt")
-    with pytest.raises(UserError, match="'f1' is not logged by the criterion, which logs accuracy"):
-        evaluate.main([str(run_copy / "checkpoint_best.pt")])
+    with pytest.raises(
+        UserError, match="metric='f1' is not logged by the criterion, which logs acc"
+    ):
+        main(["evaluate", str(run_copy / "checkpoint_best.pt")])
 
 
 def test_ctrl_c_records_nothing(run_copy, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "evaluate", interrupted)
-    assert evaluate.main([str(run_copy / "checkpoint_best.pt")]) == 130
-    assert "nothing was recorded" in capsys.readouterr().err
+    monkeypatch.setattr(classifier, "predict", interrupted)
+    assert main(["evaluate", str(run_copy / "checkpoint_best.pt")]) == INTERRUPTED
+    assert "interrupted; nothing was recorded" in capsys.readouterr().err
     assert not (run_copy / "results.jsonl").exists()
 
 
@@ -168,7 +171,7 @@ def test_files_of_the_answers_are_written_and_recorded(run_copy, capsys):
         for option, name in names.items()
         for word in (f"--{option.replace('_', '-')}", str(run_copy / name))
     ]
-    assert evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *files]) == 0
+    assert main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--cpu", *files]) == 0
     (record,) = records(run_copy)
     assert record["files"] == names
     with (run_copy / "predictions.csv").open(newline="") as file:
@@ -184,22 +187,13 @@ def test_files_of_the_answers_are_written_and_recorded(run_copy, capsys):
     assert "95 % interval" in capsys.readouterr().out
 
 
-def test_equal_lengths_are_told_in_a_word(run_copy, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate.predictions, "_lengths", lambda sample: sample["id"] * 0 + 8)
-    file = run_copy / "accuracy_by_length.csv"
-    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", "--by-length", str(file)])
-    assert "all items have length 8: no accuracy by length" in capsys.readouterr().out
-    assert not file.exists()
-    assert records(run_copy)[0]["files"] == {}
-
-
 def test_a_field_of_the_task_can_have_another_value(run_copy, tmp_path):
     words = ["--task-override", f"data={tmp_path}"]
-    evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
+    main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
     assert records(run_copy)[0]["task_overrides"] == {"data": str(tmp_path)}
     overrides = {"data": "/elsewhere"}
     checkpoint = run_copy / "checkpoint_best.pt"
-    trained = evaluate.load(checkpoint, None, torch.device("cpu"), task_overrides=overrides)
+    trained = checkpoints.load(checkpoint, task_overrides=overrides)
     assert trained.task.cfg.data == "/elsewhere"
 
 
@@ -214,5 +208,5 @@ def test_a_field_of_the_task_can_have_another_value(run_copy, tmp_path):
 )
 def test_settings_that_make_no_sense_are_refused(run_copy, words, message):
     with pytest.raises(UserError, match=message):
-        evaluate.main([str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
+        main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--cpu", *words])
     assert not (run_copy / "results.jsonl").exists()

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalodon_tasks.cli import evaluate_lm
+from megalodon_tasks.cli.main import INTERRUPTED, main
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.evaluation import context_report, lm_progress
+from megalodon_tasks.evaluation import language_model
 from megalodon_tasks.evaluation.long_context import Position
-from megalodon_tasks.training.console import INTERRUPTED
 from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +36,11 @@ def checkpoint(data, tmp_path):
     return tmp_path / "checkpoint.pt"
 
 
+COMMAND = ["evaluate-lm", "--cpu", "--first-context", "32"]
+
+
 def evaluated(checkpoint, *arguments):
-    assert evaluate_lm.main([str(checkpoint), "--cpu", "--first-context", "32", *arguments]) == 0
+    assert main([*COMMAND, str(checkpoint), *arguments]) == 0
     lines = (checkpoint.parent / "results.jsonl").read_text().splitlines()
     return json.loads(lines[-1])
 
@@ -104,10 +106,10 @@ def test_compressors_stand_beside(checkpoint, capsys):
 
 
 class Stop:
-    """Presses Ctrl-C at the so-manieth piece."""
+    """Press Ctrl-C at the piece of this number."""
 
     def __init__(self, monkeypatch, piece):
-        self.left, read = piece, evaluate_lm.read_document
+        self.left, read = piece, language_model.read_document
 
         def counted(*arguments):
             for step in read(*arguments):
@@ -116,16 +118,15 @@ class Stop:
                     os.kill(os.getpid(), signal.SIGINT)
                 yield step
 
-        monkeypatch.setattr(evaluate_lm, "read_document", counted)
+        monkeypatch.setattr(language_model, "read_document", counted)
 
 
 @pytest.mark.parametrize("piece", [1, 20, 25, 60])
 def test_stopped_and_started_again_equals_uninterrupted(checkpoint, monkeypatch, piece, capsys):
     whole = evaluated(checkpoint, "--piece", "8")
     Stop(monkeypatch, piece)
-    arguments = [str(checkpoint), "--cpu", "--first-context", "32", "--piece", "8"]
-    assert evaluate_lm.main(arguments) == INTERRUPTED
-    assert "goes on where it was stopped" in capsys.readouterr().err
+    assert main([*COMMAND, str(checkpoint), "--piece", "8"]) == INTERRUPTED
+    assert "continues where it was stopped" in capsys.readouterr().err
     (progress,) = checkpoint.parent.glob("*.progress.pt")
     again = evaluated(checkpoint, "--piece", "8")
     for key in ("nll", "tokens", "n", "measures", "context"):
@@ -135,16 +136,15 @@ def test_stopped_and_started_again_equals_uninterrupted(checkpoint, monkeypatch,
 
 def test_progress_of_another_evaluation_is_not_used(checkpoint, monkeypatch, capsys):
     Stop(monkeypatch, 20)
-    arguments = [str(checkpoint), "--cpu", "--first-context", "32"]
-    assert evaluate_lm.main([*arguments, "--piece", "8"]) == INTERRUPTED
+    assert main([*COMMAND, str(checkpoint), "--piece", "8"]) == INTERRUPTED
     record = evaluated(checkpoint, "--piece", "9")
     assert "is of another evaluation; starting from the beginning" in capsys.readouterr().err
     assert record["tokens"] == sum(len(text) + 1 for text in DOCUMENTS)
 
 
-def test_a_damaged_progress_file_costs_time_alone(tmp_path, capsys):
+def test_a_damaged_progress_file_costs_time_only(tmp_path, capsys):
     (tmp_path / "p").write_bytes(b"PK cut short")
-    totals, position = lm_progress.Progress(tmp_path / "p", "x").load(32)
+    totals, position = language_model.Progress(tmp_path / "p", "x").load(32)
     assert (totals.tokens, position) == (0, Position())
     assert "p is damaged" in capsys.readouterr().err
 
@@ -153,8 +153,9 @@ def test_a_damaged_progress_file_costs_time_alone(tmp_path, capsys):
 def test_killed_at_any_moment_goes_on(checkpoint, data):
     whole = evaluated(checkpoint, "--piece", "1")
     code = (
-        "from megalodon_tasks.cli import evaluate_lm, lm_progress; lm_progress.SAVE_SECONDS = 0.0;"
-        f"evaluate_lm.main([{str(checkpoint)!r}, '--cpu', '--first-context', '32', '--piece', '1'])"
+        "from megalodon_tasks.cli.main import main\n"
+        "from megalodon_tasks.evaluation import language_model\n"
+        f"language_model.SAVE_SECONDS = 0.0\nmain({[*COMMAND, str(checkpoint), '--piece', '1']})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
     while not list(checkpoint.parent.glob("*.progress.pt")):
@@ -170,8 +171,6 @@ def test_killed_at_any_moment_goes_on(checkpoint, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--piece", "0"], "--piece 0 must be at least 1"),
-        (["--first-context", "0"], "--first-context 0 must be at least 1"),
         (["--segments", "0"], "--segments 0 must be between 1 and"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--data", "nowhere"], "nowhere"),
@@ -179,7 +178,7 @@ def test_killed_at_any_moment_goes_on(checkpoint, data):
 )
 def test_wrong_options_are_named(checkpoint, arguments, message):
     with pytest.raises(UserError, match=message):
-        evaluate_lm.main([str(checkpoint), "--cpu", *arguments])
+        main(["evaluate-lm", str(checkpoint), "--cpu", *arguments])
     assert not (checkpoint.parent / "results.jsonl").exists()
 
 
@@ -187,7 +186,7 @@ def test_plain_data_of_fairseq_has_perplexity_alone(data, tmp_path):
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in data.iterdir():
-        if path.name != "corpus.json":
+        if path.name != "manifest.json":
             (plain / path.name).write_bytes(path.read_bytes())
     checkpoint = tmp_path / "checkpoint.pt"
     write_checkpoint(checkpoint, plain)
@@ -202,13 +201,13 @@ def test_plain_data_of_fairseq_has_perplexity_alone(data, tmp_path):
         (["--compressors"], "needs a corpus of bytes"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_lm.main([str(checkpoint), "--cpu", *more])
+            main(["evaluate-lm", str(checkpoint), "--cpu", *more])
 
 
 def test_a_vocabulary_of_other_data_is_refused(checkpoint, tmp_path):
     other = write_corpus(tmp_path / "o", "--tokens", "sentencepiece", "--pieces", "280")
     with pytest.raises(UserError, match="does not fit|vocabulary"):
-        evaluate_lm.main([str(checkpoint), "--cpu", "--data", str(other)])
+        main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(other)])
 
 
 def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
@@ -221,11 +220,11 @@ def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
     tokens[5] = 999
     tokens.tofile(damaged / "test.bin")
     with pytest.raises(UserError, match="token id 999 is out of range"):
-        evaluate_lm.main([str(checkpoint), "--cpu", "--data", str(damaged)])
+        main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(damaged)])
 
 
-@pytest.mark.parametrize(
-    ("length", "name"), [(1 << 21, "2M"), (1 << 15, "32K"), (512, "512"), (1500, "1500")]
-)
-def test_lengths_are_written_as_in_figures(length, name):
-    assert context_report.short(length) == name
+@pytest.mark.parametrize("option", ["--piece", "--first-context"])
+def test_sizes_must_be_positive(checkpoint, option, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate-lm", str(checkpoint), option, "0"])
+    assert f"argument {option}: 0 must be at least 1" in capsys.readouterr().err

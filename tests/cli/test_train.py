@@ -21,13 +21,14 @@ from tests.toy_plugin import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
-    "import sys, tests.toy_plugin\nfrom megalodon_tasks.cli import train\nsys.exit(train.main())"
+    "import sys, tests.toy_plugin\n"
+    "from megalodon_tasks.cli.main import main\n"
+    "sys.exit(main(['train', *sys.argv[1:]]))"
 )
 
 
 def prepared(*arguments):
-    options, rest = train.build_parser().parse_known_args(arguments)
-    return train.hydra_arguments(options, rest)
+    return train.hydra_arguments(arguments)
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_ctrl_c_ends_it_cleanly(config_dir, pipes, tmp_path):
     code, _, err = finish(process)
     assert code == 130
     assert "Traceback" not in err
-    assert "interrupted; the same command goes on" in err
+    assert "interrupted; the same command continues" in err
 
 
 @pytest.mark.slow

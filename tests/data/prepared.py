@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from megalodon_tasks.data.storage import ColumnSpec, DatasetSpec, PreparedDataset
-from megalodon_tasks.data.storage_writer import write_dataset
+from megalodon_tasks.data.manifest import is_prepared
+from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, PreparedDataset
+from megalodon_tasks.data.sources import Rejects
+from megalodon_tasks.data.writer import publish, unfinished_folder, write_unpublished
 
 
 def spec_of(**changes):
@@ -33,13 +35,35 @@ def random_items(count, spec, seed=0, shortest=1, longest=9):
     return items
 
 
+def reader_of(records, seen=None, stop_at=None):
+    """Yield ``records`` from any number on; note what was read, or stop as Ctrl-C does."""
+
+    def read(first, on_bytes):
+        for number, record in enumerate(records[first:], first):
+            if number == stop_at:
+                raise KeyboardInterrupt
+            if seen is not None:
+                seen.append(number)
+            yield record
+
+    return read
+
+
+def write_form(folder, form, splits, identity=None, rejects=None):
+    """Write the records that ``{split: read}`` yields; ``form`` may be made from the hidden folder."""
+    with unfinished_folder(folder, identity or {}) as inside:
+        form = form(inside) if callable(form) else form
+        if not is_prepared(inside):
+            rejects = Rejects() if rejects is None else rejects
+            write_unpublished(
+                inside, form, splits, rejects, lambda: form.source, lambda count: None
+            )
+        publish(folder, inside)
+
+
 def write_items(folder, spec, splits):
     """Write ``{split: items}`` and open the result."""
-    with write_dataset(folder, spec) as writer:
-        for name, items in splits.items():
-            with writer.split(name) as split:
-                for label, sequences in items:
-                    split.add(label, **sequences)
+    write_form(folder, spec, {name: reader_of(items) for name, items in splits.items()})
     return PreparedDataset(folder)
 
 

@@ -1,6 +1,4 @@
-"""Corpora of text: written whole or not at all, resumed, read piece by piece, refused when damaged."""
-
-import json
+"""Corpora of text: written in fairseq's form, read piece by piece, refused when damaged."""
 
 import numpy as np
 import pytest
@@ -8,46 +6,34 @@ import sentencepiece
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
-from megalodon_tasks.data import corpus_writer
-from megalodon_tasks.data.corpus import DESCRIPTION, read_corpus
-from megalodon_tasks.data.corpus_writer import CorpusPlan, Document, is_current, write_corpus
-from megalodon_tasks.data.rejects import Rejects
+from megalodon_tasks.data.corpus import CorpusForm, Document, read_corpus, write_index
+from megalodon_tasks.data.manifest import MANIFEST
 from megalodon_tasks.data.tokenizers import (
     ByteTokenizer,
     SentencePieceTokenizer,
     WordTokenizer,
     tokenizer_of,
+    with_tokenizer,
 )
+from tests.data.prepared import reader_of, write_form
 
 TEXTS = ["first", "second document", "dritter: Ü\n", "fourth"]
+SPLITS = ("train", "valid", "test")
 
 
-def documents(texts, seen=None, stop_at=None):
-    def read(first):
-        for number, text in enumerate(texts[first:], first):
-            if number == stop_at:
-                raise KeyboardInterrupt
-            if seen is not None:
-                seen.append(number)
-            tokens = ByteTokenizer().encode(text)
-            yield Document(text, (tokens[:3], tokens[3:]), 1, len(text), len(text.encode()))
-
-    return read
+def documents(texts):
+    for text in texts:
+        tokens = ByteTokenizer().encode(text)
+        yield Document(text, (tokens[:3], tokens[3:]), 1, len(text), len(text.encode()))
 
 
-def write(folder, name="c", splits=None, one_item_each=False, rejects=None):
-    tokenizer = ByteTokenizer()
-    plan = CorpusPlan(
-        tokenizer.description(),
-        tokenizer.dictionary(),
-        splits or {s: documents(TEXTS) for s in ("train", "valid", "test")},
-        "counted",
-        one_item_each,
-        rejects=Rejects() if rejects is None else rejects,
-    )
-    identity = {"name": name, "settings": {"a": [1, 2]}}
-    write_corpus(folder, identity, lambda inside: plan, lambda count: None)
-    return identity
+def write(folder, splits=None, **settings):
+    form = CorpusForm("c", {}, "counted", one_item_each=False, **settings)
+    read = {
+        name: reader_of([*documents(texts)])
+        for name, texts in (splits or dict.fromkeys(SPLITS, TEXTS)).items()
+    }
+    write_form(folder, lambda inside: with_tokenizer(form, ByteTokenizer(), inside), read)
 
 
 def text_of(split, document):
@@ -56,98 +42,47 @@ def text_of(split, document):
 
 
 def test_documents_are_read_back_whole_and_in_pieces(tmp_path):
-    identity = write(tmp_path)
-    assert is_current(tmp_path, identity)
-    assert not is_current(tmp_path, identity | {"settings": {}})
-    split = read_corpus(tmp_path).split("test")
+    write(tmp_path)
+    corpus = read_corpus(tmp_path)
+    assert (corpus.name, corpus.tokenizer) == ("c", {"kind": "bytes"})
+    split = corpus.split("test")
     assert [text_of(split, i) for i in range(len(split))] == TEXTS
     assert split.tokens(4, 9).tolist() == list(split.tokens(0, 9))[4:]
     assert split.tokens(0, 10**9).shape == (split.info.tokens,)
-    split.verify()
+    assert (split.info.documents, split.info.words) == (4, 4)
+    assert split.info.bytes == split.info.characters + 1
     fairseq = MMapIndexedDataset(str(tmp_path / "test"))
     assert [len(fairseq[i]) for i in range(len(fairseq))][:2] == [3, 2]
     assert len(Dictionary.load(str(tmp_path / "dict.txt"))) == 260
-    data = {f"{s}.{end}" for s in ("train", "valid", "test") for end in ("bin", "idx")}
-    assert {path.name for path in tmp_path.iterdir()} == {"dict.txt", "corpus.json", *data}
+    data = {f"{s}.{end}" for s in SPLITS for end in ("bin", "idx")}
+    assert {path.name for path in tmp_path.iterdir()} == {"dict.txt", MANIFEST, *data}
 
 
-@pytest.mark.parametrize("journal_bytes", [0, 1 << 30])
-def test_an_interrupted_writer_goes_on_with_the_next_document(tmp_path, monkeypatch, journal_bytes):
-    monkeypatch.setattr(corpus_writer, "_JOURNAL_BYTES", journal_bytes)
-    splits = {s: documents(TEXTS) for s in ("train", "valid", "test")}
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a", splits=splits | {"valid": documents(TEXTS, stop_at=2)})
-    assert not (tmp_path / "a" / DESCRIPTION).exists()
-    seen = []
-    write(tmp_path / "a", splits=splits | {"valid": documents(TEXTS, seen)})
-    assert seen == [2, 3]
-    write(tmp_path / "b")
-    for path in (tmp_path / "b").iterdir():
-        assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes(), path.name
+def test_published_words_are_taken_for_the_published_number_of_documents(tmp_path):
+    published = {"train": (4, 99), "test": (5, 99)}
+    write(tmp_path, published_words=published, published_in="a paper")
+    corpus = read_corpus(tmp_path)
+    assert [corpus.info(split).words for split in SPLITS] == [99, 4, 4]
+    assert corpus.info("train").words_rule == "published by a paper; 4 counted"
 
 
-def test_a_killed_writer_leaves_what_is_cut_off_again(tmp_path, monkeypatch):
-    """Files longer than the journal says, as a kill between the two leaves them."""
-    monkeypatch.setattr(corpus_writer, "_JOURNAL_BYTES", 0)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a", splits={"train": documents(TEXTS, stop_at=2)})
-    unfinished = tmp_path / "a" / ".corpus.unfinished"
-    for name in ("train.bin", "train.sizes"):
-        with open(unfinished / name, "ab") as stream:
-            stream.write(b"half a docu")
-    write(tmp_path / "a", splits={"train": documents(TEXTS)})
-    split = read_corpus(tmp_path / "a").split("train")
-    assert [text_of(split, i) for i in range(4)] == TEXTS
-
-
-def test_another_plan_starts_again(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, "old", {"train": documents(TEXTS, stop_at=2)})
-    seen = []
-    write(tmp_path, "new", {"train": documents(TEXTS, seen)})
-    assert seen == [0, 1, 2, 3]
-
-
-def test_an_error_leaves_what_was_there_before(tmp_path):
-    write(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-
-    def broken(first):
-        yield Document("x", (np.ones(3),), 1, 1, 1)
-        raise ValueError("cannot read y")
-
-    with pytest.raises(ValueError, match="cannot read y"):
-        write(tmp_path, "other", {"train": broken})
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
-
-
-def test_damaged_documents_are_counted_or_refused(tmp_path):
-    def some(first):
-        texts = [Document("a.txt", damage="is empty"), *documents(TEXTS)(0)]
-        return iter(texts[first:])
-
-    write(tmp_path / "kept", splits={"train": some})
-    info = read_corpus(tmp_path / "kept").info("train")
-    assert (info.documents, info.skipped) == (4, {"a.txt": "is empty"})
-    with pytest.raises(ValueError, match="a.txt is empty; correct or remove it"):
-        write(tmp_path / "strict", splits={"train": some}, rejects=Rejects(strict=True))
-    only = [Document("a.txt", damage="is empty")]
+def test_a_split_without_documents_is_refused(tmp_path):
     with pytest.raises(ValueError, match="split 'train' has no document with text"):
-        write(tmp_path / "none", splits={"train": lambda first: iter(only[first:])})
+        write(tmp_path / "none", {"train": []})
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "test.bin").write_bytes(b"ab"), r"test.bin has 2 bytes, its index wants"),
+        (lambda f: (f / "test.bin").write_bytes(b"ab"), r"test.bin has 2 bytes, its index expects"),
         (lambda f: (f / "test.bin").unlink(), "test.bin is missing"),
         (lambda f: (f / "test.idx").write_bytes(b"nonsense" * 9), "not an index of fairseq's mmap"),
-        (lambda f: (f / DESCRIPTION).write_text("{"), "is not JSON"),
-        (lambda f: (f / DESCRIPTION).write_text('{"version": 9}'), "this version reads"),
     ],
 )
-def test_damaged_corpora_are_refused(tmp_path, damage, message):
+def test_damaged_data_of_fairseq_are_refused(tmp_path, damage, message):
     write(tmp_path)
+    (tmp_path / MANIFEST).unlink()
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         read_corpus(tmp_path).split("test")
@@ -155,36 +90,14 @@ def test_damaged_corpora_are_refused(tmp_path, damage, message):
 
 def test_an_empty_split_is_refused(tmp_path):
     write(tmp_path)
-    corpus_writer.write_index(tmp_path / "test", np.dtype(np.uint16), np.zeros(0, np.int64))
+    write_index(tmp_path / "test", np.dtype(np.uint16), np.zeros(0, np.int64))
     (tmp_path / "test.bin").write_bytes(b"")
-    (tmp_path / DESCRIPTION).unlink()
+    (tmp_path / MANIFEST).unlink()
     with pytest.raises(ValueError, match="the split 'test' has no tokens"):
         read_corpus(tmp_path).split("test")
 
 
-def test_changed_contents_are_found(tmp_path):
-    write(tmp_path)
-    data = bytearray((tmp_path / "test.bin").read_bytes())
-    data[0] ^= 1
-    (tmp_path / "test.bin").write_bytes(data)
-    with pytest.raises(ValueError, match="test.bin is damaged"):
-        read_corpus(tmp_path).split("test").verify()
-
-
-def test_an_index_of_other_data_is_refused(tmp_path):
-    write(tmp_path / "a")
-    write(tmp_path / "b", splits={"test": documents(TEXTS[:2])})
-    for end in ("bin", "idx"):
-        (tmp_path / "b" / f"test.{end}").rename(tmp_path / "a" / f"test.{end}")
-    with pytest.raises(ValueError, match="prepare the data again"):
-        read_corpus(tmp_path / "a").split("test")
-
-
-def test_folders_without_a_corpus_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        read_corpus(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="neither corpus.json nor dict.txt"):
-        read_corpus(tmp_path)
+def test_an_unknown_split_is_named(tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match="has no split 'dev'; it has train, valid, test"):
         read_corpus(tmp_path).split("dev")
@@ -192,7 +105,7 @@ def test_folders_without_a_corpus_are_refused(tmp_path):
 
 def test_plain_data_of_fairseq_is_one_document(tmp_path):
     write(tmp_path)
-    (tmp_path / DESCRIPTION).unlink()
+    (tmp_path / MANIFEST).unlink()
     split = read_corpus(tmp_path).split("test")
     assert len(split) == 1
     assert split.offsets.tolist() == [0, sum(len(text.encode()) for text in TEXTS)]
@@ -226,7 +139,8 @@ def test_bytes_and_pieces_keep_every_text(pieces):
 def test_pieces_fill_up_the_vocabulary(pieces):
     dictionary = pieces.dictionary()
     assert len(dictionary) % 128 == 0
-    assert dictionary.index(pieces.processor.id_to_piece(10)) == pieces._ids[10]
+    token = int(pieces.encode("house")[0])
+    assert dictionary[token] in "house"
 
 
 def test_broken_bytes_become_replacement_characters():
@@ -255,8 +169,3 @@ def test_a_dictionary_of_another_tokenizer_is_refused(tmp_path):
         SentencePieceTokenizer(tmp_path / "m.model")
     with pytest.raises(ValueError, match="there is no SentencePiece model"):
         SentencePieceTokenizer(tmp_path / "n.model")
-
-
-def test_descriptions_are_json(tmp_path):
-    write(tmp_path)
-    assert json.loads((tmp_path / DESCRIPTION).read_text())["tokenizer"] == {"kind": "bytes"}

@@ -7,7 +7,7 @@ import torch
 from fairseq.tasks import FairseqTask
 
 from megalodon_tasks.data.sequence_dataset import SequenceDataset
-from megalodon_tasks.data.storage import ColumnSpec, PreparedDataset, ValueScale
+from megalodon_tasks.data.sequences import ColumnSpec, PreparedDataset, ValueScale
 from tests.data.prepared import random_items, spec_of, write_items, write_random
 
 

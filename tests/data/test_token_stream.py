@@ -111,7 +111,7 @@ def test_missing_split_is_named_with_those_there(folder):
 
 
 def test_documents_of_a_corpus_need_its_description(folder):
-    with pytest.raises(ValueError, match="has no corpus.json, which says where documents begin"):
+    with pytest.raises(ValueError, match="has no manifest.json, which says where documents begin"):
         open_test(folder, documents="corpus")
 
 

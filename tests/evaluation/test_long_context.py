@@ -39,10 +39,10 @@ def test_pieces_give_what_one_pass_gives(model, piece):
     sources = torch.from_numpy(np.append(END, document[:-1]))[None]
     with torch.no_grad():
         scores, _ = model(sources)
-    wanted = torch.nn.functional.cross_entropy(
+    expected = torch.nn.functional.cross_entropy(
         scores[0], torch.from_numpy(document), reduction="none"
     )
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
     assert [start for start, _, _ in steps] == list(range(0, 57, piece))
 
 
@@ -52,8 +52,8 @@ def test_reading_goes_on_from_any_saved_position(model, tmp_path):
     torch.save(steps[2][2].to_plain(), tmp_path / "position.pt")
     position = Position.from_plain(torch.load(tmp_path / "position.pt", weights_only=True))
     assert position.token == 18
-    rest = read(model, document, 6, position)
-    for (start, nll_L, _), (again, nll_again_L, _) in zip(steps[3:], rest, strict=True):
+    continued = read(model, document, 6, position)
+    for (start, nll_L, _), (again, nll_again_L, _) in zip(steps[3:], continued, strict=True):
         assert start == again
         assert (nll_L == nll_again_L).all()
 
@@ -113,6 +113,6 @@ def test_bands_equal_those_by_hand(piece):
         (b.low, b.high, b.tokens, b.perplexity, b.whole_documents, b.whole_perplexity)
         for b in totals.bands
     ]
-    for ours, wanted in zip(found, bands_by_hand(documents, 8), strict=True):
-        assert ours == pytest.approx(wanted)
+    for ours, expected in zip(found, bands_by_hand(documents, 8), strict=True):
+        assert ours == pytest.approx(expected)
     assert [band.documents for band in totals.bands] == [6, 3, 3, 3]

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megalodon_tasks.recipes.imagenet.image_tree import ImageTree, index_of
+
 CLASSES = ("n01440764", "n01443537", "n01484850")
 
 
@@ -81,3 +83,9 @@ def damaged_images(folder: Path) -> dict[str, tuple[Path, str]]:
     found["float.tif"] = (folder / "float.tif", "floating-point values")
     found["missing.jpg"] = (folder / "missing.jpg", "does not exist")
     return found
+
+
+def build_index(images: Path, out: Path) -> ImageTree:
+    """Index the images below ``images`` in ``out``."""
+    index_of(images, out).write(out, hidden=True)
+    return ImageTree(out)

@@ -25,8 +25,7 @@ from megalodon_tasks.recipes.imagenet.image_dataset import (
     TrainingImages,
     repeated_order,
 )
-from megalodon_tasks.recipes.imagenet.image_tree import build_index
-from tests.recipes.image_files import noise, write_tree
+from tests.recipes.image_files import build_index, noise, write_tree
 
 CONFIG = AugmentationConfig(image_size=32)
 TOKENS = 4

@@ -60,7 +60,7 @@ def test_two_processes_train_and_resume_as_one_run(tmp_path):
     run(sys.executable, "-m", f"{module}.prepare_imagenet", "images", "index")
     worker = tmp_path / "worker.sh"
     worker.write_text(
-        f"""exec {sys.executable} -m megalodon_tasks.cli.train --config-dir {SCRIPT.parent} \\
+        f"""exec {sys.executable} -m megalodon_tasks train --config-dir {SCRIPT.parent} \\
         --config-name imagenet_demo --data index --save-dir run "$@" common.cpu=true \\
         model.num_layers=1 dataset.num_workers=0 dataset.validate_interval=1 ema.store_ema=true \\
         checkpoint.load_checkpoint_on_all_dp_ranks=true distributed_training.distributed_world_size=2 \\

@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 from timm.scheduler import CosineLRScheduler
 
 from megalodon_tasks import timm_model
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.classifier import ClassifierInputs
-from megalodon_tasks.recipes.imagenet.image_tree import build_index
 from megalodon_tasks.recipes.imagenet.task import ImagenetConfig, ImagenetTask
-from tests.recipes.image_files import write_tree
+from tests.recipes.image_files import build_index, write_tree
 from tests.toy_plugin import runs
 
 # 24 images, 4 updates an epoch
@@ -66,8 +65,11 @@ def test_registered_task_is_ours_and_describes_its_data(index):
         ({"patch_size": 15}, "task.patch_size=15 does not divide task.image_size=224"),
         ({"image_size": 0}, "task.patch_size=16 does not divide task.image_size=0"),
         ({"hflip": 3.0}, "task.hflip=3.0"),
-        ({"data": None}, "names no folder of prepared images; prepare a folder with: python -m"),
-        ({"data": "nowhere"}, r"nowhere does not exist: it is no index .*prepare_imagenet IMAGES"),
+        ({"data": None}, "names no folder of prepared images; prepare a folder with: megalodon"),
+        (
+            {"data": "nowhere"},
+            r"nowhere does not exist.*megalodon prepare imagenet/imagenet IMAGES",
+        ),
     ],
 )
 def test_bad_settings_are_refused(index, changes, message):
@@ -76,7 +78,9 @@ def test_bad_settings_are_refused(index, changes, message):
 
 
 def test_the_images_themselves_are_no_index(images, index):
-    with pytest.raises(UserError, match=r"has no images.json: .*prepare_imagenet IMAGES"):
+    with pytest.raises(
+        UserError, match=r"manifest.json is missing.*prepare imagenet/imagenet IMAGES"
+    ):
         task_with(images)
 
 
@@ -172,7 +176,7 @@ def test_averaged_weights_are_validated_kept_and_resumed(index, tmp_path, capsys
     logged = float(events["valid", 11]["loss"])
     assert logged == pytest.approx(loss.item() / math.log(2), abs=2e-4)
     checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
-    evaluate.main([checkpoint, "--data", str(index), "--cpu", "--ema"])
+    main(["evaluate", checkpoint, "--data", str(index), "--cpu", "--ema"])
     assert f"loss {logged:.3f})" in capsys.readouterr().out
 
     (tmp_path / "again").mkdir()
@@ -186,12 +190,12 @@ def test_averaged_weights_are_validated_kept_and_resumed(index, tmp_path, capsys
 def test_the_command_evaluates_a_checkpoint_on_the_validation_images(index, tmp_path, capsys):
     runs.train(tmp_path / "run", *TRAINING)
     checkpoint = tmp_path / "run" / "checkpoint_best.pt"
-    evaluate.main([str(checkpoint), "--data", str(index), "--split", "test", "--cpu"])
+    main(["evaluate", str(checkpoint), "--data", str(index), "--split", "test", "--cpu"])
     printed = capsys.readouterr().out
     assert "accuracy on test (6 items" in printed
     assert "33.33" in printed
     with pytest.raises(UserError, match="holds no averaged weights; train with ema.store_ema=true"):
-        evaluate.main([str(checkpoint), "--data", str(index), "--cpu", "--ema"])
+        main(["evaluate", str(checkpoint), "--data", str(index), "--cpu", "--ema"])
 
 
 @pytest.mark.parametrize(("warmup", "cosine"), [(4, 20), (0, 30), (4, None)])
@@ -263,7 +267,7 @@ def test_top5_is_evaluated_where_there_are_many_classes(tmp_path, monkeypatch, c
     build_index(write_tree(tmp_path / "images", 1, 1, classes), tmp_path / "index")
     monkeypatch.chdir(tmp_path / "index")
     runs.train(tmp_path / "run", *TRAINING, "--max-update", "2", "--batch-size-valid", "50")
-    evaluate.main([str(tmp_path / "run" / "checkpoint_best.pt"), "--cpu"])
+    main(["evaluate", str(tmp_path / "run" / "checkpoint_best.pt"), "--cpu"])
     found = re.search(r"this checkpoint, top 5 +(\d+\.\d\d)", capsys.readouterr().out)
     # whole images of 100; untrained, so about 5
     assert 0.0 <= float(found[1]) < 50.0

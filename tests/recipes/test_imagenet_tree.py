@@ -5,13 +5,16 @@ import os
 import pickle
 import re
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torchvision
 
+from megalodon_tasks.data.manifest import MANIFEST
 from megalodon_tasks.recipes.imagenet import prepare_imagenet
-from megalodon_tasks.recipes.imagenet.image_tree import IMG_EXTENSIONS, ImageTree, build_index
-from tests.recipes.image_files import CLASSES, damaged_images, odd_images, write_tree
+from megalodon_tasks.recipes.imagenet.image_tree import IMG_EXTENSIONS, ImageTree, index_of
+from tests.recipes.image_files import CLASSES, build_index, damaged_images, odd_images, write_tree
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_test_stands_for_validation_without_a_folder_of_its_own(images, tmp_path
     assert tree.split("test").info.folder == "val"
     shutil.copytree(images / "val", images / "test")
     assert build_index(images, tmp_path / "index").split("test").info.folder == "test"
-    with pytest.raises(ValueError, match="no split 'dev'; there are train, valid, test"):
+    with pytest.raises(ValueError, match="no split 'dev'; it has train, valid"):
         tree.split("dev")
 
 
@@ -81,7 +84,8 @@ def test_preparing_again_reads_only_what_changed(images, capsys):
     assert "train: 23 images" in capsys.readouterr().out
     assert len(ImageTree(out).split("train")) == 23
     shutil.copytree(images / "val", images / "test")
-    assert not ImageTree(out).is_current(images)
+    run(images, out, "--workers", 1)
+    assert len(ImageTree(out).split("test")) == 6
 
 
 def test_odd_images_are_counted_and_listed(images, capsys):
@@ -174,13 +178,13 @@ def test_a_bad_tree_is_refused_and_nothing_is_written(images, tmp_path, capsys, 
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert re.search(message, error), error
-    assert not (tmp_path / "index" / "images.json").exists()
+    assert not (tmp_path / "index" / MANIFEST).exists()
 
 
 def truncate_paths(folder):
     path = folder / "train.paths"
     path.write_bytes(path.read_bytes()[:-5])
-    return "train.paths has .* bytes, wanted"
+    return "train.paths has .* bytes, expected"
 
 
 def remove_paths(folder):
@@ -188,33 +192,44 @@ def remove_paths(folder):
     return "valid.paths is missing"
 
 
-def no_json(folder):
-    (folder / "images.json").write_text("{")
-    return "images.json is not JSON"
-
-
-def other_version(folder):
-    content = json.loads((folder / "images.json").read_text())
-    (folder / "images.json").write_text(json.dumps(content | {"version": 99}))
-    return "has format"
-
-
 def other_fields(folder):
-    content = json.loads((folder / "images.json").read_text())
-    del content["classes"]
-    (folder / "images.json").write_text(json.dumps(content))
-    return "is damaged .KeyError"
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["form"]["root"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return "is damaged .KeyError: 'root'"
 
 
-@pytest.mark.parametrize(
-    "spoil", [truncate_paths, remove_paths, no_json, other_version, other_fields]
-)
-def test_a_damaged_index_is_named_and_made_anew(images, tmp_path, spoil):
+@pytest.mark.parametrize("spoil", [truncate_paths, remove_paths, other_fields])
+def test_a_damaged_index_is_named_and_prepared_again(images, tmp_path, spoil):
     index = tmp_path / "index"
     build_index(images, index)
     message = spoil(index)
     with pytest.raises(ValueError, match=message):
         ImageTree(index)
-    tree, done = prepare_imagenet.prepare(images, index, hidden=True)
-    assert done
-    assert len(tree.split("train")) == 24
+    assert index_of(images, index).write(index, hidden=True)
+    assert len(ImageTree(index).split("train")) == 24
+
+
+def test_an_interrupted_index_continues_with_the_next_class(images, tmp_path):
+    index, listed = tmp_path / "index", []
+
+    def stopped(read, stop_at):
+        def read_from(first, on_bytes):
+            for number, folder in enumerate(read(first, on_bytes), first):
+                if number == stop_at:
+                    raise KeyboardInterrupt
+                listed.append(f"{folder.parent.name}/{folder.name}")
+                yield folder
+
+        return read_from
+
+    for stop_at in (2, None):
+        preparation = index_of(images, index)
+        splits = {name: stopped(read, stop_at) for name, read in preparation.splits.items()}
+        with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+            replace(preparation, splits=splits).write(index, hidden=True)
+    assert listed == [f"{split}/{name}" for split in ("train", "val") for name in CLASSES]
+    assert (
+        build_index(images, tmp_path / "whole").split("train").info
+        == ImageTree(index).split("train").info
+    )

@@ -8,8 +8,9 @@ from fairseq import options
 from fairseq_cli import preprocess as fairseq_preprocess
 
 from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.data.manifest import MANIFEST, Manifest
 from megalodon_tasks.data.token_stream import open_stream
-from megalodon_tasks.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from megalodon_tasks.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, WordTokenizer
 from megalodon_tasks.recipes.lm import (
     prepare_enwik8,
     prepare_pg19,
@@ -133,7 +134,7 @@ def test_damaged_books_are_left_out_or_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         prepare_text.main([*arguments, "--strict"])
     assert "2.txt is not UTF-8: byte 0xff at 5" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "corpus.json").exists()
+    assert not (tmp_path / "out" / MANIFEST).exists()
     prepare_text.main(arguments)
     said = capsys.readouterr().out
     assert "left out as damaged: 2" in said
@@ -270,26 +271,52 @@ def test_damaged_wikitext_is_named(tmp_path, change, message):
     change(source := wikitext(tmp_path / "raw"))
     with pytest.raises(ValueError, match=message):
         prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
-    assert not (tmp_path / "out" / "corpus.json").exists()
+    assert not (tmp_path / "out" / MANIFEST).exists()
 
 
-def test_an_interrupted_wikitext_goes_on(tmp_path, monkeypatch):
-    source, done = wikitext(tmp_path / "raw"), []
-    binarise = prepare_wikitext103.FileBinarizer.multiprocess_dataset
+def test_an_interrupted_wikitext_continues_with_the_next_article(tmp_path, monkeypatch):
+    source, encoded = wikitext(tmp_path / "raw"), []
+    encode = WordTokenizer.encode
 
-    def counted(path, *rest, **more):
-        done.append(path)
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        return binarise(path, *rest, **more)
+    def counted(self, text):
+        if "Article" in text:
+            encoded.append(text)
+            if len(encoded) == 6:  # the second of the split valid
+                raise KeyboardInterrupt
+        return encode(self, text)
 
-    monkeypatch.setattr(prepare_wikitext103.FileBinarizer, "multiprocess_dataset", counted)
+    monkeypatch.setattr(WordTokenizer, "encode", counted)
+    monkeypatch.setattr(prepare_wikitext103, "PORTION", 1)
     with pytest.raises(KeyboardInterrupt):
         prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
-    assert not (tmp_path / "out" / "corpus.json").exists()
+    assert not (tmp_path / "out" / MANIFEST).exists()
     assert prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
-    assert [path.split(".")[-2] for path in done] == ["train", "valid", "valid", "test"]
-    read_corpus(tmp_path / "out").split("valid").verify()
+    assert len(encoded) == 6 + 1 + 3
+    Manifest.read(tmp_path / "out").verify()
+    prepare_wikitext103.prepare(source, tmp_path / "whole", hidden=True)
+    for name in Manifest.read(tmp_path / "out").files:
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == whole, name
+
+
+def test_other_line_separators_are_refused(tmp_path):
+    source = wikitext(tmp_path / "raw")
+    (source / "wiki.test.tokens").write_bytes(b" a \r b \n")
+    with pytest.raises(ValueError, match=r"line 1 has a line separator other than \\n"):
+        prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+
+
+@pytest.mark.parametrize("name", ["other", "books"])
+def test_checksums_are_verified_and_other_data_is_not_replaced(tmp_path, capsys, name):
+    source, out = books(tmp_path / "books"), tmp_path / "out"
+    prepare_text.main([str(source), str(out), "--workers", "1"])
+    data = bytearray((out / "train.bin").read_bytes())
+    data[5] ^= 1
+    (out / "train.bin").write_bytes(data)
+    with pytest.raises(SystemExit):
+        prepare_text.main([str(source), str(out), "--workers", "1", "--verify", "--name", name])
+    expected = "train.bin is damaged" if name == "books" else "holds prepared data of 'books'"
+    assert expected in capsys.readouterr().err
 
 
 def test_topics_of_python_in_both_forms(tmp_path):

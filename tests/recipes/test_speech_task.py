@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchaudio.functional import resample
 
-from megalodon_tasks.cli import evaluate
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.cli.main import main
+from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prepare
 from megalodon_tasks.recipes.speech.task import SpeechCommandsConfig, SpeechCommandsTask
@@ -118,7 +118,7 @@ def test_tensors_of_mega_are_heard_at_unit_scale(tmp_path):
         ({"sample_rate": 0}, "task.sample_rate=0 must be from 1 to 16000"),
         ({"resampling": "nearest"}, "task.resampling='nearest' is none of subsample, lowpass"),
         ({"normalisation": "none"}, "task.normalisation='none' is none of global, per_step"),
-        ({"data": None}, "prepare_speech_commands SOURCE DATA"),
+        ({"data": None}, "megalodon prepare speech/sc_raw SOURCE DATA"),
         ({"benchmark": "listops"}, "'listops' is unknown to this task; it has sc_raw"),
     ],
 )  # fmt: skip
@@ -136,7 +136,7 @@ SMALL = {
 
 def test_a_run_is_evaluated_at_both_rates(data, tmp_path):
     command = [
-        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir",
+        sys.executable, "-m", "megalodon_tasks", "train", "--config-dir",
         ROOT / "recipes" / "speech", "--config-name", "sc_raw", "--data", data, "--save-dir", tmp_path,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -147,7 +147,7 @@ def test_a_run_is_evaluated_at_both_rates(data, tmp_path):
     lengths = tmp_path / "predictions.csv"
     half = ["--task-override", "sample_rate=8000", "--time-step", "2"]
     for options, length in ((half, "400"), ([], "800")):
-        assert evaluate.main([*evaluation, *options, "--predictions", str(lengths)]) == 0
+        assert main(["evaluate", *evaluation, *options, "--predictions", str(lengths)]) == 0
         header, first = lengths.read_text().splitlines()[:2]
         assert dict(zip(header.split(","), first.split(","), strict=True))["length"] == length
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

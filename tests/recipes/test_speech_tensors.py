@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from megalodon_tasks.data.rejects import Rejects
-from megalodon_tasks.data.storage import PreparedDataset
+from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.speech import prepare_speech_commands
 from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prepare
 from tests.recipes.speech_files import write_tensors

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from megalodon_tasks.cli import report
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from tests.runs.records import result, write_record
 
@@ -42,7 +42,7 @@ def make_run(tmp_path):
 
 
 def made(tmp_path, *folders):
-    assert report.main([*map(str, folders), "--output", str(tmp_path / "page")]) == 0
+    assert main(["report", *map(str, folders), "--output", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
     tags = Tags()
     tags.feed(page)
@@ -126,14 +126,14 @@ def test_a_run_with_only_results_and_a_torn_last_line(tmp_path):
 
 def test_what_cannot_be_read_is_named(tmp_path, make_run):
     with pytest.raises(UserError, match="there is no such folder"):
-        report.main([str(tmp_path / "none")])
+        main(["report", str(tmp_path / "none")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds metrics.jsonl or results.jsonl"):
-        report.main([str(tmp_path / "empty")])
+        main(["report", str(tmp_path / "empty")])
     folder = make_run("run", results=[result(), result()])
     (folder / "results.jsonl").write_text("nonsense\n{}\n")
     with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a JSON object: 'nonsense'"):
-        report.main([str(folder)])
+        main(["report", str(folder)])
     (folder / "results.jsonl").write_text('{"benchmark": "lra/listops"}\n')
     with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a result"):
-        report.main([str(folder)])
+        main(["report", str(folder)])

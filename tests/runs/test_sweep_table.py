@@ -5,7 +5,7 @@ import csv
 import pytest
 from matplotlib.image import imread
 
-from megalodon_tasks.cli import report
+from megalodon_tasks.cli.main import main
 from megalodon_tasks.runs import sweep_table
 from megalodon_tasks.runs.record import append
 from megalodon_tasks.runs.sweep import enter_sweep
@@ -84,7 +84,7 @@ def test_a_picture_without_speeds_has_the_metric(sweep):
 
 def test_a_sweep_has_its_table_and_picture_on_the_page(finished):
     sweep_table.draw(finished, sweep_table.collect(finished), {})
-    assert report.main([str(finished.folder)]) == 0
+    assert main(["report", str(finished.folder)]) == 0
     page, markdown = ((finished.folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert "Sweep sweep: toy/listops" in page
     assert page.count("data:image/png;base64,") == 1

@@ -49,8 +49,8 @@ class _Collector(logging.Handler):
         if not message.startswith('{"epoch"'):
             return
         fields = {k.removeprefix(f"{record.name}_"): v for k, v in json.loads(message).items()}
-        kept = {name: fields[name] for name in COMPARED if name in fields}
-        self.events[record.name, int(fields["num_updates"])] = kept
+        compared = {name: fields[name] for name in COMPARED if name in fields}
+        self.events[record.name, int(fields["num_updates"])] = compared
 
 
 def train(save_dir: Path, *arguments: str, events: Events | None = None) -> Events:
@@ -74,7 +74,7 @@ def train(save_dir: Path, *arguments: str, events: Events | None = None) -> Even
 
 
 def state_of(save_dir: Path, name: str = "checkpoint_last.pt") -> dict:
-    """Everything in a checkpoint that decides how training goes on."""
+    """Everything in a checkpoint that decides how training continues."""
     state = torch.load(save_dir / name)
     extra = state["extra_state"]
     return {
@@ -86,17 +86,17 @@ def state_of(save_dir: Path, name: str = "checkpoint_last.pt") -> dict:
     }
 
 
-def assert_equal(found: object, wanted: object, where: str = "state") -> None:
+def assert_equal(found: object, expected: object, where: str = "state") -> None:
     """Compare nested containers bit for bit."""
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted), where
-    elif isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), where
-        for key in wanted:
-            assert_equal(found[key], wanted[key], f"{where}.{key}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_equal(one, other, f"{where}[{i}]")
     else:
-        assert found == wanted, where
+        assert found == expected, where

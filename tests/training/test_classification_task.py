@@ -12,14 +12,14 @@ from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 
-from megalodon_tasks.cli import evaluate
-from megalodon_tasks.data.storage import ColumnSpec
+from megalodon_tasks.cli.main import main
+from megalodon_tasks.data.sequences import ColumnSpec
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.lra.task import LraTextConfig, LraTextTask
 from tests.data.prepared import spec_of, write_items, write_random
 
-COMMAND = "python -m megalodon_tasks.recipes.lra.listops.prepare SOURCE"
+COMMAND = "megalodon prepare lra/listops SOURCE"
 ITEMS, BATCH = 40, 7
 
 
@@ -81,7 +81,7 @@ def empty(folder):
 
 
 def truncated(folder):
-    path = write_random(folder).arrays / "train.inputs.bin"
+    path = write_random(folder).folder / "train.inputs.bin"
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -93,12 +93,12 @@ def nothing(folder):
     ("make", "message"),
     [
         (nothing, "task.data: the data folder {data} does not exist; .* with: {command}"),
-        (empty, "task.data: the data folder {data} is empty: dataset.json is missing; prepare"),
-        (truncated, "task.data: {data}/arrays-1/train.inputs.bin has .* bytes, wanted .*{command}"),
+        (empty, "task.data: the data folder {data} is empty: manifest.json is missing; prepare"),
+        (truncated, "task.data: {data}/train.inputs.bin has .* bytes, expected .*{command}"),
         (
             lambda folder: write_random(folder, benchmark="cifar"),
-            "task.data: {data} holds data of the benchmark 'cifar', wanted listops or text or retrieval;"
-            " .*{command}",
+            "task.data: {data} holds data of the benchmark 'cifar', expected listops or text or "
+            "retrieval; .*{command}",
         ),
     ],
 )
@@ -177,20 +177,20 @@ def test_resumed_process_has_the_same_batches(data, data_workers, num_workers, f
         batches = iterator.next_epoch_itr()
         before = ids(itertools.islice(batches, finished))
         state = iterator.state_dict()
-        rest = ids(batches)
-    assert sorted(sum(before + rest, [])) == list(range(ITEMS))
+        following = ids(batches)
+    assert sorted(sum(before + following, [])) == list(range(ITEMS))
     assert len(data_workers()) == num_workers, "the workers of earlier epochs are alive"
 
     resumed = task_with(data)
     resumed.load_dataset("train")
     iterator = iterator_of(resumed, state["epoch"], num_workers=num_workers)
     iterator.load_state_dict(state)
-    assert ids(iterator.next_epoch_itr()) == rest
-    following = [
+    assert ids(iterator.next_epoch_itr()) == following
+    next_epochs = [
         ids(iterator_of(task, 4, num_workers=num_workers).next_epoch_itr())
         for task in (running, resumed)
     ]
-    assert following[0] == following[1] != rest
+    assert next_epochs[0] == next_epochs[1] != following
 
 
 def test_training_split_may_be_evaluated_too(data):
@@ -273,9 +273,10 @@ def test_data_of_other_names_than_those_of_the_checkpoint_are_refused(learnable,
     other = write_random(tmp_path / "other", **{names: renamed}).folder
     count = len(renamed)
     with pytest.raises(UserError, match=f"model.{names}: .* trained with {count}:.* has {count}:"):
-        evaluate.main([best, "--data", str(other), "--cpu"])
+        main(["evaluate", best, "--data", str(other), "--cpu"])
     assert (
-        evaluate.main([best, "--data", str(write_random(tmp_path / "same").folder), "--cpu"]) == 0
+        main(["evaluate", best, "--data", str(write_random(tmp_path / "same").folder), "--cpu"])
+        == 0
     )
 
 

@@ -56,14 +56,14 @@ def test_equals_torch_adamw_with_two_groups():
         {"params": other[0].parameters()},
         {"params": other[1].parameters(), "weight_decay": 0.0},
     ]
-    expected = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1)
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1)
     for step in range(STEPS):
         gradients(model, step)
         gradients(other, step)
         optimizer.step()
-        expected.step()
-    for found, wanted in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+        reference.step()
+    for found, expected in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_equals_fairseq_adam_up_to_epsilon():
@@ -80,8 +80,8 @@ def test_equals_fairseq_adam_up_to_epsilon():
         gradients(other, step)
         ours.step()
         theirs.step()
-    for found, wanted in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_only_untagged_parameters_decay():
@@ -98,7 +98,7 @@ def test_only_untagged_parameters_decay():
 
 
 def test_vectors_can_be_spared():
-    """As usual for vision: biases, scales and all that extends along one axis alone."""
+    """As usual for vision: biases, scales and all that extends along one axis only."""
     shapes = [(4, 8), (8,), (8, 1), (1, 1, 3), (), (2, 8, 1)]
     given = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for spare, exempt in ((False, []), (True, [(8,), (8, 1), (1, 1, 3), ()])):
@@ -218,15 +218,15 @@ def test_schedule_equals_its_closed_form(power, end):
     assert optimizer.get_lr() == 1e-7
     for update in range(60):
         if update <= 10:
-            wanted = 1e-7 + update**power * (0.01 - 1e-7) / 10**power
+            expected = 1e-7 + update**power * (0.01 - 1e-7) / 10**power
         else:
-            wanted = max(end, end + (0.01 - end) * (50 - update) / 40)
-        assert schedule.step_update(update) == pytest.approx(wanted, rel=1e-12, abs=1e-18)
+            expected = max(end, end + (0.01 - end) * (50 - update) / 40)
+        assert schedule.step_update(update) == pytest.approx(expected, rel=1e-12, abs=1e-18)
         assert {group["lr"] for group in optimizer.param_groups} == {optimizer.get_lr()}
 
 
 @pytest.mark.parametrize(
-    ("changes", "update", "wanted"),
+    ("changes", "update", "expected"),
     [
         ({"warmup_updates": 0}, 0, 0.01),
         ({"total_num_update": 20}, 20, 0.0),
@@ -234,9 +234,9 @@ def test_schedule_equals_its_closed_form(power, end):
         ({"max_update": 20, "warmup_updates": 20}, 20, 0.0),
     ],
 )
-def test_schedule_corners(changes, update, wanted):
+def test_schedule_corners(changes, update, expected):
     schedule, _ = make_schedule(**changes)
-    assert schedule.step_update(update) == pytest.approx(wanted)
+    assert schedule.step_update(update) == pytest.approx(expected)
 
 
 def test_a_run_shorter_than_its_warmup_is_allowed_and_mentioned(caplog):

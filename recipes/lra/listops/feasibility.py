@@ -1,4 +1,4 @@
-"""How often a random ListOps expression has the wanted length, and how many such expressions exist.
+"""Compute how often a random ListOps expression has an accepted length, and how many there are.
 
 Both follow from the generating function of lengths.  With c(x) that of a node one level deeper, a node's
 is ``digit * x + operator * x^2 * (c(x)^2 + ... + c(x)^max_args)``, where (digit, operator) are the
@@ -19,11 +19,11 @@ _NOISE = 1e-12
 RAREST = 1e-6
 
 
-def check_feasible(grammar: Grammar, wanted: int) -> float:
-    """Return the probability that a random expression is kept.
+def check_feasible(grammar: Grammar, count: int) -> float:
+    """Return the probability that a random expression is accepted.
 
     Raises ``ValueError`` if no expression can be, if they are too rare to be found by drawing, or if
-    fewer than ``wanted`` distinct ones exist.
+    fewer than ``count`` distinct ones exist.
     """
     grammar.validate()
     lengths = length_probabilities(grammar)
@@ -39,16 +39,16 @@ def check_feasible(grammar: Grammar, wanted: int) -> float:
             "widen the range of lengths, or raise max_depth and max_args"
         )
     available = count_distinct(grammar, lengths)
-    if available < wanted:
+    if available < count:
         raise ValueError(
-            f"only {available:.0f} distinct expressions exist for {where}, but {wanted} are "
-            "wanted; ask for fewer or allow longer ones"
+            f"only {available:.0f} distinct expressions exist for {where}, but {count} are "
+            "needed; ask for fewer or allow longer ones"
         )
     return accepted
 
 
 def length_probabilities(grammar: Grammar) -> np.ndarray:
-    """Probability of each length 0 ... max_length - 1 of one random expression, float64."""
+    """Compute the probability of each length 0 ... max_length - 1 of one random expression, float64."""
     size = grammar.max_length
     per_count = OPERATOR_PROBABILITY / (grammar.max_args - MIN_ARGS + 1)
     digit = np.zeros(size)
@@ -64,7 +64,7 @@ def length_probabilities(grammar: Grammar) -> np.ndarray:
 
 
 def count_distinct(grammar: Grammar, probabilities: np.ndarray) -> float:
-    """The number of distinct expressions of an accepted length; ``_MANY`` stands for that or more."""
+    """Count the distinct expressions of an accepted length; ``_MANY`` stands for that or more."""
     if probabilities[max(grammar.min_length, _COUNTED_LENGTH) + 1 :].sum() > _NOISE:
         return _MANY
     size = min(grammar.max_length, _COUNTED_LENGTH + 1)

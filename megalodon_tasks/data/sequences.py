@@ -1,0 +1,278 @@
+"""Prepared labelled sequences in memory-mapped arrays.
+
+Beside ``manifest.json`` a folder holds for each split
+
+    train.labels.bin           int64 label of each item
+    train.inputs.bin           the sequences of one column, one after the other
+    train.inputs.offsets.bin   int64, items + 1: where each begins; absent at a fixed length
+
+An item has one sequence per column: ``inputs``, and ``inputs2`` for tasks on pairs.  All numbers are
+little-endian.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from megalodon_tasks.data.manifest import Manifest, damaged
+
+DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
+LABEL_DTYPE = OFFSET_DTYPE = np.dtype("<i8")
+
+#: A label and one sequence per column.
+Item = tuple[int, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One sequence of every item: its dtype (of ``DTYPES``), and its length where that is fixed."""
+
+    dtype: str
+    length: int | None = None
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The dtype on disk."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
+@dataclass(frozen=True)
+class ValueScale:
+    """How stored numbers become the model's input: ``(stored / divisor - mean) / std``."""
+
+    divisor: float
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (self.divisor > 0 and self.std > 0):
+            raise ValueError(
+                f"divisor={self.divisor} and std={self.std} of a value scale must be positive"
+            )
+
+    def apply(self, stored: np.ndarray) -> np.ndarray:
+        """Scale values to float32 of the same shape."""
+        factor, shift = 1 / (self.divisor * self.std), self.mean / self.std
+        return stored.astype(np.float32) * np.float32(factor) - np.float32(shift)
+
+
+@dataclass
+class SplitCounts:
+    """Numbers of one split: items, labels of each class, shortest and longest sequence per column."""
+
+    items: int
+    class_counts: list[int]
+    min_length: dict[str, int]
+    max_length: dict[str, int]
+    ends: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What holds for all splits of labelled sequences; the form in which they are written.
+
+    benchmark: name of the data (``listops``).  kind: of the input, as in ``ClassifierInputs``.
+    vocabulary: symbol of each token (empty where values are not symbols).  classes: name of each label.
+    source: see ``Manifest``.  scale: present where values are samples of a signal (pixels, audio).
+    """
+
+    benchmark: str
+    kind: str
+    columns: dict[str, ColumnSpec]
+    classes: tuple[str, ...]
+    vocabulary: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    scale: ValueScale | None = None
+
+    stored_as: ClassVar[str] = "sequences"
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if column.dtype not in DTYPES:
+                raise ValueError(f"column {name!r}: dtype {column.dtype!r} is none of {DTYPES}")
+        if not self.columns or not self.classes:
+            raise ValueError(f"data set {self.benchmark!r} needs at least one column and one class")
+        if self.scale is not None and self.vocabulary:
+            raise ValueError(
+                f"data set {self.benchmark!r} has a vocabulary and a value scale: values are either "
+                "symbols or samples of a signal"
+            )
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "DatasetSpec":
+        """Return what ``manifest`` says."""
+        form = manifest.form
+        return cls(
+            benchmark=manifest.benchmark,
+            kind=form["input"],
+            columns={name: ColumnSpec(**column) for name, column in form["columns"].items()},
+            classes=manifest.classes,
+            vocabulary=manifest.vocabulary,
+            source=manifest.source,
+            scale=form["scale"] and ValueScale(**form["scale"]),
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Return the manifest's ``form``."""
+        return {
+            "input": self.kind,
+            "columns": {name: asdict(column) for name, column in self.columns.items()},
+            "scale": self.scale and asdict(self.scale),
+        }
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Endings of the files of a split."""
+        growing = (f"{n}.offsets.bin" for n, c in self.columns.items() if c.length is None)
+        return ("labels.bin", *(f"{name}.bin" for name in self.columns), *growing)
+
+    def files(self, splits: Sequence[str]) -> list[str]:
+        """Return the names of all files."""
+        return [f"{split}.{part}" for split in splits for part in self.parts]
+
+    def counts(self, known: Mapping[str, Any]) -> SplitCounts:
+        """Return the counts of a split, empty or as ``known``."""
+        if known:
+            return SplitCounts(**known)
+        return SplitCounts(0, [0] * len(self.classes), {}, {}, dict.fromkeys(self.columns, 0))
+
+    def encode(self, record: Item, counts: SplitCounts, split: str) -> dict[str, bytes]:
+        """Add an item to ``counts``; return what to append to each part.
+
+        Raises ``ValueError`` naming split, item and column for a label that is no class, an empty
+        sequence, one of another than the fixed length, and a value that the dtype cannot hold or that is
+        not in the vocabulary.
+        """
+        label, sequences = record
+        where = f"split {split!r}, item {counts.items}"
+        if sequences.keys() != self.columns.keys():
+            raise ValueError(
+                f"{where}: got the columns {sorted(sequences)}, expected {sorted(self.columns)}"
+            )
+        if not 0 <= label < len(self.classes):
+            raise ValueError(
+                f"{where}: label {label} is none of the classes 0-{len(self.classes) - 1}"
+            )
+        checked = {
+            name: self._checked(values, self.columns[name], f"{where}, {name}")
+            for name, values in sequences.items()
+        }
+        parts = {"labels.bin": np.asarray([label], LABEL_DTYPE).tobytes()}
+        for name, values in checked.items():
+            parts[f"{name}.bin"] = values.tobytes()
+            start = [counts.ends[name]] if counts.items == 0 else []
+            counts.ends[name] += len(values)
+            if self.columns[name].length is None:
+                offsets = np.asarray([*start, counts.ends[name]], OFFSET_DTYPE)
+                parts[f"{name}.offsets.bin"] = offsets.tobytes()
+            counts.min_length[name] = min(len(values), counts.min_length.get(name, len(values)))
+            counts.max_length[name] = max(len(values), counts.max_length.get(name, 0))
+        counts.class_counts[label] += 1
+        counts.items += 1
+        return parts
+
+    def _checked(self, values: np.ndarray, column: ColumnSpec, where: str) -> np.ndarray:
+        values = np.asarray(values)
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(f"{where}: shape {values.shape}, expected a sequence of at least 1")
+        if column.length is not None and len(values) != column.length:
+            raise ValueError(f"{where}: {len(values)} values, expected {column.length}")
+        limit = len(self.vocabulary)
+        if limit and not 0 <= values.min() <= values.max() < limit:
+            raise ValueError(
+                f"{where}: tokens from {values.min()} to {values.max()}, expected 0 to {limit - 1}, "
+                "the size of the vocabulary"
+            )
+        cast = values.astype(column.numpy_dtype, copy=False)
+        if cast.dtype.kind != "f" and cast is not values and not np.array_equal(cast, values):
+            raise ValueError(
+                f"{where}: values from {values.min()} to {values.max()} do not fit dtype "
+                f"{column.dtype}"
+            )
+        return cast
+
+    def finish(self, folder: Path, split: str, counts: SplitCounts) -> None:
+        """Raise ``ValueError`` for a split without items."""
+        if not counts.items:
+            raise ValueError(f"split {split!r} has no items")
+
+
+class PreparedSplit:
+    """One split, read through memory maps that are opened when first used.
+
+    Pickling (to a data worker) carries the paths, not the data.
+    """
+
+    def __init__(self, folder: Path, name: str, spec: DatasetSpec, info: SplitCounts) -> None:
+        self.folder, self.name, self.spec, self.info = folder, name, spec, info
+
+    def __len__(self) -> int:
+        return self.info.items
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("folder", "name", "spec", "info")}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(items,) int64."""
+        return self._map("labels", LABEL_DTYPE)
+
+    def sequence(self, column: str, index: int) -> np.ndarray:
+        """Return the values of item ``index``: a read-only 1-D view of the file."""
+        values, offsets = self._arrays[column]
+        if offsets is None:
+            length = self.spec.columns[column].length
+            return values[index * length : (index + 1) * length]
+        return values[offsets[index] : offsets[index + 1]]
+
+    def lengths(self, column: str) -> np.ndarray:
+        """(items,) int64."""
+        offsets = self._arrays[column][1]
+        if offsets is None:
+            return np.full(len(self), self.spec.columns[column].length, dtype=np.int64)
+        return np.diff(offsets)
+
+    @cached_property
+    def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        return {
+            name: (
+                self._map(name, column.numpy_dtype),
+                None if column.length else self._map(f"{name}.offsets", OFFSET_DTYPE),
+            )
+            for name, column in self.spec.columns.items()
+        }
+
+    def _map(self, part: str, dtype: np.dtype) -> np.ndarray:
+        # A plain array over the map: slicing numpy.memmap itself costs several times as much.
+        return np.asarray(np.memmap(self.folder / f"{self.name}.{part}.bin", dtype, mode="r"))
+
+
+class PreparedDataset:
+    """A folder of prepared sequences; raises ``ValueError`` as ``Manifest.read`` does."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(folder, DatasetSpec.stored_as)
+        try:
+            self.spec = DatasetSpec.of(self.manifest)
+            self.splits = {
+                name: PreparedSplit(self.folder, name, self.spec, SplitCounts(**counts))
+                for name, counts in self.manifest.splits.items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(self.folder, error) from None
+
+    def split(self, name: str) -> PreparedSplit:
+        """Return the split of this name; raise ``ValueError`` listing those there are."""
+        self.manifest.split_counts(name)
+        return self.splits[name]
+
+    @property
+    def max_length(self) -> int:
+        """The length of the longest sequence in any split and column."""
+        return max(max(split.info.max_length.values()) for split in self.splits.values())

@@ -1,0 +1,208 @@
+"""Load the checkpoint of a training run, and make one of a language model that was trained elsewhere."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.initialize import add_defaults
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import OmegaConf, open_dict
+
+from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.language_model import CausalLM, LanguageModel
+from megalodon_tasks.models.released.files import read_tensors
+from megalodon_tasks.runs.environment import environment
+from megalodon_tasks.runs.record import relative
+
+# Where the language model lies in fairseq's model, and the names that fairseq registers.
+PREFIX = "decoder.lm."
+MODEL, TASK = "megalodon_lm", "megalodon_language_modeling"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, built and ready to evaluate."""
+
+    path: Path
+    cfg: Any
+    task: Any
+    model: Any
+    criterion: torch.nn.Module
+    update: int
+    epoch: int
+    device: torch.device
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """Return the plain language model.  Raises :class:`UserError` if there is none."""
+        found = getattr(getattr(self.model, "decoder", None), "lm", None)
+        if found is None:
+            raise UserError(f"{self.path}: holds no language model of this project")
+        return found
+
+    def provenance(self, file: Path) -> dict[str, Any]:
+        """Return what every result in ``file`` records: the model, its training, and this machine."""
+        return {
+            "checkpoint": relative(self.path, file.parent),
+            "update": self.update,
+            "epoch": self.epoch,
+            "params": sum(p.numel() for p in self.model.parameters()),
+            "chunk_size": self.cfg.model.get("chunk_size"),
+            "seed": self.cfg.common.seed,
+            **environment(self.device),
+        }
+
+
+def load(
+    path: Path,
+    data: Path | None = None,
+    device: torch.device | None = None,
+    ema: bool = False,
+    task_overrides: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Build the model, task and criterion of the checkpoint ``path``.
+
+    data: the folder of the prepared data, by default that of training.  device: by default the GPU if
+    there is one.  ema: take the weights that training averaged (``ema.store_ema=true``) instead of the
+    last ones.  task_overrides: other values for fields of the task.
+
+    Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
+    missing, damaged, or does not fit the model that its settings name, and for an unknown field.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    overrides = {} if data is None else {"data": str(data.resolve())}
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    _override_task(state["cfg"].task, task_overrides or {})
+    if ema:
+        if "ema" not in state["extra_state"]:
+            raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
+        state["model"] = state["extra_state"]["ema"]
+    update = state["optimizer_history"][-1]["num_updates"]
+    position = state["extra_state"]["train_iterator"]
+    try:
+        loaded: Any = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise UserError(
+            f"{path}: does not fit the model that its settings name: {error}"
+        ) from error
+    (model,), cfg, task = loaded
+    between_epochs = position["iterations_in_epoch"] == 0
+    return Trained(
+        path=path,
+        cfg=cfg,
+        task=task,
+        model=model.to(device).eval(),
+        criterion=task.build_criterion(cfg.criterion).to(device).eval(),
+        update=update,
+        epoch=position["epoch"] - 1 if between_epochs else position["epoch"],
+        device=device,
+    )
+
+
+def _override_task(task: Any, overrides: Mapping[str, Any]) -> None:
+    """Set fields of the task's configuration, which may be newer than the checkpoint."""
+    registered = TASK_DATACLASS_REGISTRY.get(task._name)
+    known = set(task) | set(getattr(registered, "__dataclass_fields__", ())) - {"_name"}
+    for name, value in overrides.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise UserError(
+                f"--task-override {name}={value}: the task {task._name} has no field {name!r}; "
+                f"there is {', '.join(near)}"
+            )
+        with open_dict(task):
+            task[name] = value
+
+
+def untrained_checkpoint(model: CausalLM, data: Path) -> dict[str, Any]:
+    """Return what fairseq saves before the first update of ``model``, for fairseq's tools to load.
+
+    Row i of the embedding belongs to symbol i of the dictionary in ``data``.  Raises ``ValueError`` if
+    there is no dictionary, or one with another number of symbols.
+    """
+    path = data / DICTIONARY
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: --data names the prepared data that goes with the model"
+        )
+    symbols = len(Dictionary.load(str(path)))
+    if symbols != model.vocab_size:
+        raise ValueError(
+            f"{path} has {symbols} symbols, the checkpoint {model.vocab_size}; prepare the data with "
+            "the vocabulary that the model was trained with"
+        )
+    settings = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
+    unit = {"tokens_per_sample": model.config.chunk_size} if model.config.chunk_size else {}
+    history = {
+        "criterion_name": "CrossEntropyCriterion",
+        "optimizer_name": "",
+        "lr_scheduler_state": {"best": None},
+        "num_updates": 0,
+    }
+    return {
+        "args": None,
+        "cfg": _fairseq_settings(
+            model={**settings, "scale_emb": model.scale_emb, "share_emb": model.share_emb},
+            task={"data": str(data.resolve()), **unit},
+        ),
+        "model": {PREFIX + name: tensor.detach() for name, tensor in model.state_dict().items()},
+        "criterion": None,
+        "optimizer_history": [history],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }
+
+
+def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    """Return fairseq's whole configuration with its defaults, except for ``model`` and ``task``."""
+    config = OmegaConf.structured(FairseqConfig())
+    OmegaConf.set_struct(config, False)
+    config.model = {"_name": MODEL, **model}
+    config.task = {"_name": TASK, **task}
+    config.criterion = {"_name": "cross_entropy"}
+    add_defaults(config)
+    settings: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return settings
+
+
+def read_language_model(path: Path) -> CausalLM:
+    """Read the language model of a checkpoint; needs neither its task nor its data.
+
+    Raises ``ValueError`` if the checkpoint holds another model, or an adaptive embedding and softmax.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint")
+    state = read_tensors(path)
+    weights = state["model"] if {"cfg", "model"} <= set(state) else {}
+    if not weights or not all(name.startswith(PREFIX) for name in weights):
+        raise ValueError(f"{path} holds no language model of this project")
+    settings = state["cfg"]["model"]
+    if settings.get("adaptive_cutoffs") is not None:
+        raise ValueError(
+            f"{path}: adaptive_cutoffs={settings['adaptive_cutoffs']}: the released model has no "
+            "adaptive embedding and softmax, so this model cannot be converted"
+        )
+    plain = {f.name: settings[f.name] for f in fields(MegalodonConfig) if f.name in settings}
+    vocab_size = len(weights[f"{PREFIX}embedding.weight"])
+    options = {key: settings[key] for key in ("scale_emb", "share_emb")}
+    with torch.device("meta"):
+        model = CausalLM(MegalodonConfig(**{**plain, "causal": True}), vocab_size, **options)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its tensors do not fit its settings: {error}") from None
+    return model
