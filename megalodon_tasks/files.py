@@ -1,4 +1,4 @@
-"""Writing files so that a final name only ever holds a complete file, whenever the process is killed."""
+"""Writing files: a final name only ever holds a complete file, and a folder has one writer at a time."""
 
 import os
 from collections.abc import Iterator
@@ -6,23 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # not a Unix system: go without the lock
-    fcntl = None
-
-_locks: set[IO] = set()
-
-
-def _close_in_child() -> None:
-    for stream in _locks:
-        stream.close()
-    _locks.clear()
-
-
-# A lock lasts as long as anybody has the file open; worker processes must not outlive their parent's.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -61,40 +45,22 @@ def sync_folder(folder: Path) -> None:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (made if missing) for writing; raise ``ValueError`` if another process does.
 
-    The lock is a file ``.lock`` inside, which the system frees when its holder dies.  A folder that was
-    made here and is still empty at the end is removed.
+    The lock is a file ``.lock`` inside, which the system frees when its holder dies, even if processes
+    that it forked live on.  A folder that was made here and is still empty at the end is removed.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    stream = _locked_file(path)
-    _locks.add(stream)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is writing to {folder}; wait until it has ended, then start this again"
+        ) from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _locks.discard(stream)
-        stream.close()
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else holds it
+        lock.release()
         if made and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _locked_file(path: Path) -> IO:
-    while True:
-        stream = open(path, "w")  # noqa: SIM115 - closed by the caller, which holds the lock
-        if fcntl is None:
-            return stream
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise ValueError(
-                f"another process is writing to {path.parent}; wait until it has ended, "
-                "then start this again"
-            ) from None
-        except OSError:
-            return stream  # a file system without locks
-        # The holder before removes the file as it ends: a lock on a removed file protects nothing.
-        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return stream
-        stream.close()
