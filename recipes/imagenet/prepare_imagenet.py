@@ -111,7 +111,7 @@ def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="megalodon prepare imagenet/imagenet",
         description="Check an ImageFolder tree and index it for the task imagenet.",

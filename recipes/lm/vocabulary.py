@@ -6,7 +6,7 @@ from fairseq.data import Dictionary
 
 
 def load_dictionary(data: str | None) -> Dictionary:
-    """Read ``dict.txt`` of the folder ``data``.  Raises ``ValueError`` where there is none."""
+    """Read ``dict.txt`` of the folder ``data``; raise ``ValueError`` where there is none."""
     if not data:
         raise ValueError(
             f"task.data={data!r} names no folder; give the one that fairseq-preprocess wrote"

@@ -25,11 +25,11 @@ from megalodon_tasks.recipes.speech.speech_commands import (
     stratified_splits,
 )
 
-_PORTION = 64  # clips that a process reads before it reports back
+_PORTION = 64  # clips that a process reads before it sends them
 
 
 class Measured(NamedTuple):
-    """What one look at a clip gave: samples in all, sum and sum of squares of those that are used."""
+    """What reading a clip gave: all its samples, sum and sum of squares of those that are used."""
 
     samples: int
     total: int = 0
@@ -113,8 +113,8 @@ def _look(form: ClipForm, clip: Clip) -> Measured:
         samples_L = read_clip(clip.path, form.rate)
     except DamagedClip as error:
         return Measured(0, damage=error.reason)
-    kept_L = samples_L[: form.samples].astype(np.int64)
-    return Measured(len(samples_L), int(kept_L.sum()), int(kept_L @ kept_L))
+    used_L = samples_L[: form.samples].astype(np.int64)
+    return Measured(len(samples_L), int(used_L.sum()), int(used_L @ used_L))
 
 
 def _read(form: ClipForm, clip: Clip) -> np.ndarray:
@@ -128,7 +128,7 @@ def _read(form: ClipForm, clip: Clip) -> np.ndarray:
 
 
 def _scale(clips: Sequence[Measured], form: ClipForm) -> ValueScale:
-    """Mean and deviation of all samples, exact up to the last division; full scale is 1."""
+    """Return mean and deviation of all samples, exact up to the last division; full scale is 1."""
     count = len(clips) * form.samples
     total, squares = sum(one.total for one in clips), sum(one.squares for one in clips)
     # over the common denominator count^2, in whole numbers
