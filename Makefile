@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format clean
+.PHONY: help venv demo test test-slow lint format tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ lint: venv  ## check format and style
 format: venv  ## format the code and mend what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+tables: venv  ## rewrite the tables of numbers in the READMEs from recipes/*.csv
+	@$(VENV)/bin/python -m tools.tables
 
 clean:  ## remove caches and build leftovers (.venv, data and results stay)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache

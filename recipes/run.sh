@@ -1,33 +1,34 @@
 # What the run scripts of all recipes share; they source this file.
 #
 # A recipe's script sets
-#   RECIPE       its id in recipes/results.csv
-#   CONFIG       the name of its YAML file, which lies beside the script
-#   DEMO_CONFIG  the same for --demo, if it has one
-# defines prepare_data, which brings $DATA_DIR into the form that training reads and sets PREPARED to
-# that folder, and ends with: run_recipe "$@"
-# prepare_data finds DATA_DIR and DEMO (1 or 0), calls Python modules with run_python, and may use
-# start_demo and find_prepared (below).
+#   RECIPE     its id in recipes/results.csv, such as lra/listops; listops.yaml and listops_demo.yaml are
+#              its configurations
+#   GENERATES  1 if `megalodon prepare` can make synthetic data for it
+# and ends with: run_recipe "$@"
 # A recipe that is evaluated otherwise than by evaluate_classifier (below) defines evaluate_recipe, which
-# is given the id of the result.
+# gets the id of the result.  The comment at the top of the script is part of its --help.
 
 set -euo pipefail
 
-SCRIPT_DIR=$(cd -- "$(dirname -- "${BASH_SOURCE[1]}")" && pwd)
+SCRIPT_DIR=$(cd -- "$(dirname -- "$0")" && pwd)
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+GENERATES=${GENERATES:-0}
 
 usage() {
-    local name
-    name=$(basename -- "$0")
+    local generate=""
+    ((GENERATES)) && generate="
+  --generate  make synthetic data by the rules of the benchmark where DATA_DIR holds none; results on it
+              do not compare with published ones"
     cat <<TEXT
-usage: $name [--demo] [prepare|train|evaluate] DATA_DIR SAVE_DIR [config overrides...]
+usage: $(basename -- "$0") [options] [prepare|train|evaluate] DATA_DIR SAVE_DIR [config overrides...]
 
+$(sed -n '2,/^$/s/^# \{0,1\}//p' "$0")
 Prepares what is missing in DATA_DIR, trains, evaluates the best checkpoint on the test split, prints
 the result beside the published one and appends it to SAVE_DIR/results.jsonl.  With a first word, does
-that part only.  Started again, it goes on where it was stopped; a finished training is not repeated.
+only that part.  Started again, it continues where it was stopped; a finished training is not repeated.
 
-  --demo      a small model on small data: minutes on two CPU cores
-  overrides   settings of $CONFIG.yaml, such as model.chunk_size=64 optimization.max_update=1000
+  --demo      a small model on small data: minutes on two CPU cores$generate
+  overrides   settings of ${RECIPE#*/}.yaml, such as model.chunk_size=64 optimization.max_update=1000
 
 environment: PYTHON names the interpreter (default: .venv of the checkout, else python3)
 TEXT
@@ -47,13 +48,17 @@ usage_error() {
 parse_arguments() {
     DEMO=0
     STEP=all
-    local positional=()
+    PREPARE_OPTIONS=(--if-missing)
     OVERRIDES=()
-    local argument
+    local positional=() argument
     for argument in "$@"; do
         case $argument in
             -h | --help) usage; exit 0 ;;
-            --demo) DEMO=1 ;;
+            --demo) DEMO=1; PREPARE_OPTIONS+=(--demo) ;;
+            --generate)
+                ((GENERATES)) || usage_error "there is no synthetic data for $RECIPE"
+                PREPARE_OPTIONS+=(--generate)
+                ;;
             -*) usage_error "unknown option $argument" ;;
             *)
                 if ((${#positional[@]} == 0)) && [[ $STEP == all && $argument =~ ^(prepare|train|evaluate)$ ]]; then
@@ -72,9 +77,7 @@ parse_arguments() {
     DATA_DIR=${positional[0]}
     SAVE_DIR=${positional[1]}
     [[ -n $DATA_DIR && -n $SAVE_DIR ]] || usage_error "DATA_DIR or SAVE_DIR is empty"
-    if ((DEMO)) && [[ -z ${DEMO_CONFIG:-} ]]; then
-        usage_error "$RECIPE has no --demo"
-    fi
+    ((${#PREPARE_OPTIONS[@]} <= 2)) || usage_error "--demo brings its own data, leave out --generate"
     if ((${#OVERRIDES[@]})) && [[ $STEP == prepare || $STEP == evaluate ]]; then
         usage_error "overrides change training, '$STEP' takes none (it got ${OVERRIDES[*]})"
     fi
@@ -96,38 +99,32 @@ find_python() {
     [[ -z $missing ]] || die "$PYTHON lacks: $missing; run 'make venv' in $ROOT, or set PYTHON to an interpreter that has them"
 }
 
-run_python() {
-    "$PYTHON" -m "$@"
+megalodon() {
+    "$PYTHON" -m megalodon_tasks "$@"
 }
 
-# start_demo: sets PREPARED to the folder of the demo's data
-start_demo() {
-    # The demo's matrices are small: a second thread gains little, and loses much where another program
-    # shares the cores and one thread waits for the other at every operation.
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    PREPARED=$DATA_DIR/demo/prepared
-}
-
-# find_prepared: sets PREPARED to the folder that is to hold the prepared data; whether it does
-find_prepared() {
-    PREPARED=$DATA_DIR
-    [[ -f $PREPARED/manifest.json ]] && return 0
-    PREPARED=$DATA_DIR/prepared
-    [[ -f $PREPARED/manifest.json ]] || return 1
-    # not again, so that what was chosen with the options of the preparation lasts
-    echo "$PREPARED: prepared before, taken as it is"
+# prepare_data: sets PREPARED to the folder of the prepared data, which the command prints
+prepare_data() {
+    local source=$DATA_DIR
+    if ((DEMO)); then
+        source=$DATA_DIR/demo
+        # The demo's matrices are small: a second thread gains little, and loses much where another
+        # program shares the cores and one thread waits for the other at every operation.
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    fi
+    PREPARED=$(megalodon prepare "$RECIPE" "$source" "$source/prepared" "${PREPARE_OPTIONS[@]}")
 }
 
 train() {
-    local config=$CONFIG
-    ((DEMO)) && config=$DEMO_CONFIG
-    run_python megalodon_tasks.cli.train --config-dir "$SCRIPT_DIR" --config-name "$config" \
+    local config=${RECIPE#*/}
+    ((DEMO)) && config=${config}_demo
+    megalodon train --config-dir "$SCRIPT_DIR" --config-name "$config" \
         --data "$PREPARED" --save-dir "$SAVE_DIR" ${OVERRIDES[@]+"${OVERRIDES[@]}"}
 }
 
 # evaluate_checkpoint ID [options...]: the best checkpoint on the test split
 evaluate_checkpoint() {
-    run_python megalodon_tasks.cli.evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
+    megalodon evaluate "$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --split test \
         --recipe "$1" --results "$SAVE_DIR/results.jsonl" "${@:2}"
 }
 
@@ -146,8 +143,8 @@ evaluate() {
     else
         evaluate_classifier "$recipe"
     fi
-    if [[ -f $SAVE_DIR/train.log ]]; then
-        run_python megalodon_tasks.runs.plot "$SAVE_DIR"
+    if [[ -f $SAVE_DIR/metrics.jsonl ]]; then
+        megalodon report "$SAVE_DIR" --training-curve "$SAVE_DIR/training_curve.png"
     fi
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
 SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
@@ -216,17 +217,22 @@ def read(path: Path) -> str:
 
 
 def incomplete_recipes() -> Iterator[str]:
-    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
-    assert recipes, "no recipe YAML below recipes/"
+    recipes = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.stem != "base"]
+    assert recipes, "no recipe YAML in recipes/<family>/"
     for recipe in recipes:
-        name, word = recipe.relative_to(ROOT), rf"\b{re.escape(recipe.stem)}\b"
-        if recipe.parents[1].name != "recipes":
-            yield f"{name}: fairseq finds configurations in recipes/<family>/ only, not below"
-        if not recipe.with_suffix(".sh").is_file():
-            if not any(re.search(word, read(script)) for script in recipe.parent.glob("*.sh")):
-                yield f"{name}: no run script {recipe.stem}.sh, and no other script runs it"
-        elif not re.search(rf"^\|.*{word}", read(recipe.with_name("README.md")), re.M | re.I):
-            yield f"{name}: README.md beside it has no table row about {recipe.stem}"
+        name, script = recipe.relative_to(ROOT), f"{recipe.stem.removesuffix('_demo')}.sh"
+        option = " --demo" if recipe.stem.endswith("_demo") else ""
+        if not recipe.with_name(script).is_file():
+            yield f"{name}: no run script {script}"
+        readme = read(recipe.with_name("README.md"))
+        if option and f"{script}{option}" not in readme:
+            yield f"{name}: README.md beside it does not show {script}{option}"
+        elif not option and not re.search(rf"^\|.*\b{re.escape(script)}", readme, re.MULTILINE):
+            yield f"{name}: README.md beside it has no table row about {script}"
+    for path in sorted(RECIPES.rglob("*.yaml")):
+        folder = path.parent.name
+        if path.parent != RECIPES and path.parents[1] != RECIPES and folder != "settings":
+            yield f"{path.relative_to(ROOT)}: fairseq finds recipes in recipes/<family>/ only"
 
 
 def test_each_recipe_has_a_run_script_and_a_row_in_the_readme():

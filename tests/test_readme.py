@@ -1,11 +1,17 @@
 """Commands in the documentation exist: scripts, make targets, modules, configurations, folders."""
 
+import contextlib
+import functools
+import io
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from megalodon_tasks.cli.main import COMMANDS, main
+from megalodon_tasks.cli.prepare import MODULES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("benchmarks", "criterions", "cuda_ops", "megalodon_tasks", "models", "recipes", "tests")
@@ -38,8 +44,32 @@ def module_exists(module: str) -> bool:
     return any(p.with_suffix(".py").is_file() or (p / "__init__.py").is_file() for p in places)
 
 
+@functools.cache
+def help_of(*words: str) -> str:
+    """What ``megalodon ... --help`` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
+def wrong_words(words: list[str]) -> Iterator[str]:
+    """The subcommand, recipe or options of a ``megalodon`` command that do not exist."""
+    subcommand, *others = words
+    if subcommand not in COMMANDS:
+        yield f"megalodon {subcommand}"
+        return
+    second = others[:1] if subcommand in ("prepare", "convert") else []
+    if subcommand == "prepare" and second[0] not in MODULES:
+        yield f"recipe {second[0]}"
+        return
+    known = set(re.findall(r"--[a-z][a-z-]*", help_of(subcommand, *second))) | {"--demo"}
+    yield from (w for w in others if w.startswith("--") and w.split("=")[0] not in known)
+
+
 def mistakes(words: list[str]) -> Iterator[str]:
     """What a command names that does not exist."""
+    if words[0] == "megalodon":
+        yield from wrong_words(words[1:])
     if words[0] == "make":
         yield from (w for w in words[1:] if re.fullmatch("[a-z-]+", w) and w not in TARGETS)
     yield from (w for w in words if is_ours(w) and not (ROOT / w.split("::")[0]).exists())
@@ -82,6 +112,9 @@ def test_readme_states_the_two_commands():
         ("make tset", ["tset"]),
         ("bash recipes/nowhere.sh data run", ["recipes/nowhere.sh"]),
         ("cd x && python -m benchmarks.nothing", ["-m benchmarks.nothing"]),
+        ("megalodon prepare lra/text DATA OUT --subset --generate", ["--generate"]),
+        ("megalodon prepare lra/texts DATA OUT", ["recipe lra/texts"]),
+        ("megalodon trian --data DATA", ["megalodon trian"]),
         ("x --config-dir models \\\n --config-name lost", ["configuration models/lost.yaml"]),
     ],
 )

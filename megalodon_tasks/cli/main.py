@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   megalodon evaluate SAVE/checkpoint_best.pt
   megalodon sweep lra/listops DATA SWEEP --chunk-sizes 64 128 full
 
-`megalodon COMMAND --help` lists the options of a command.  From a checkout: python -m megalodon_tasks."""
+`megalodon COMMAND --help` lists the options of a command; from a checkout: python -m megalodon_tasks."""
 
 
 def build_parser() -> argparse.ArgumentParser:

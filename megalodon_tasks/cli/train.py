@@ -81,7 +81,8 @@ def _checked_config(config_dir: str, config_name: str) -> tuple[str, str]:
     if not folder.is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     if not (folder / f"{name}.yaml").is_file() or "/" in name:
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+        names = {path.stem for path in folder.glob("*.yaml")} - {"base"}
+        known = ", ".join(sorted(names)) or "none"
         raise UserError(
             f"--config-name {config_name}: there is no {name}.yaml in {folder} itself; "
             f"configurations there: {known}"

@@ -197,6 +197,9 @@ def command_line(recipe: str, description: str, source_help: str) -> argparse.Ar
     parser.add_argument(
         "--verify", action="store_true", help="also compare the checksums of the prepared files"
     )
+    parser.add_argument(
+        "--if-missing", action="store_true", help="take prepared data in OUT as it is, however made"
+    )
     return parser
 
 
@@ -237,18 +240,53 @@ def run(
     prepare: Callable[[], bool],
     report: Callable[[Any], list[str]],
     opened: Callable[[Path], Any] = PreparedDataset,
-) -> None:
+) -> Path:
     """Prepare, verify where asked, and print the report on what ``opened`` makes of the folder.
 
-    An error ends the process with its message.
+    Returns the folder of the prepared data: OUT, or SOURCE if that is prepared data itself.  An error
+    ends the process with its message.
     """
     with ending_with_messages(parser):
-        prepared = prepare()
-        manifest = Manifest.read(options.out)
+        folder = prepared_before(options)
+        if folder is not None and not is_prepared(folder):
+            print(f"{folder}: data of fairseq-preprocess, taken as it is")
+            return folder
+        state = "prepared before, taken as it is"
+        if folder is None:
+            folder = options.out
+            state = (
+                "prepared" if prepare() else "prepared already from the same files, nothing to do"
+            )
+        manifest = Manifest.read(folder)
         if options.verify:
             total = manifest.total_bytes
             with progress_bar(total=total, label="verifying", unit="B", scale=True) as bar:
                 manifest.verify(bar.update)
-        lines = report(opened(options.out))
-    state = "prepared" if prepared else "prepared already from the same files, nothing to do"
-    print("\n".join([f"{options.out}: {state}", *lines, *describe(manifest.source["left_out"])]))
+        lines = report(opened(folder))
+    print("\n".join([f"{folder}: {state}", *lines, *describe(manifest.source["left_out"])]))
+    return folder
+
+
+def prepared_before(options: argparse.Namespace) -> Path | None:
+    """Return SOURCE if it is prepared data, or with ``--if-missing`` OUT if that is, or None.
+
+    Raises ``ValueError`` where data is to be generated and one of them holds other prepared data.
+    """
+    source, out = options.source, options.out
+    other_source = source.resolve() != out.resolve()
+    if getattr(options, "generate", False):
+        for folder in (source, out):
+            origin = Manifest.read(folder).source["origin"] if is_prepared(folder) else "generated"
+            if origin != "generated":
+                raise ValueError(
+                    f"{folder} holds prepared data that was not generated (origin: {origin}); leave "
+                    "out --generate to take it, or choose another folder"
+                )
+    if other_source and is_prepared(source):
+        return source
+    if options.if_missing and is_prepared(out):
+        return out
+    # what fairseq-preprocess writes
+    if other_source and all((source / name).is_file() for name in ("dict.txt", "train.idx")):
+        return source
+    return None

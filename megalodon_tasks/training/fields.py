@@ -11,6 +11,8 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from megalodon_tasks.errors import UserError
@@ -23,7 +25,7 @@ def check(config: Path, overrides: Sequence[str]) -> None:
 
     Words of hydra's other forms (``+key=value``, ``~key``, options) are left to hydra.
     """
-    written = OmegaConf.to_container(OmegaConf.load(config))
+    written = _composed(config)
     found = [match for match in map(_OVERRIDE.fullmatch, overrides) if match]
     chosen = {match[1]: match[3] for match in found if match[2] == "_name"}
     known = {section: _fields(section, written, chosen) for section in _sections(written)}
@@ -33,6 +35,13 @@ def check(config: Path, overrides: Sequence[str]) -> None:
         if section not in known or (names and name is not None and name not in names):
             given = section if name is None else f"{section}.{name}"
             raise UserError(f"{given}: there is no such field{_suggestion(given, known)}")
+
+
+def _composed(config: Path) -> dict[str, Any]:
+    """Compose the file with those in its defaults list; what is missing or refers elsewhere stays so."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config.parent.absolute()), version_base="1.1"):
+        return OmegaConf.to_container(compose(config_name=config.stem))
 
 
 def _sections(written: Mapping[str, Any]) -> set[str]:

@@ -1,7 +1,5 @@
 """Handwritten digits as an ImageFolder tree: the demo's stand-in for ImageNet.
 
-    python -m megalodon_tasks.recipes.imagenet.demo_digits OUT
-
 The 1,797 grey images of 8 x 8 pixels that ship with scikit-learn, as PNG files ``OUT/train/<digit>/``
 (1,297), ``OUT/val`` (200) and ``OUT/test`` (300), each with its share of every digit.
 """
@@ -46,7 +44,7 @@ def write_tree(out: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.imagenet.demo_digits",
+        prog="demo_digits",
         description="Write scikit-learn's digits as an ImageFolder tree.",
     )
     parser.add_argument("out", type=Path, help="folder for train/, val/ and test/")
@@ -56,7 +54,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{args.out}: {count} images of digits")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalodon_tasks.data.parallel import map_in_order, usable_cores
-from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
+from megalodon_tasks.data.preparing import ending_with_messages, prepared_before, progress_bar
 from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit, ImageTree, index_of
@@ -110,8 +110,8 @@ def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the index."""
     parser = argparse.ArgumentParser(
         prog="megalodon prepare imagenet/imagenet",
         description="Check an ImageFolder tree and index it for the task imagenet.",
@@ -122,8 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--verify", choices=VERIFY, default="val", help="which images to decode (default: val)"
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that decode")
+    parser.add_argument("--if-missing", action="store_true", help="take an index in OUT as it is")
     args = parser.parse_args(arguments)
     with ending_with_messages(parser):
+        folder = prepared_before(args)
+        if folder is not None:
+            print(f"{folder}: prepared before, taken as it is")
+            return folder
         done = index_of(args.source, args.out).write(args.out)
         tree = ImageTree(args.out)
         tree.manifest.verify()
@@ -132,7 +137,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(line)
     state = "prepared" if done else "prepared already from the same images"
     print(f"{args.out}: {state}")
-
-
-if __name__ == "__main__":
-    main()
+    return args.out

@@ -94,22 +94,18 @@ def _read(path: Path, size: int, split: str, first: int, on_bytes: OnBytes) -> I
     yield Document(split, items, len(data.split()), characters, len(data))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = preparing.command_line(
         "lm/enwik8",
         "Prepare enwik8 for language modelling.",
         "enwik8, enwik8.zip, or their folder",
     )
     options = parser.parse_args(arguments)
-    preparing.run(
+    return preparing.run(
         parser,
         options,
         lambda: prepare(options.source, options.out),
         prepare_text.report,
         read_corpus,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -3,8 +3,9 @@
     megalodon prepare lm/pg19 SOURCE OUT [--sentencepiece-model FILE]
 
 SOURCE holds ``train/*.txt``, ``validation/*.txt``, ``test/*.txt`` and perhaps ``metadata.csv``.  Without
-a model, a SentencePiece vocabulary of 32,000 pieces is trained on the training books; ``--tokens bytes``
-takes bytes instead.  A book is a document, and the end token its last token.
+a model (given, or ``SOURCE/sentencepiece.model``) one of 32,000 SentencePiece pieces is trained on the
+training books; ``--tokens bytes`` takes bytes instead.  A book is a document, and the end token its last
+token.
 
 Word-level perplexity divides by words: by the published number where a split has as many books as the
 release (28,602, 50 and 100; Rae et al., arXiv 1911.05507, section 4.2), else by what is counted here.
@@ -20,6 +21,7 @@ from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "pg19"
+MODEL = "sentencepiece.model"
 BOOKS = {"train": 28_602, "valid": 50, "test": 100}
 WORDS = {"train": 1_973_136_207, "valid": 3_007_061, "test": 6_966_499}
 
@@ -80,20 +82,23 @@ def report(corpus: Corpus) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = prepare_text.command_line(
         "lm/pg19", "Prepare the books of PG-19 for language modelling.", "sentencepiece"
     )
     options = parser.parse_args(arguments)
+    beside = options.source / MODEL
+    if (
+        options.tokens == "sentencepiece"
+        and options.sentencepiece_model is None
+        and beside.is_file()
+    ):
+        options.sentencepiece_model = beside
 
     def run() -> bool:
         vocabulary = prepare_text.vocabulary_of(options)
         rejects = Rejects(strict=options.strict)
         return prepare(options.source, options.out, vocabulary, options.workers, rejects)
 
-    preparing.run(parser, options, run, report, read_corpus)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, run, report, read_corpus)

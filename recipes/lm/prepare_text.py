@@ -155,8 +155,8 @@ def vocabulary_of(options: argparse.Namespace) -> Vocabulary:
     return Vocabulary(options.tokens, options.sentencepiece_model, options.pieces)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = command_line(
         "lm/text", "Prepare text files, one document each, for language modelling.", "bytes"
     )
@@ -169,8 +169,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         corpus = TextCorpus(name, options.source, vocabulary_of(options), options.workers, rejects)
         return corpus.prepare(options.out)
 
-    preparing.run(parser, options, prepare, report, read_corpus)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, prepare, report, read_corpus)

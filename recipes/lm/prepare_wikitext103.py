@@ -153,8 +153,8 @@ def report(corpus: Corpus) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = preparing.command_line(
         "lm/wikitext103",
         "Prepare WikiText-103 for language modelling.",
@@ -162,14 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     preparing.add_workers_option(parser)
     options = parser.parse_args(arguments)
-    preparing.run(
+    return preparing.run(
         parser,
         options,
         lambda: prepare(options.source, options.out, options.workers),
         report,
         read_corpus,
     )
-
-
-if __name__ == "__main__":
-    main()

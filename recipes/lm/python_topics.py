@@ -1,7 +1,5 @@
 """English text that comes with Python, as text files: the help topics of ``pydoc_data``.
 
-    python -m megalodon_tasks.recipes.lm.python_topics OUT [--words]
-
 Some eighty documents of 200 bytes to 60 kB, in ``OUT/{train,validation,test}`` as PG-19 has its books,
 or with ``--words`` in ``OUT/wiki.{train,valid,test}.tokens`` as WikiText-103 has its articles.  Every
 tenth by size goes to the test split and another to the validation split: both have long and short ones.
@@ -66,7 +64,7 @@ def _write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lm.python_topics",
+        prog="python_topics",
         description="Write the help topics of Python as text files.",
     )
     parser.add_argument("out", type=Path, help="folder for the files")
@@ -75,7 +73,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (write_words if options.words else write_documents)(options.out)
     counts = ", ".join(f"{split} {len(documents)}" for split, documents in splits().items())
     print(f"{options.out}: help topics of Python: {counts}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,14 @@
-"""Small data for the demos of Text and Retrieval, from texts that are installed with this project.
-
-    python -m megalodon_tasks.recipes.lra.demo_texts text OUT
-    python -m megalodon_tasks.recipes.lra.demo_texts retrieval OUT
+"""Write small data for the demos of Text and Retrieval, from texts that are installed with this project.
 
 ``text``: paragraphs of documentation in the layout of the IMDB reviews.  ``pos`` are SciPy's, ``neg``
-the standard library's; both are English prose, and what tells them apart is words.  ``retrieval``: pairs
+the standard library's; both are English prose, and they differ in their words.  ``retrieval``: pairs
 of passages in the layout of the AAN pairs.  Their label is whether both are of one kind: documentation,
 Python code, or C++ declarations (PyTorch's).
 
 A document is a source file, and those of validation (in Retrieval) and test are not in training.  The
-result depends on the installed versions alone.
+result depends only on the installed versions.
 """
 
-import argparse
 import ast
 import importlib.util
 import random
@@ -69,7 +65,7 @@ def write_retrieval(out: Path) -> None:
 
 
 def _pair(passages: dict[str, list[str]], label: int, rng: random.Random) -> bytes:
-    """One line of the released form: texts stand there as Python prints bytes."""
+    """Make a line of the released form, with texts as Python prints bytes."""
     if label:
         texts = rng.sample(passages[rng.choice(sorted(passages))], 2)
     else:
@@ -82,9 +78,9 @@ def _pair(passages: dict[str, list[str]], label: int, rng: random.Random) -> byt
 def by_split(
     kinds: dict[str, Documents], split_of: dict[int, str]
 ) -> dict[str, dict[str, list[str]]]:
-    """Split -> kind -> passages in a random order, none of them twice.
+    """Sort into split -> kind -> passages, in a random order, none of them twice.
 
-    ``split_of``: which fifth of the documents (0 to 4) goes to which split; the rest is for training.
+    ``split_of``: which fifth of the documents (0 to 4) goes to which split; the others are for training.
     """
     splits: dict[str, dict[str, list[str]]] = {}
     seen: set[str] = set()
@@ -103,7 +99,7 @@ def by_split(
 def read_documents(
     root: Path, pattern: str, passages_of: Callable[[str], Iterator[str]]
 ) -> Documents:
-    """The passages of every file below ``root``, those of tests and of foreign packages left out."""
+    """Read the passages of every file below ``root``, without tests and foreign packages."""
     documents = {}
     for path in sorted(root.rglob(pattern)):
         name = path.relative_to(root)
@@ -114,7 +110,7 @@ def read_documents(
 
 
 def paragraphs(source: str) -> Iterator[str]:
-    """Paragraphs of prose from the docstrings of a Python file, cut at ``LONGEST`` bytes."""
+    """Yield paragraphs of prose from the docstrings of a Python file, cut at ``LONGEST`` bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -131,17 +127,17 @@ def paragraphs(source: str) -> Iterator[str]:
 
 
 def python_code(source: str) -> Iterator[str]:
-    """Passages of a Python file without its docstrings and comments."""
+    """Yield passages of a Python file without its docstrings and comments."""
     return _windows(re.sub(r'"""(?s:.*?)"""|#[^\n]*', "", source))
 
 
 def cpp_code(source: str) -> Iterator[str]:
-    """Passages of a C++ file without its comments."""
+    """Yield passages of a C++ file without its comments."""
     return _windows(re.sub(r"/\*(?s:.*?)\*/|//[^\n]*", "", source))
 
 
 def _windows(text: str) -> Iterator[str]:
-    """Runs of whole lines of ``SHORTEST`` to ``LONGEST`` bytes."""
+    """Yield runs of whole lines of ``SHORTEST`` to ``LONGEST`` bytes."""
     window = ""
     for line in text.splitlines(keepends=True):
         if not line.strip():
@@ -164,25 +160,15 @@ def _package(name: str) -> Path:
 WRITERS = {"text": write_text, "retrieval": write_retrieval}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.  What is there already is kept."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lra.demo_texts",
-        description="Write small data for a demo from texts that are installed here.",
-    )
-    parser.add_argument("benchmark", choices=sorted(WRITERS))
-    parser.add_argument("out", type=Path, help="folder for the data")
-    options = parser.parse_args(arguments)
-    if options.out.exists():
-        print(f"{options.out}: there already")
+def main(arguments: Sequence[str]) -> None:
+    """Write the data of the benchmark that is named first into the folder named second, if it is new."""
+    benchmark, out = arguments[0], Path(arguments[1])
+    if out.exists():
+        print(f"{out}: there already")
         return
-    unfinished = options.out.with_name(f".{options.out.name}.unfinished")
+    unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    WRITERS[options.benchmark](unfinished)
-    unfinished.rename(options.out)
-    print(f"{options.out}: written")
-
-
-if __name__ == "__main__":
-    main()
+    WRITERS[benchmark](unfinished)
+    unfinished.rename(out)
+    print(f"{out}: written")

@@ -29,14 +29,14 @@ class LraTextTask(ClassificationTask):
     """
 
     prepare_commands = {
-        "listops": "python -m megalodon_tasks.recipes.lra.listops.prepare SOURCE {data}",
-        "text": "python -m megalodon_tasks.recipes.lra.text.prepare SOURCE {data}",
-        "retrieval": "python -m megalodon_tasks.recipes.lra.retrieval.prepare SOURCE {data}",
+        "listops": "megalodon prepare lra/listops SOURCE {data}",
+        "text": "megalodon prepare lra/text SOURCE {data}",
+        "retrieval": "megalodon prepare lra/retrieval SOURCE {data}",
     }
 
     @property
     def length_pool(self) -> int:
-        """Of :class:`SequenceDataset`, in training."""
+        """The field of this name; an argument of SequenceDataset for the training split."""
         return self.cfg.length_pool
 
 
@@ -49,8 +49,7 @@ class LraImageTask(ClassificationTask):
     """
 
     prepare_commands = {
-        "image": "python -m megalodon_tasks.recipes.lra.image.prepare SOURCE {data}",
-        "pathfinder": "python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE {data}",
-        "pathx": "python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE {data} "
-        "--benchmark pathx",
+        "image": "megalodon prepare lra/image SOURCE {data}",
+        "pathfinder": "megalodon prepare lra/pathfinder SOURCE {data}",
+        "pathx": "megalodon prepare lra/pathx SOURCE {data}",
     }

@@ -1,7 +1,5 @@
 """Ten words spoken by espeak-ng in many voices, in the layout of Speech Commands: the demo's stand-in.
 
-    python -m megalodon_tasks.recipes.speech.demo_words OUT
-
 A voice is an accent and a variant of espeak-ng, and speaks each word at several speeds and pitches.  The
 variants of ``validation_list.txt`` and ``testing_list.txt`` are in no other split.  The same version of
 espeak-ng writes the same files each time.
@@ -128,7 +126,7 @@ def _spoken(one: Utterance, file: Path) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.speech.demo_words",
+        prog="demo_words",
         description="Let espeak-ng speak ten words, in the layout of Speech Commands.",
     )
     parser.add_argument("out", type=Path, help="folder for the words")
@@ -137,7 +135,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_with_messages(parser):
         count = write_words(options.out, options.workers)
     print(f"{options.out}: {count} clips of {len(TEN_WORDS)} words")
-
-
-if __name__ == "__main__":
-    main()

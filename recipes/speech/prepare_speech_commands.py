@@ -180,8 +180,8 @@ def report(dataset: PreparedDataset, options: Options) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the command; return the folder of the prepared data."""
     parser = preparing.command_line(
         "speech/sc_raw",
         "Check Speech Commands and bring it into the form that the task speech_commands reads.",
@@ -222,8 +222,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.source, options.out, choices, workers=options.workers, rejects=rejects
         )
 
-    preparing.run(parser, options, run, functools.partial(report, options=choices))
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, run, functools.partial(report, options=choices))

@@ -9,20 +9,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LISTOPS = ROOT / "recipes" / "lra" / "listops.sh"
 
+# Stands in for Python: prepare prints the folder $FOLDER, or OUT; train leaves the files of a run.
 PRETENDER = """#!/usr/bin/env bash
 [[ $1 == -m ]] || { echo -n "$MISSING"; exit 0; }
-shift
+shift 2
 printf '%s\\n' "$@" >> "$CALLS"
 echo -- >> "$CALLS"
 echo "${OMP_NUM_THREADS:-}" >> "$CALLS.threads"
-if [[ $1 == *cli.train ]]; then
-    [[ -z ${TRAIN_STATUS:-} ]] || exit "$TRAIN_STATUS"
+if [[ $1 == ${FAILING:-} ]]; then
+    exit "$STATUS"
+elif [[ $1 == train ]]; then
     while [[ $1 != --save-dir ]]; do shift; done
     mkdir -p "$2"
-    touch "$2/checkpoint_best.pt" "$2/train.log"
-elif [[ $1 == *listops.prepare ]]; then
-    mkdir -p "$3"
-    touch "$3/manifest.json"
+    touch "$2/checkpoint_best.pt" "$2/metrics.jsonl"
+elif [[ $1 == prepare ]]; then
+    echo "a report" >&2
+    echo "${FOLDER:-$4}"
 fi
 """
 
@@ -52,14 +54,12 @@ class Script:
         return self.calls.with_name("calls.txt.threads").read_text().splitlines()
 
     def called(self):
-        """The calls, each a list of words; modules without the project's name."""
-        calls = self.calls.read_text().split("--\n")[:-1]
-        words = [call.splitlines() for call in calls]
-        return [[w[0].removeprefix("megalodon_tasks."), *w[1:]] for w in words]
+        """The calls of the command, each a list of words."""
+        return [call.splitlines() for call in self.calls.read_text().split("--\n")[:-1]]
 
 
 def option(call, name):
-    """The word behind ``name`` in a call."""
+    """The word after ``name`` in a call."""
     return call[call.index(name) + 1]
 
 

@@ -1,6 +1,7 @@
 """Every recipe's YAML loads and builds what it names; the three ways to a run give one configuration."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-YAMLS = sorted(RECIPES.rglob("*.yaml"))
+YAMLS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.stem != "base")
+SETTINGS = sorted(RECIPES.glob("*/settings/*.yaml"))
 
 
 def dictionary_of(size: int) -> Dictionary:
@@ -34,12 +38,17 @@ class TaskOf:
     source_dictionary = dictionary_of(70_000)  # more than the cutoffs of any adaptive softmax
 
 
-def load_yaml(path: Path, *overrides: str):
-    """What fairseq-hydra-train makes of a YAML file and overrides."""
+def composed(path: Path, *overrides: str):
+    """A YAML file with the files of its defaults list and overrides, checked as far as hydra does."""
     GlobalHydra.instance().clear()
     hydra_init(cfg_name=path.stem)
     with initialize_config_dir(str(path.parent), version_base="1.1"):
-        config = compose(config_name=path.stem, overrides=list(overrides))
+        return compose(config_name=path.stem, overrides=list(overrides))
+
+
+def load_yaml(path: Path, *overrides: str):
+    """What fairseq-hydra-train makes of a YAML file and overrides."""
+    config = composed(path, *overrides)
     add_defaults(config)
     container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return OmegaConf.create(container)
@@ -53,6 +62,65 @@ def load_command_line(*arguments: str):
 
 def test_recipes_are_found():
     assert {path.stem for path in YAMLS} >= {"listops", "listops_demo"}
+    assert [path.stem for path in SETTINGS] == [path.stem for path in YAMLS]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_a_recipe_file_names_its_layers_and_nothing_else(path):
+    """A setting there would bring fairseq's defaults with it, over those of base.yaml."""
+    names = [path.stem.removesuffix("_demo"), path.stem]
+    settings = [f"settings/{name}" for name in dict.fromkeys(names)]
+    assert OmegaConf.load(path) == {"defaults": ["_self_", "base", *settings]}
+
+
+def flat(config, prefix: str = "") -> dict[str, object]:
+    values = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def layers(path: Path, last: int | None = None):
+    """The settings of a recipe's layers on top of each other, without fairseq's defaults."""
+    _, *names = OmegaConf.load(path).defaults
+    parts = [OmegaConf.load(path.parent / f"{name}.yaml") for name in names]
+    return OmegaConf.merge(*parts[:last])
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
+def test_settings_state_only_what_differs(path):
+    below = flat(OmegaConf.to_container(layers(path.parents[1] / path.name, -1)))
+    stated = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    assert not [field for field, value in stated.items() if below.get(field, stated) == value]
+
+
+@pytest.fixture
+def family(tmp_path):
+    """A copy of the family lra, with base.yaml above it."""
+    shutil.copy(RECIPES / "base.yaml", tmp_path)
+    shutil.copytree(RECIPES / "lra", tmp_path / "lra", symlinks=True)
+    return tmp_path / "lra"
+
+
+@pytest.mark.parametrize("layer", ["../base.yaml", "settings/listops.yaml"])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("optimization.clip_normm=8", "clip_normm"),
+        ("optimization.clip_norm=high", "high"),
+        ("model.chunk_sizee=8", "chunk_sizee"),
+        ("commons.seed=1", "commons"),
+    ],
+)
+def test_an_unknown_field_or_a_wrong_type_is_refused_in_every_layer(family, layer, wrong, named):
+    path = family / layer
+    content = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist([wrong]))
+    path.write_text("# @package _global_\n" + OmegaConf.to_yaml(content))
+    with pytest.raises((HydraException, OmegaConfBaseException), match=named):
+        load_yaml(family / "listops.yaml", "task.data=DATA")
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -60,7 +128,7 @@ def test_yaml_builds_the_model_that_it_names(path):
     config = load_yaml(path, "task.data=DATA", "model.chunk_size=16")
     assert config.model.chunk_size == 16
     preset = (CLASSIFIER_PRESETS | LM_PRESETS)[config.model._name]
-    written = {**OmegaConf.load(path).model, "chunk_size": 16}
+    written = composed(path, "model.chunk_size=16").model
     for field, value in preset.items():
         assert config.model[field] == written.get(field, value), field
     with torch.device("meta"):

@@ -165,15 +165,15 @@ def truncated(data):
         (lambda data: pickle.dumps({b"data": np.zeros((2, 3072))}), "KeyError"),
         (
             lambda data: pickle.dumps({b"data": np.zeros((2, 99), np.uint8), b"labels": [1, 2]}),
-            r"images uint8 \(2, 99\), wanted uint8 \(2, 3072\)",
+            r"images uint8 \(2, 99\), expected uint8 \(2, 3072\)",
         ),
         (
             lambda data: pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}),
-            "labels from 10 to 10, wanted 0 to 9",
+            "labels from 10 to 10, expected 0 to 9",
         ),
         (
             lambda data: pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}),
-            r"labels float64 \(0,\), wanted whole numbers",
+            r"labels float64 \(0,\), expected whole numbers",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_missing_batch_and_an_empty_folder_are_named(tmp_path):
     with pytest.raises(ValueError, match="data_batch_5 is missing"):
         prepare_image.prepare(folder, tmp_path / "out", hidden=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images; get cifar-10-python.tar.gz"):
+    with pytest.raises(ValueError, match="is empty.*get cifar-10-python.tar.gz"):
         prepare_image.prepare(tmp_path / "empty", tmp_path / "out", hidden=True)
     (tmp_path / "empty" / "cifar-10-python.tar.gz").touch()
     with pytest.raises(ValueError, match="unpack .*cifar-10-python.tar.gz first"):
@@ -216,13 +216,13 @@ def test_megas_files_are_read(tmp_path, below):
 @pytest.mark.parametrize(
     ("name", "line", "reason"),
     [
-        ("input/train.src", "1 2 3", "has 3 pixels, wanted 16"),
-        ("input/train.src", "", "has 0 pixels, wanted 16"),
+        ("input/train.src", "1 2 3", "has 3 pixels, expected 16"),
+        ("input/train.src", "", "has 0 pixels, expected 16"),
         ("input/train.src", " ".join(["256"] * 16), "has pixels from 256 to 256"),
         ("input/train.src", " ".join(["-1"] * 16), "has pixels from -1 to -1"),
         ("input/train.src", " ".join(["0.5"] * 16), "holds something else than whole numbers"),
-        ("label/train.label", "10", "has the label '10', wanted 0 to 9"),
-        ("label/train.label", "cat", "has the label 'cat', wanted 0 to 9"),
+        ("label/train.label", "10", "has the label '10', expected 0 to 9"),
+        ("label/train.label", "cat", "has the label 'cat', expected 0 to 9"),
     ],
 )
 def test_a_damaged_line_is_left_out_and_named(tmp_path, name, line, reason):

@@ -1,13 +1,14 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
-from megalodon_tasks.recipes.lra.listops.expressions import FILES, find_files, read_rows
 from megalodon_tasks.recipes.lra.listops.generator import Settings, generate
 from megalodon_tasks.recipes.lra.listops.grammar import VOCABULARY, evaluate, tokenize
+from megalodon_tasks.recipes.lra.listops.release import FILES, read_rows
 from megalodon_tasks.recipes.lra.listops.sampling import Grammar
 from tests.data.prepared import write_random
 
@@ -75,15 +76,15 @@ def test_columns_are_found_by_name():
         ("[MIN 1 [MAX 2 3 ]\t1", "is unbalanced: 1 of its operators lack the closing '\\]'"),
         ("[MIN 1 2 ] ]\t1", "is unbalanced: the '\\]' at place 5 closes nothing"),
         ("[MIN ]\t1", "the '\\]' at place 2 closes an operator without arguments"),
-        ("1 2\t1", "holds 2 complete expressions, wanted one"),
+        ("1 2\t1", "holds 2 complete expressions, expected one"),
         ("\t1", "holds 0 complete expressions"),
         ("[MIN 1 2 ]\t10", "field Target: '10' is not a label from 0 to 9"),
         ("[MIN 1 2 ]\t-1", "field Target: '-1' is not a label"),
         ("[MIN 1 2 ]\tone", "field Target: 'one' is not a label"),
         ("[MIN 1 2 ]\t", "field Target: '' is not a label"),
         ("[MIN 1 2 ]\t2", "field Target: the label is 2, but the expression .* has the value 1"),
-        ("[MIN 1 2 ]", "1 columns separated by tabs, wanted 2 as in the header"),
-        ("[MIN 1 2 ]\t1\t1", "3 columns separated by tabs, wanted 2"),
+        ("[MIN 1 2 ]", "1 columns separated by tabs, expected 2 as in the header"),
+        ("[MIN 1 2 ]\t1\t1", "3 columns separated by tabs, expected 2"),
         ("", "1 columns separated by tabs"),
         (b"[MIN 1 \xff2 ]\t1", "byte 0xff at place 8 is not UTF-8 text"),
     ],
@@ -104,7 +105,7 @@ def test_long_values_are_cut_in_messages():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "basic_train.tsv is empty; wanted the header Source<TAB>Target"),
+        ("", "basic_train.tsv is empty; expected the header Source<TAB>Target"),
         (f"{HEADER}\n", "basic_train.tsv has no rows after its header"),
         ("[MIN 1 2 ]\t1\n", "line 1: the header is .* and has no column 'Source'"),
         ("Source Target\n[MIN 1 2 ]\t1\n", "has no column 'Source'"),
@@ -132,25 +133,58 @@ def write_files(folder, rows=ROWS):
 
 
 @pytest.mark.parametrize(
-    "below",
-    ["", "listops-1000", "lra_release/listops-1000", "lra_release/lra_release/listops-1000"],
+    "below", ["", "listops-1000", "lra_release/lra_release/listops-1000", "of/any/name"]
 )
-def test_files_are_found_where_the_release_has_them(tmp_path, below):
-    write_files(tmp_path / below)
-    assert find_files(tmp_path) == {s: tmp_path / below / name for s, name in FILES.items()}
+def test_files_are_found_some_levels_down(tmp_path, below):
+    write_files(tmp_path / "raw" / below)
+    assert prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(PreparedDataset(tmp_path / "out").split("train")) == 3
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path / 'none'} is not a folder"):
-        find_files(tmp_path / "none")
-    assert find_files(tmp_path) is None
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no basic_train.tsv.*listops_generator"):
-        prepare(tmp_path, tmp_path / "out")
-    write_files(tmp_path / "listops-1000")
-    path = tmp_path / "listops-1000" / "basic_val.tsv"
+def test_symbolic_links_are_followed(tmp_path):
+    write_files(tmp_path / "elsewhere" / "listops-1000")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "lra_release").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw" / "loop").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "raw")
+    assert prepare(tmp_path / "link", tmp_path / "out")
+
+
+def damaged_source(folder, kind):
+    """Make a folder with nothing to prepare; return it and what the message says."""
+    if kind == "missing":
+        return folder / "none", f"{folder / 'none'} is not a folder"
+    if kind == "empty":
+        folder.mkdir()
+        return folder, f"{folder} is empty: looked there .* for basic_train.tsv.*or make synthetic"
+    if kind == "archive":
+        folder.mkdir()
+        (folder / "lra.tar.gz").touch()
+        return folder / "lra.tar.gz", "is an archive; unpack it with 'tar -xzf lra.tar.gz'"
+    if kind == "archive inside":
+        folder.mkdir()
+        (folder / "lra_release.gz").touch()
+        return folder, f"holds no data that is recognised.*unpack {folder}/lra_release.gz first"
+    if kind == "renamed":
+        write_files(folder)
+        for path in folder.iterdir():
+            path.rename(path.with_suffix(".txt"))
+        return folder, "holds no data that is recognised: .*, and there for prepared data"
+    write_files(folder / "listops-1000")
+    path = folder / "listops-1000" / "basic_val.tsv"
     path.unlink()
-    with pytest.raises(ValueError, match=f"{path} is missing beside the other files"):
-        find_files(tmp_path)
+    return folder, f"{path} is missing beside the other files"
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "archive", "archive inside", "renamed", "one file missing"]
+)
+def test_data_that_is_not_recognised_is_refused_and_none_is_made(tmp_path, kind):
+    source, message = damaged_source(tmp_path / "raw", kind)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        prepare(source, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def prepare(source, out):
@@ -201,7 +235,7 @@ def test_preparation_is_skipped_while_the_files_are_the_same(tmp_path):
 def test_damaged_prepared_data_is_prepared_again(tmp_path):
     raw, out = write_files(tmp_path / "raw"), tmp_path / "out"
     prepare(raw, out)
-    path = PreparedDataset(out).folder / "train.inputs.bin"
+    path = out / "train.inputs.bin"
     path.write_bytes(path.read_bytes()[:-1])
     assert prepare(raw, out)
     PreparedDataset(out).manifest.verify()
@@ -248,5 +282,51 @@ def test_command_line_reports_an_error_in_one_line(tmp_path, capsys):
         prepare_listops.main([str(tmp_path), str(tmp_path / "out")])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path} holds no basic_train.tsv")
+    assert error.startswith(f"error: {tmp_path} is empty: looked there")
     assert error.count("\n") == 1
+
+
+GENERATE = ["--generate", "--train", "30", "--valid", "5", "--test", "6", "--min-length", "9"]
+GENERATE += ["--max-length", "40", "--max-depth", "5", "--max-args", "4", "--workers", "1"]
+
+
+def test_data_is_generated_where_asked_and_says_so(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    prepare_listops.main([str(raw), str(out), *GENERATE])
+    source = PreparedDataset(out).spec.source
+    assert source["origin"] == "generated"
+    assert source["settings"]["generated"]["seed"] == 0
+    # without the option the same files are read, and still known to be generated
+    prepare_listops.main([str(raw), str(tmp_path / "again")])
+    assert PreparedDataset(tmp_path / "again").spec.source["origin"] == "generated"
+
+
+def test_generated_data_never_takes_the_place_of_other_data(tmp_path, capsys):
+    raw, out = write_files(tmp_path / "raw"), tmp_path / "out"
+    prepare_listops.main([str(raw), str(out)])
+    assert PreparedDataset(out).spec.source["origin"] == "release"
+    for source, folder, options in (
+        (raw, out, []), (tmp_path / "new", out, ["--if-missing"]), (out, out, []), (raw, raw, []),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match="2"):
+            prepare_listops.main([str(source), str(folder), *GENERATE, *options])
+    errors = capsys.readouterr().err
+    assert f"{raw / FILES['train']} exists and was not written by this generator" in errors
+    assert errors.count(f"{out} holds prepared data that was not generated (origin: release)") == 3
+    assert PreparedDataset(out).split("train").labels.tolist() == [1, 7, 6]
+
+
+def test_an_option_of_the_generator_without_it_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare_listops.main([str(tmp_path), str(tmp_path / "out"), "--seed", "1"])
+    assert "--seed: an option of synthetic data, which needs --generate" in capsys.readouterr().err
+
+
+def test_prepared_data_is_its_own_source(tmp_path, capsys):
+    raw, out = write_files(tmp_path / "raw"), tmp_path / "out"
+    assert prepare_listops.main([str(raw), str(out)]) == out
+    assert prepare_listops.main([str(out), str(tmp_path / "other")]) == out
+    shutil.rmtree(raw)
+    assert prepare_listops.main([str(raw), str(out), "--if-missing"]) == out
+    assert f"{out}: prepared before, taken as it is" in capsys.readouterr().out
+    assert not (tmp_path / "other").exists()

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from megalodon_tasks.recipes.lra.listops import generator as listops_generator
-from megalodon_tasks.recipes.lra.listops.expressions import FILES, read_rows
 from megalodon_tasks.recipes.lra.listops.feasibility import (
     check_feasible,
     count_distinct,
     length_probabilities,
 )
 from megalodon_tasks.recipes.lra.listops.generator import Settings, generate, lines_of
+from megalodon_tasks.recipes.lra.listops.prepare import main
+from megalodon_tasks.recipes.lra.listops.release import FILES, read_rows
 from megalodon_tasks.recipes.lra.listops.sampling import Grammar, sample_expressions
 
 SHORT = Grammar(min_length=9, max_length=40, max_depth=5, max_args=4)
@@ -222,7 +223,7 @@ def test_splits_are_alike_where_short_expressions_recur(tmp_path):
         ({"grammar": Grammar(9, 40, 1, 4)}, "none of the random expressions has a length in"),
         ({"grammar": Grammar(500, 600, 3, 4)}, "none of the random expressions.*max_depth=3"),
         ({"grammar": Grammar(100, 102, 4, 5)}, "about one in .* of the random expressions"),
-        ({"grammar": Grammar(0, 2, 5, 4)}, "only 10 distinct expressions exist.*100 are wanted"),
+        ({"grammar": Grammar(0, 2, 5, 4)}, "only 10 distinct expressions exist.*100 are needed"),
         ({"grammar": Grammar(3, 5, 5, 4), "train": 400}, "only 400 distinct expressions exist"),
     ],
 )
@@ -312,21 +313,11 @@ def test_killed_generator_leaves_no_file_under_its_name(tmp_path, workers):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_command_line(tmp_path, capsys):
-    options = ["--train=30", "--valid=5", "--test=6", "--min-length=9", "--max-length=40"]
-    options += ["--max-depth=5", "--max-args=4", "--seed=1", "--workers=1"]
-    for state in ("written", "there already, nothing to do"):
-        listops_generator.main([str(tmp_path), *options])
-        printed = capsys.readouterr().out.splitlines()
-        assert printed[0].startswith(f"{tmp_path / 'basic_train.tsv'}: 30 expressions, 0.0 MB")
-        assert len(printed) == 3
-        assert all(line.endswith(state) for line in printed)
-
-
 def test_command_line_reports_an_error_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
-        listops_generator.main([str(tmp_path / "out"), "--max-length", "500"])
+        main([str(tmp_path / "raw"), str(tmp_path / "out"), "--generate", "--max-length", "500"])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no length lies between min_length=500 and max_length=500")
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Image, Pathfinder and Path-X from files to a number: scripts, a short run and, slowly, the demos."""
+"""Image, Pathfinder and Path-X from files to a number: a short run and, slowly, the demos."""
 
 import json
 import os
@@ -10,72 +10,13 @@ import pytest
 from megalodon_tasks.cli import evaluate
 from megalodon_tasks.recipes.lra.image import prepare as prepare_image
 from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
-from tests.recipes.run_scripts import ROOT, option, run_demo
+from tests.recipes.run_scripts import ROOT, run_demo
 from tests.recipes.test_image import write_release
 from tests.recipes.test_pathfinder_preparation import write_images
 
 LRA = ROOT / "recipes" / "lra"
 SCRIPTS = {name: LRA / f"{name}.sh" for name in ("image", "pathfinder", "pathx")}
 RESOLUTION = {"pathfinder": "32", "pathx": "128"}
-GENERATE, PREPARE = "recipes.lra.pathfinder.generator", "recipes.lra.pathfinder.prepare"
-
-
-def test_image_is_prepared_trained_and_evaluated(script):
-    done = script.run("my data", "run", "model.chunk_size=128", script=SCRIPTS["image"])
-    assert done.returncode == 0, done.stderr
-    prepare, train, evaluation, plot = script.called()
-    assert prepare == ["recipes.lra.image.prepare", "my data", "my data/prepared"]
-    assert (option(train, "--config-name"), train[-1]) == ("image", "model.chunk_size=128")
-    assert option(train, "--data") == "my data/prepared"
-    assert (option(evaluation, "--recipe"), option(evaluation, "--split")) == ("lra/image", "test")
-    assert plot == ["runs.plot", "run"]
-
-
-@pytest.mark.parametrize("name", RESOLUTION)
-def test_without_data_images_are_generated_at_full_size(script, name):
-    assert script.run("my data", "run", script=SCRIPTS[name]).returncode == 0
-    generate, prepare, train, evaluation, _ = script.called()
-    assert generate == [GENERATE, "my data/raw", "--resolution", RESOLUTION[name]]
-    assert prepare == [PREPARE, "my data/raw", "my data/prepared", "--benchmark", name]
-    assert option(train, "--config-name") == name
-    assert option(train, "--data") == "my data/prepared"
-    assert option(evaluation, "--recipe") == f"lra/{name}"
-
-
-@pytest.mark.parametrize("name", RESOLUTION)
-@pytest.mark.parametrize(
-    "below",
-    [
-        "lra_release", "pathfinder{}/curv_contour_length_14", "curv_contour_length_14", "metadata",
-        "lra", "input", "got/lra_release/lra_release/pathfinder{}/curv_contour_length_14",
-    ],
-)  # fmt: skip
-def test_released_images_are_used(script, name, below):
-    (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
-    script.run("prepare", "data", "run", script=SCRIPTS[name])
-    assert script.called() == [[PREPARE, "data", "data/prepared", "--benchmark", name]]
-
-
-@pytest.mark.parametrize("name", RESOLUTION)
-@pytest.mark.parametrize(
-    "below", ["raw/pathfinder{}/curv_contour_length_14", "pathfinder64/curv_contour_length_14"]
-)
-def test_what_was_generated_before_and_other_resolutions_are_no_release(script, name, below):
-    (script.folder / "data" / below.format(RESOLUTION[name])).mkdir(parents=True)
-    script.run("prepare", "data", "run", script=SCRIPTS[name])
-    assert [call[0] for call in script.called()] == [GENERATE, PREPARE]
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_demo_makes_its_own_images(script, name):
-    assert script.run("--demo", "data", "run", script=SCRIPTS[name]).returncode == 0
-    make, prepare, train, evaluation, _ = script.called()
-    maker = "recipes.lra.image.demo_images" if name == "image" else GENERATE
-    assert make[:2] == [maker, "data/demo/raw"]
-    assert prepare[1:3] == ["data/demo/raw", "data/demo/prepared"]
-    assert option(train, "--config-name") == f"{name}_demo"
-    assert option(evaluation, "--recipe") == f"lra/{name}-demo"
-
 
 SMALL = {
     "model.model_dim": 16, "model.num_layers": 1, "model.value_dim": 32, "model.z_dim": 16,
@@ -102,9 +43,9 @@ def test_images_are_trained_on_and_evaluated(tmp_path, name):
     else:
         side = int(RESOLUTION[name])
         write_images(raw, f"pathfinder{side}/curv_contour_length_14", side=side)
-        prepare_pathfinder.main([str(raw), str(prepared), "--benchmark", name, "--workers", "1"])
+        prepare_pathfinder.main([str(raw), str(prepared), "--workers", "1"], name)
     command = [
-        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", LRA,
+        sys.executable, "-m", "megalodon_tasks", "train", "--config-dir", LRA,
         "--config-name", name, "--data", prepared, "--save-dir", tmp_path / "run",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

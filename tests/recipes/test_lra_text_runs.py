@@ -1,4 +1,4 @@
-"""Text and Retrieval from files to a number: scripts, a short run on pairs and, slowly, the demos."""
+"""Text and Retrieval from files to a number: a short run on pairs and, slowly, the demos."""
 
 import json
 import os
@@ -7,66 +7,20 @@ import sys
 
 import pytest
 
-from megalodon_tasks.cli import evaluate
+from megalodon_tasks.cli import evaluate, prepare
 from megalodon_tasks.data.sequences import PreparedDataset
-from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.lra import demo_texts
-from megalodon_tasks.recipes.lra.byte_tokens import text_of
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
-from megalodon_tasks.recipes.lra.text import prepare as prepare_text
-from tests.recipes.run_scripts import ROOT, option, run_demo
+from megalodon_tasks.recipes.lra.text_tokens import text_of
+from tests.recipes.run_scripts import ROOT, run_demo
 from tests.recipes.test_retrieval import write_pairs
 
 LRA = ROOT / "recipes" / "lra"
 SCRIPTS = {name: LRA / f"{name}.sh" for name in ("text", "retrieval")}
-DEMO_TEXTS, TRAIN, EVALUATE, PLOT = (
-    "recipes.lra.demo_texts",
-    "cli.train",
-    "cli.evaluate",
-    "runs.plot",
-)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_prepares_trains_and_evaluates(script, name):
-    done = script.run("my data", "run", "model.chunk_size=128", script=SCRIPTS[name])
-    assert done.returncode == 0, done.stderr
-    prepare, train, evaluation, plot = script.called()
-    assert prepare == [f"recipes.lra.{name}.prepare", "my data", "my data/prepared"]
-    assert option(train, "--config-name") == name
-    assert option(train, "--data") == "my data/prepared"
-    assert train[-1] == "model.chunk_size=128"
-    assert option(evaluation, "--recipe") == f"lra/{name}"
-    assert option(evaluation, "--split") == "test"
-    assert plot[0] == PLOT
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_demo_makes_its_own_texts(script, name):
-    assert script.run("--demo", "data", "run", script=SCRIPTS[name]).returncode == 0
-    texts, prepare, train, evaluation, _ = script.called()
-    assert texts == [DEMO_TEXTS, name, "data/demo/raw"]
-    assert prepare[1:3] == ["data/demo/raw", "data/demo/prepared"]
-    assert option(train, "--config-name") == f"{name}_demo"
-    assert option(evaluation, "--recipe") == f"lra/{name}-demo"
-
-
-@pytest.mark.parametrize("below", ["src-bin", "listops/src-bin", "lra/listops/src-bin"])
-def test_listops_takes_megas_files(script, below):
-    (script.folder / "data" / below).mkdir(parents=True)
-    script.run("prepare", "data", "run", script=LRA / "listops.sh")
-    assert script.called() == [["recipes.lra.listops.prepare", "data", "data/prepared"]]
 
 
 def prepared_demo(folder, name):
     """The data of a demo, as its script prepares it."""
-    demo_texts.main([name, str(folder / "raw")])
-    rejects = Rejects(strict=True)
-    if name == "text":
-        options = prepare_text.Options(validation="held-out", subset=True)
-        prepare_text.prepare(folder / "raw", folder / "out", options, rejects, hidden=True)
-    else:
-        prepare_retrieval.prepare(folder / "raw", folder / "out", rejects, hidden=True)
+    prepare.main([f"lra/{name}", str(folder), str(folder / "out"), "--demo"])
     return PreparedDataset(folder / "out")
 
 
@@ -111,7 +65,7 @@ SMALL = {
 def test_pairs_are_trained_on_and_evaluated(tmp_path, capsys):
     prepare_retrieval.main([str(write_pairs(tmp_path / "raw")), str(tmp_path / "prepared")])
     command = [
-        sys.executable, "-m", "megalodon_tasks.cli.train", "--config-dir", LRA,
+        sys.executable, "-m", "megalodon_tasks", "train", "--config-dir", LRA,
         "--config-name", "retrieval", "--data", tmp_path / "prepared", "--save-dir", tmp_path / "run",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

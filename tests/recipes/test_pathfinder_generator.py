@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megalodon_tasks.recipes.lra.pathfinder import files as pathfinder_files
+from megalodon_tasks.recipes.lra.pathfinder import generator as pathfinder_generator
 from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderPainter
-from megalodon_tasks.recipes.lra.pathfinder.files import RECORD, image_rng, write_images
-from megalodon_tasks.recipes.lra.pathfinder.generator import main
+from megalodon_tasks.recipes.lra.pathfinder.generator import RECORD, image_rng, write_images
+from megalodon_tasks.recipes.lra.pathfinder.prepare import main
 from megalodon_tasks.recipes.lra.pathfinder.settings import PathfinderSettings, settings_for
 
 EASY = settings_for(32, "easy")
@@ -106,7 +106,7 @@ def contents(folder):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(pathfinder_files, "BATCH", 25)
+    monkeypatch.setattr(pathfinder_generator, "BATCH", 25)
 
 
 def test_files_have_the_layout_of_the_release(tmp_path, small_batches):
@@ -212,21 +212,10 @@ def test_numbers_out_of_range_are_refused(tmp_path, values):
 
 def test_command_writes_images_and_a_contact_sheet(tmp_path, capsys):
     sheet = tmp_path / "sheets" / "examples.png"
-    options = ["--resolution", "32", "--difficulty", "easy", "--images", "4", "--workers", "1"]
-    options += [
-        "--seed",
-        "3",
-        "--contrast",
-        "1.5",
-        "1.0",
-        "--margins",
-        "1",
-        "--contour-length",
-        "7",
-    ]
-    main([str(tmp_path), *options, "--contact-sheet", str(sheet)])
+    words = f"""{tmp_path} {tmp_path / "out"} --generate --side 32 --difficulty easy --count 12
+        --workers 1 --seed 3 --snake-contrast 1.5 1.0 --margins 1 --contour-length 7"""
+    assert main([*words.split(), "--contact-sheet", str(sheet)]) == tmp_path / "out"
     folder = tmp_path / "pathfinder32" / "curv_contour_length_7"
-    assert f"{folder}: 4 images" in capsys.readouterr().out
     record = json.loads((folder / RECORD).read_text())
     assert record["seed"] == 3
     assert record["snake_contrast"] == [1.5, 1.0]
@@ -241,21 +230,22 @@ def test_every_parameter_has_an_option(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     for entry in fields(PathfinderSettings):
-        assert f"--{entry.name.replace('_', '-')} " in text
+        if entry.name != "resolution":  # that is --side
+            assert f"--{entry.name.replace('_', '-')} " in text
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give a folder"),
-        (["--paddle-thickness", "0.3"], "not a whole number"),
-        (["--images", "0"], "images=0"),
-        (["--contour-length", "90", "--max-restarts", "20"], "in 21 attempts"),
+        (["--generate", "--paddle-thickness", "0.3"], "not a whole number"),
+        (["--generate", "--count", "0"], "images=0"),
+        (["--generate", "--contour-length", "90", "--max-restarts", "20"], "in 21 attempts"),
+        (["--count", "20"], "--count: an option of synthetic data, which needs --generate"),
+        (["--margins", "2"], "--margins: an option of synthetic data"),
     ],
 )
 def test_command_explains_what_is_wrong(tmp_path, capsys, options, message):
-    out = [str(tmp_path / "out")] if options else []
     with pytest.raises(SystemExit) as caught:
-        main([*out, "--resolution", "32", "--workers", "1", *options])
+        main([str(tmp_path / "raw"), str(tmp_path / "out"), "--workers", "1", *options])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err

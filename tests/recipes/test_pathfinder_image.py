@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderPainter, stretch
-from megalodon_tasks.recipes.lra.pathfinder.files import image_rng
+from megalodon_tasks.recipes.lra.pathfinder.generator import image_rng
 from megalodon_tasks.recipes.lra.pathfinder.geometry import FREE, OVERLAP
 from megalodon_tasks.recipes.lra.pathfinder.settings import settings_for
 from tests.recipes import pathfinder_literal as literal

@@ -7,7 +7,6 @@ from PIL import Image
 
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.lra.pathfinder import generator as pathfinder_generator
 from megalodon_tasks.recipes.lra.pathfinder import prepare as prepare_pathfinder
 from megalodon_tasks.recipes.lra.pathfinder.prepare import Options
 from tests.recipes.test_image import images_of
@@ -78,7 +77,7 @@ def test_the_release_is_found_from_any_folder_of_it(tmp_path, start):
 
 def test_a_folder_of_another_resolution_is_not_taken(tmp_path):
     write_images(tmp_path, "pathfinder64/curv_contour_length_14", side=64)
-    with pytest.raises(ValueError, match="holds neither pathfinder32/curv_contour_length_14"):
+    with pytest.raises(ValueError, match="looked there .* for pathfinder32/curv_contour_length_14"):
         prepare(tmp_path, tmp_path / "out")
 
 
@@ -100,7 +99,7 @@ def test_path_x_has_larger_images(tmp_path):
     prepared = PreparedDataset(tmp_path / "out")
     assert prepared.spec.benchmark == "pathx"
     assert len(prepared.split("test").sequence("inputs", 0)) == 16384
-    assert (prepared.folder / "train.inputs.bin").stat().st_size == 16 * 16384
+    assert (tmp_path / "out" / "train.inputs.bin").stat().st_size == 16 * 16384
 
 
 def damage(place, kind):
@@ -132,11 +131,11 @@ def damage(place, kind):
         ("empty", "is empty"),
         ("cut", "is no readable image"),
         ("missing", "is missing"),
-        ("other size", "is 31x32, wanted 32x32"),
-        ("colour", "has the mode 'RGB', wanted 8-bit grey"),
+        ("other size", "is 31x32, expected 32x32"),
+        ("colour", "has the mode 'RGB', expected 8-bit grey"),
         ("text", "is no readable image"),
-        ("short line", "has 3 fields, wanted at least 4"),
-        ("label", "has the label '2', wanted 0 or 1"),
+        ("short line", "has 3 fields, expected at least 4"),
+        ("label", "has the label '2', expected 0 or 1"),
     ],
 )
 def test_a_damaged_image_is_left_out_and_moves_no_other(tmp_path, kind, reason):
@@ -193,7 +192,7 @@ def test_too_much_damage_is_refused(tmp_path):
 def test_what_is_no_release_is_named(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         prepare(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(ValueError, match="holds neither pathfinder32/curv_contour_length_14"):
+    with pytest.raises(ValueError, match="looked there .* for pathfinder32/curv_contour_length_14"):
         prepare(tmp_path, tmp_path / "out")
     place = write_images(tmp_path)
     (place / "metadata" / "2.npy").write_bytes(b"\x93NUMPY\x01\x00")
@@ -205,9 +204,11 @@ def test_what_is_no_release_is_named(tmp_path):
 
 
 def test_generated_images_are_read(tmp_path):
-    pathfinder_generator.main([str(tmp_path), "--resolution", "32", "--images", "12"])
-    prepare(tmp_path, tmp_path / "out")
+    words = [str(tmp_path), str(tmp_path / "out"), "--workers", "1", "--generate", "--count", "12"]
+    assert prepare_pathfinder.main(words) == tmp_path / "out"
     prepared = PreparedDataset(tmp_path / "out")
+    assert prepared.spec.source["origin"] == "generated"
+    assert prepared.spec.source["settings"]["generated"]["seed"] == 0
     assert {name: len(split) for name, split in prepared.splits.items()} == {
         "train": 10, "valid": 1, "test": 1,
     }  # fmt: skip

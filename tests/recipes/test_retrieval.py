@@ -7,9 +7,9 @@ import pytest
 
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
 from megalodon_tasks.recipes.lra.retrieval.release import FILES, find_pairs, read_pairs
+from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY, text_of
 from tests.data.prepared import write_random
 
 # As the release has them: quotes and backslashes are characters of the text.
@@ -81,7 +81,7 @@ def test_preparation_is_skipped_while_files_and_options_are_the_same(tmp_path):
 
 
 DAMAGE = [
-    (b"1.0\tP1\tW1\tonly one text", "has 4 fields separated by tabs, wanted 5"),
+    (b"1.0\tP1\tW1\tonly one text", "has 4 fields separated by tabs, expected 5"),
     (b"1.0\tP1\tW1\ta\tb\tc", "has 6 fields"),
     (b"", "has 1 fields"),
     (b"2.0\tP1\tW1\ta\tb", "has the label '2.0', which is neither 0 nor 1"),
@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_where_nothing_is_found_it_is_said_what_to_get(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no pairs.*get lra_release.gz"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is empty.*get lra_release.gz"):
         prepare(tmp_path, tmp_path / "out")
     (tmp_path / "lra_release.gz").touch()
     with pytest.raises(ValueError, match="unpack .*/lra_release.gz first .tar -xzf lra_release.gz"):

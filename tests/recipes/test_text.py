@@ -7,10 +7,10 @@ import pytest
 
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.lra.byte_tokens import VOCABULARY, text_of
 from megalodon_tasks.recipes.lra.text import prepare as prepare_text
 from megalodon_tasks.recipes.lra.text import release as text
 from megalodon_tasks.recipes.lra.text.prepare import Options
+from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY, text_of
 from tests.data.prepared import write_random
 
 PER_FOLDER = 12
@@ -76,7 +76,7 @@ def test_reviews_become_bytes(tmp_path, below):
 
 def test_one_byte_is_stored_for_each_byte(tmp_path):
     prepare(write_reviews(tmp_path / "raw"), tmp_path / "out")
-    stored = PreparedDataset(tmp_path / "out").folder / "train.inputs.bin"
+    stored = tmp_path / "out" / "train.inputs.bin"
     assert stored.stat().st_size == sum(len(t) + 1 for _, t in all_of("train"))
 
 
@@ -178,7 +178,7 @@ def damage(raw, kind):
         (pos / "3_10.txt").rename(pos / "3_4.txt")
         return "3_4.txt: a review with 4 stars lies in the folder pos, where they have 7 to 10"
     pos.rename(raw / "train" / "positive")
-    return f"{pos} is missing beside the other folders"
+    return f"{pos} is missing beside the other files; unpack the archive again"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_an_empty_folder_is_refused_even_for_a_subset(tmp_path):
 
 
 def test_where_nothing_is_found_it_is_said_what_to_get(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no reviews.*get aclImdb_v1.tar.gz"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is empty.* and unpack it"):
         prepare(tmp_path, tmp_path / "out")
     (tmp_path / "aclImdb_v1.tar.gz").touch()
     with pytest.raises(ValueError, match="unpack .*aclImdb_v1.tar.gz first .tar -xzf aclImdb_v1"):

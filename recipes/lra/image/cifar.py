@@ -1,4 +1,4 @@
-"""Reading CIFAR-10 in the layout of its release for Python.
+"""Read CIFAR-10 in the layout of its release for Python.
 
     cifar-10-batches-py/data_batch_{1..5}, test_batch    10,000 images each, pickled
     cifar-10-batches-py/batches.meta                     names of the classes, pickled
@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from megalodon_tasks.data.manifest import OnBytes
-from megalodon_tasks.data.sources import Origin, check_source, find_files, packed_inside
+from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 SIDE = 32
 CLASSES = (
@@ -27,8 +28,6 @@ CLASSES = (
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"
 
-_FOLDERS = ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10")
-_ARCHIVES = ("cifar-10-python.tar.gz",)
 # What pickled arrays are made of, under the names that different numpy versions write.
 _ARRAY_PARTS = {
     "_reconstruct": np.zeros(0).__reduce__()[0],
@@ -41,10 +40,10 @@ _ARRAY_MODULES = (
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows arrays and nothing else that could be called."""
+    """Unpickle arrays, and refuse all else that could be called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The object of this name; raises ``UnpicklingError`` unless arrays are made of it."""
+        """Return the object of this name; raise ``UnpicklingError`` unless arrays are made of it."""
         if module in _ARRAY_MODULES and name in _ARRAY_PARTS:
             return _ARRAY_PARTS[name]
         if (module, name) == ("_codecs", "encode"):
@@ -53,26 +52,17 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def find_batches(source: Path) -> dict[str, Origin] | None:
-    """The six files below ``source`` by their names, or None if there is none.
+    """Find the six files in ``source`` or below it by their names; None if there is none.
 
     Raises ``ValueError`` if only some of them are there.
     """
-    check_source(source, "the folder cifar-10-batches-py, or Mega's cifar10")
     files = {name: name for name in (*TRAIN, TEST)}
-    found = find_files(source, files, _FOLDERS, "unpack the archive once more")
-    return None if found is None else {key: Origin.of_file(path) for key, path in found.items()}
-
-
-def how_to_get(source: Path) -> str:
-    """What to do where ``source`` holds no images."""
-    return (
-        f"{packed_inside(source, _ARCHIVES)}get cifar-10-python.tar.gz (Krizhevsky, CIFAR-10) and "
-        "unpack it, or take the folder cifar10 of Mega's processed files"
-    )
+    found = find_files(folders_in(source), files, "unpack the archive once more")
+    return found and {key: Origin.of_file(path) for key, path in found.items()}
 
 
 def read_batch(origin: Origin, on_bytes: OnBytes) -> tuple[np.ndarray, np.ndarray]:
-    """Grey images (n, 1024) uint8 and classes (n,) int64 of one file.
+    """Return grey images (n, 1024) uint8 and classes (n,) int64 of one file.
 
     Grey is that of PIL (ITU-R 601-2), as in the code of Long Range Arena's followers.  Raises
     ``ValueError`` naming the file where it is cut short, no pickle of a batch, or has other shapes.
@@ -87,13 +77,13 @@ def read_batch(origin: Origin, on_bytes: OnBytes) -> tuple[np.ndarray, np.ndarra
             "short or it is another file; unpack the archive once more"
         ) from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise ValueError(f"{path}: labels {labels.dtype} {labels.shape}, wanted whole numbers")
-    wanted = (len(labels), 3 * SIDE * SIDE)
-    if images.dtype != np.uint8 or images.shape != wanted:
-        raise ValueError(f"{path}: images {images.dtype} {images.shape}, wanted uint8 {wanted}")
+        raise ValueError(f"{path}: labels {labels.dtype} {labels.shape}, expected whole numbers")
+    expected = (len(labels), 3 * SIDE * SIDE)
+    if images.dtype != np.uint8 or images.shape != expected:
+        raise ValueError(f"{path}: images {images.dtype} {images.shape}, expected uint8 {expected}")
     if not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise ValueError(
-            f"{path}: labels from {labels.min()} to {labels.max()}, wanted 0 to {len(CLASSES) - 1}"
+            f"{path}: labels from {labels.min()} to {labels.max()}, expected 0 to {len(CLASSES) - 1}"
         )
     return np.stack([_grey(image) for image in images]), labels.astype(np.int64)
 

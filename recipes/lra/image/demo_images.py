@@ -1,11 +1,8 @@
-"""Data for the demo of Image: scikit-learn's handwritten digits, 8 x 8, in the form of Mega's files.
-
-    python -m megalodon_tasks.recipes.lra.image.demo_images OUT
+"""Write the data for the demo of Image: scikit-learn's digits, 8 x 8, in the form of Mega's files.
 
 1,797 digits; the split keeps the proportions of the classes and depends on nothing.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,17 +40,8 @@ def _write(path: Path, lines: list[str]) -> None:
         stream.write("\n".join(lines) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lra.image.demo_images",
-        description="Write scikit-learn's digits in the form of Mega's image files.",
-    )
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args(arguments)
-    write_digits(options.out)
-    print(f"{options.out}: digits of {SIDE}x{SIDE} pixels")
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: Sequence[str]) -> None:
+    """Write the digits into the folder that is given."""
+    (out,) = arguments
+    write_digits(Path(out))
+    print(f"{out}: digits of {SIDE}x{SIDE} pixels")

@@ -1,4 +1,4 @@
-"""How often a random ListOps expression has the wanted length, and how many such expressions exist.
+"""Compute how often a random ListOps expression has an accepted length, and how many there are.
 
 Both follow from the generating function of lengths.  With c(x) that of a node one level deeper, a node's
 is ``digit * x + operator * x^2 * (c(x)^2 + ... + c(x)^max_args)``, where (digit, operator) are the
@@ -19,11 +19,11 @@ _NOISE = 1e-12
 RAREST = 1e-6
 
 
-def check_feasible(grammar: Grammar, wanted: int) -> float:
+def check_feasible(grammar: Grammar, count: int) -> float:
     """Return the probability that a random expression is kept.
 
     Raises ``ValueError`` if no expression can be, if they are too rare to be found by drawing, or if
-    fewer than ``wanted`` distinct ones exist.
+    fewer than ``count`` distinct ones exist.
     """
     grammar.validate()
     lengths = length_probabilities(grammar)
@@ -39,10 +39,10 @@ def check_feasible(grammar: Grammar, wanted: int) -> float:
             "widen the range of lengths, or raise max_depth and max_args"
         )
     available = count_distinct(grammar, lengths)
-    if available < wanted:
+    if available < count:
         raise ValueError(
-            f"only {available:.0f} distinct expressions exist for {where}, but {wanted} are "
-            "wanted; ask for fewer or allow longer ones"
+            f"only {available:.0f} distinct expressions exist for {where}, but {count} are "
+            "needed; ask for fewer or allow longer ones"
         )
     return accepted
 

@@ -1,16 +1,16 @@
 """Generate ListOps as Long Range Arena did, in exactly the layout of the original release.
 
-    python -m megalodon_tasks.recipes.lra.listops.generator OUT
-    python -m megalodon_tasks.recipes.lra.listops.generator OUT --train 2000 --valid 200 --test 200 \\
+    megalodon prepare lra/listops DATA OUT --generate
+    megalodon prepare lra/listops DATA OUT --generate --train 2000 --valid 200 --test 200 \\
         --min-length 10 --max-length 60 --max-args 5 --seed 1
 
-writes ``basic_train.tsv``, ``basic_val.tsv`` and ``basic_test.tsv`` into the folder OUT; what is drawn
-is defined in ``listops_sampling``.  Distinct expressions are collected in the order in which they are
+write ``basic_train.tsv``, ``basic_val.tsv`` and ``basic_test.tsv`` into the folder DATA first; what is
+drawn is defined in ``sampling``.  Distinct expressions are collected in the order in which they are
 first drawn, and a random permutation says which split each goes to (the original cut a Python set, whose
 order is just as arbitrary), so that the splits are alike even where short expressions recur.
 
-The result depends on the arguments and the seed alone: expressions are drawn in units, each with a seed
-of its own, and used in the order of the units, however many processes work on them.
+The result depends only on the options and the seed: expressions are drawn in units, each with a seed of
+its own, and used in the order of the units, however many processes work on them.
 """
 
 import argparse
@@ -25,11 +25,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megalodon_tasks.data.parallel import in_turns, usable_cores
-from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
+from megalodon_tasks.data.parallel import in_turns
+from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
+from megalodon_tasks.recipes.lra.data_folder import generator_options
 from megalodon_tasks.recipes.lra.listops.feasibility import check_feasible
 from megalodon_tasks.recipes.lra.listops.grammar import CLOSE, DIGITS, OPERATORS
+from megalodon_tasks.recipes.lra.listops.release import FILES
 from megalodon_tasks.recipes.lra.listops.sampling import (
     MIN_ARGS,
     Expressions,
@@ -38,7 +40,6 @@ from megalodon_tasks.recipes.lra.listops.sampling import (
     sample_expressions,
 )
 
-FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
 HEADER = b"Source\tTarget\n"
 RECORD = "listops_generator.json"
 
@@ -69,12 +70,12 @@ class Settings:
 
     @property
     def total(self) -> int:
-        """The number of expressions in all splits together."""
+        """The number of expressions in all splits."""
         return self.train + self.valid + self.test
 
 
 def format_expression(codes: Sequence[int], max_args: int) -> bytes:
-    """Write one expression (codes of ``listops_sampling``) as the text of the original files.
+    """Write one expression (codes of ``sampling``) as the text of the original files.
 
     The tree is printed as nested pairs, left to right: ``[MIN 3 4 ]`` as ``( ( ( [MIN 3 ) 4 ) ] )``.
     """
@@ -139,7 +140,7 @@ def distinct_lines(units: Iterator[list[tuple[bytes, bytes]]], total: int) -> It
         if repeated > _PATIENCE:
             raise ValueError(
                 f"after {len(seen)} distinct expressions the last {repeated} drawn were all known, "
-                f"and {total} are wanted; ask for fewer, or allow longer or deeper expressions"
+                f"and {total} are needed; ask for fewer, or allow longer or deeper expressions"
             )
 
 
@@ -191,7 +192,7 @@ def _generate(out: Path, settings: Settings, accepted: float, workers: int, hidd
 def _finished(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds these files already; raise ``ValueError`` if it holds others."""
     present = [out / name for name in FILES.values() if (out / name).exists()]
-    record = _read_record(out)
+    record = read_record(out)
     if record is None:
         if present:
             raise ValueError(
@@ -210,7 +211,8 @@ def _finished(out: Path, settings: Settings) -> bool:
     return sizes == record.get("bytes")
 
 
-def _read_record(out: Path) -> dict | None:
+def read_record(out: Path) -> dict | None:
+    """Return what was generated into ``out`` (``settings``, ``complete``); None if nothing was."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -226,51 +228,35 @@ def _write_record(out: Path, settings: Settings, *, complete: bool) -> None:
         stream.write(json.dumps(record, indent=1) + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m megalodon_tasks.recipes.lra.listops.generator",
-        description="Generate the ListOps benchmark in the layout of the original release.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("out", type=Path, help="folder for basic_{train,val,test}.tsv")
-    for name in FILES:
-        parser.add_argument(
-            f"--{name}", type=int, default=getattr(Settings, name), help="expressions"
-        )
-    parser.add_argument(
-        "--min-length", type=int, default=Grammar.min_length, help="lengths are greater than this"
-    )
-    parser.add_argument(
-        "--max-length", type=int, default=Grammar.max_length, help="lengths are less than this"
-    )
-    parser.add_argument(
-        "--max-depth", type=int, default=Grammar.max_depth, help="depth of the deepest digits"
-    )
-    parser.add_argument(
-        "--max-args",
-        type=int,
-        default=Grammar.max_args,
-        help=f"arguments of an operator, {MIN_ARGS} to this",
-    )
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="seed of everything random")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
-    return parser
+_HELP = {
+    "train": "expressions of the training split",
+    "valid": "expressions of the validation split",
+    "test": "expressions of the test split",
+    "min_length": "lengths are greater than this",
+    "max_length": "lengths are less than this",
+    "max_depth": "depth of the deepest digits",
+    "max_args": f"arguments of an operator, {MIN_ARGS} to this",
+    "seed": "seed of everything random",
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    grammar = Grammar(args.min_length, args.max_length, args.max_depth, args.max_args)
-    settings = Settings(args.train, args.valid, args.test, args.seed, grammar)
-    with ending_with_messages(parser, "nothing was written, start the same command again"):
-        written = generate(args.out, settings, workers=args.workers, overwrite=args.overwrite)
-    state = "written" if written else "there already, nothing to do"
-    for name, file in FILES.items():
-        size = (args.out / file).stat().st_size / 1e6
-        print(f"{args.out / file}: {getattr(settings, name)} expressions, {size:.1f} MB, {state}")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--generate`` and what it can be given."""
+    group = parser.add_argument_group("synthetic data")
+    group.add_argument(
+        "--generate",
+        action="store_true",
+        help="generate expressions by the rules of the benchmark into SOURCE first",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace what is in SOURCE")
+    for name, text in _HELP.items():
+        default = getattr(Grammar if hasattr(Grammar, name) else Settings, name)
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=int, metavar="N", help=f"{text} (default: {default})")
 
 
-if __name__ == "__main__":
-    main()
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Make the settings of parsed options; raise ``ValueError`` for some without ``--generate``."""
+    given = generator_options(options, _HELP)
+    grammar = {name: given.pop(name) for name in list(given) if hasattr(Grammar, name)}
+    return Settings(**given, grammar=Grammar(**grammar))

@@ -68,7 +68,7 @@ def evaluate(tokens: Sequence[int]) -> int:
     if stack:
         raise ValueError(f"is unbalanced: {len(stack)} of its operators lack the closing ']'")
     if len(arguments) != 1:
-        raise ValueError(f"holds {len(arguments)} complete expressions, wanted one")
+        raise ValueError(f"holds {len(arguments)} complete expressions, expected one")
     return arguments[0]
 
 

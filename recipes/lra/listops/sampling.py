@@ -79,9 +79,9 @@ def operator_code(operator: int | np.ndarray, args: int | np.ndarray) -> int | n
 
 def sample_expressions(rng: np.random.Generator, candidates: int, grammar: Grammar) -> Expressions:
     """Draw ``candidates`` random trees and return those whose length the grammar accepts."""
-    levels, kept = _grow(rng, candidates, grammar)
-    number = np.cumsum(kept) - 1
-    levels = [level.select(kept) for level in levels]
+    levels, accepted = _grow(rng, candidates, grammar)
+    number = np.cumsum(accepted) - 1
+    levels = [level.select(accepted) for level in levels]
     for level in levels:
         level.tree = number[level.tree]
     levels = [level for level in levels if len(level.tree)]

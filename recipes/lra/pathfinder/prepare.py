@@ -1,17 +1,18 @@
-"""Prepare Pathfinder or Path-X: from the released images, or from Mega's files, to pixels.
+"""Prepare Pathfinder or Path-X: released, generated or Mega's images become rows of pixels.
 
-    python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE OUT                       # 32 x 32
-    python -m megalodon_tasks.recipes.lra.pathfinder.prepare SOURCE OUT --benchmark pathx     # 128 x 128
+    megalodon prepare lra/pathfinder SOURCE OUT [--generate]     # 32 x 32
+    megalodon prepare lra/pathx SOURCE OUT [--generate]          # 128 x 128
 
-SOURCE is the release (or a folder of it), what ``pathfinder_generator`` wrote, or Mega's ``pathfinder``
-or ``path-x``; OUT the data folder of the task ``lra_image``.  The benchmark takes the hard images,
-paths of 14 paddles.  Splits: 80 / 10 / 10 %, at random with seed 42 as in S4's and Mega's code, or in
-order as in Long Range Arena's.
+SOURCE is the release (or a folder of it), what was generated, or Mega's ``pathfinder`` or ``path-x``;
+OUT the data folder of the task ``lra_image``.  The benchmark takes the hard images, paths of 14 paddles.
+Splits: 80 / 10 / 10 %, at random with seed 42 as in S4's and Mega's code, or in order as in Long Range
+Arena's.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.mega_images import SPLITS, find_mega_images, read_mega_images
+from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE, not_recognised
+from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
+from megalodon_tasks.recipes.lra.pathfinder import generator
 from megalodon_tasks.recipes.lra.pathfinder.release import (
     CLASSES,
     Entry,
@@ -37,10 +40,10 @@ from megalodon_tasks.recipes.lra.pathfinder.release import (
     read_metadata,
     size_of_images,
 )
-from megalodon_tasks.recipes.lra.seeded_split import seeded_split, split_in_order
+from megalodon_tasks.recipes.lra.splits import random_split, split_in_order
 
 RELEASED = {"train": 160_000, "valid": 20_000, "test": 20_000}
-SPLIT_RULES = ("random", "in-order")
+SPLIT_RULES = {"random": random_split, "in-order": split_in_order}
 
 _SCALE = ValueScale(divisor=255.0, mean=0.5, std=0.5)
 
@@ -90,36 +93,41 @@ def prepare(
 ) -> bool:
     """Check and prepare the images; return False if ``out`` already holds them, from the same files.
 
-    Of several folders of images the deepest is taken.  Whether images are the same is told by their
-    metadata and the size of their files.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for
-    bad files and leaves ``out`` as it was then.
+    The deepest of several folders of images is taken.  Images count as the same if their metadata and
+    the size of their files are.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files
+    and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
-    benchmark, side = BENCHMARKS[options.benchmark], options.pixels_wide
+    benchmark = BENCHMARKS[options.benchmark]
     check_source(source, "the folder of the images or of the release, or Mega's")
-    wanted = f"pathfinder{side}/{options.images}"
-    folders = find_releases(source, wanted)
-    if folders:
+    folder = f"pathfinder{options.pixels_wide}/{options.images}"
+    if folders := find_releases(source, folder):
         preparation = _from_images(folders, options, workers, rejects)
+    elif origins := find_mega_images(source, benchmark.mega_names):
+        spec = _spec(options, {"form": "mega"}, "mega", "the splits of Mega's files")
+        splits = {
+            name: preparing.from_the_start(_mega_items, origins, name, options, rejects)
+            for name in SPLITS
+        }
+        preparation = preparing.Preparation(benchmark.title, spec, origins, splits, rejects)
     else:
-        origins = find_mega_images(source, benchmark.mega_names)
-        if origins is None:
-            raise ValueError(
-                f"{source} holds neither {wanted} with imgs and metadata nor input/*.src; "
-                "get lra_release.gz of Long Range Arena, or generate images with "
-                "python -m megalodon_tasks.recipes.lra.pathfinder.generator"
-            )
-        preparation = _from_mega(origins, options, rejects)
+        raise not_recognised(
+            source,
+            f"{folder} with imgs and metadata, and Mega's input/*.src",
+            f"get lra_release.gz of Long Range Arena and unpack it, {OR_GENERATE}",
+        )
     return preparation.write(out, hidden=hidden)
 
 
-def _spec(options: Options, settings: dict[str, Any], **source: Any) -> DatasetSpec:
+def _spec(
+    options: Options, settings: dict[str, Any], origin: str, split_rule: str, **source: Any
+) -> DatasetSpec:
     return DatasetSpec(
         benchmark=options.benchmark,
         kind="pixels",
         columns={"inputs": ColumnSpec("uint8", options.pixels_wide**2)},
         classes=CLASSES,
-        source={"settings": settings, **source},
+        source={"settings": settings, "origin": origin, "split_rule": split_rule, **source},
         scale=_SCALE,
     )
 
@@ -128,19 +136,30 @@ def _from_images(
     folders: Sequence[Path], options: Options, workers: int, rejects: Rejects
 ) -> preparing.Preparation:
     folder, *others = folders
-    origin = metadata_of(folder)
+    metadata = metadata_of(folder)
     settings = {
         "form": "images",
         "images": options.images,
         "splits": options.splits,
         "image_bytes": size_of_images(folder),
     }
-    spec = _spec(options, settings, folder=str(folder), not_taken=list(map(str, others)))
-    reader = _ImageSplits(folder, origin, options, workers, rejects)
+    origin, record = "release", folder / generator.RECORD
+    if record.is_file():
+        origin = "generated"
+        settings["generated"] = json.loads(record.read_text(encoding="utf-8"))
+    spec = _spec(
+        options,
+        settings,
+        origin,
+        f"80 / 10 / 10 %, {options.splits}",
+        folder=str(folder),
+        not_taken=list(map(str, others)),
+    )
+    reader = _ImageSplits(folder, metadata, options, workers, rejects)
     return preparing.Preparation(
         BENCHMARKS[options.benchmark].title,
         spec,
-        {"metadata": origin},
+        {"metadata": metadata},
         {name: preparing.from_the_start(reader.items, name) for name in SPLITS},
         rejects,
     )
@@ -165,35 +184,26 @@ class _ImageSplits:
         tenth = count // 10
         if tenth == 0:
             raise ValueError(f"{self.folder} has {count} images; three splits need at least 10")
-        share = seeded_split if self.options.splits == "random" else split_in_order
+        share = SPLIT_RULES[self.options.splits]
         return share({"train": count - 2 * tenth, "valid": tenth, "test": tenth})
 
     def items(self, split: str, on_bytes: OnBytes) -> Iterator[Item]:
-        """The images of one split; progress is that of the metadata whose images have been read."""
+        """Yield the images of one split; progress is that of the metadata whose images were read."""
         chosen = [entry for place in self.places[split] if (entry := self.entries[place])]
         each = self.origin.bytes / len(self.entries)
-        told = 0
         images = read_images(chosen, self.options.pixels_wide, self.workers, self.rejects)
-        for number, (label, pixels) in enumerate(images, start=1):
-            on_bytes(int(number * each) - told)
-            told = int(number * each)
+        for number, (label, pixels) in enumerate(images):
+            on_bytes(int((number + 1) * each) - int(number * each))
             if pixels is not None:
                 yield label, {"inputs": pixels}
 
 
-def _from_mega(
-    origins: dict[str, Origin], options: Options, rejects: Rejects
-) -> preparing.Preparation:
-    splits = {
-        name: preparing.from_the_start(_mega_items, origins, name, options, rejects)
-        for name in SPLITS
-    }
-    title = BENCHMARKS[options.benchmark].title
-    return preparing.Preparation(title, _spec(options, {"form": "mega"}), origins, splits, rejects)
-
-
 def _mega_items(
-    origins: dict[str, Origin], split: str, options: Options, rejects: Rejects, on_bytes: OnBytes
+    origins: Mapping[str, Origin],
+    split: str,
+    options: Options,
+    rejects: Rejects,
+    on_bytes: OnBytes,
 ) -> Iterator[Item]:
     pixels, classes = options.pixels_wide**2, len(CLASSES)
     for label, values in read_mega_images(origins, split, pixels, classes, rejects, on_bytes):
@@ -201,7 +211,7 @@ def _mega_items(
 
 
 def report(dataset: PreparedDataset) -> list[str]:
-    """Lines that say what was prepared, and how that differs from the release."""
+    """Say what was prepared, and how that differs from the release."""
     lines = preparing.describe_splits(dataset, "images", RELEASED)
     source = dataset.spec.source
     if others := source.get("not_taken"):
@@ -212,35 +222,38 @@ def report(dataset: PreparedDataset) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") -> Path:
+    """Run ``megalodon prepare lra/pathfinder``; return the folder of the prepared data."""
     parser = preparing.command_line(
-        "lra/pathfinder",
-        "Check Pathfinder images and bring them into the form that the task lra_image reads.",
-        "the release, a folder of it, generated images, or Mega's pathfinder or path-x",
+        f"lra/{benchmark}",
+        f"Check images of {BENCHMARKS[benchmark].title} and bring them into the form that the task "
+        "lra_image reads.",
+        "the release, a folder of it, generated images, or Mega's files",
     )
     add = parser.add_argument
-    add("--benchmark", choices=tuple(BENCHMARKS), default="pathfinder")
-    add("--side", type=int, help="height and width (default: 32, or 128 for pathx)")
+    side = BENCHMARKS[benchmark].side
+    add("--side", type=int, default=side, help="height and width (default: %(default)s)")
     add(
         "--images",
         default=Options.images,
         help="which images, a folder below pathfinder<side> (default: %(default)s, the hard ones)",
     )
-    add("--splits", choices=SPLIT_RULES, default="random", help="default: %(default)s")
+    add("--splits", choices=tuple(SPLIT_RULES), default="random", help="default: %(default)s")
     preparing.add_workers_option(parser)
     preparing.add_strict_option(parser)
-    options = parser.parse_args(arguments)
+    generator.add_options(parser)
+    given = parser.parse_args(arguments)
 
-    def prepare_as_told() -> bool:
-        wanted = Options(options.benchmark, options.side, options.images, options.splits)
-        rejects = Rejects(strict=options.strict)
-        return prepare(
-            options.source, options.out, wanted, workers=options.workers, rejects=rejects
-        )
+    def run() -> bool:
+        options = Options(benchmark, given.side, given.images, given.splits)
+        if folder := generator.generate(given):
+            options = replace(options, images=folder.name)
+        rejects = Rejects(strict=given.strict)
+        return prepare(given.source, given.out, options, workers=given.workers, rejects=rejects)
 
-    preparing.run(parser, options, prepare_as_told, report)
+    return preparing.run(parser, given, run, report)
 
 
-if __name__ == "__main__":
-    main()
+def main_pathx(arguments: Sequence[str] | None = None) -> Path:
+    """Run ``megalodon prepare lra/pathx``; return the folder of the prepared data."""
+    return main(arguments, "pathx")

@@ -1,4 +1,4 @@
-"""Reading Pathfinder images in the layout of the Long Range Arena release.
+"""Read Pathfinder images in the layout of the Long Range Arena release.
 
     pathfinder128/curv_contour_length_14/imgs/<batch>/sample_<i>.png
     pathfinder128/curv_contour_length_14/metadata/<batch>.npy
@@ -10,21 +10,19 @@ continuity, contour length and more.  The fourth field is the class.
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from megalodon_tasks.data.parallel import in_turns
+from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.sources import Origin, Rejects
+from megalodon_tasks.recipes.lra.data_folder import folders_in
 
 CLASSES = ("not joined", "joined")
 
 _LABEL = 3
-# lra_release/lra_release/pathfinder128, and some levels of the user's own above it.
-_DEPTH = 5
 _PORTION = 64  # images that a process decodes before it reports back
 # numpy's own format, which the public generator writes, begins with this.
 _BINARY = b"\x93NUMPY"
@@ -38,38 +36,29 @@ class Entry(NamedTuple):
 
 
 def find_releases(source: Path, folder: str) -> list[Path]:
-    """All folders such as ``pathfinder128/curv_contour_length_14`` in ``source``, the deepest first.
+    """Find all folders such as ``pathfinder128/curv_contour_length_14``, the deepest first.
 
-    ``source`` may be that folder, its parent, or one up to ``_DEPTH`` levels above, of any names.  The
-    release has two folders ``pathfinder128``, of which one is reported to be broken (issue 38 of the
-    benchmark's repository); S4's documented commands take the inner one.
+    ``source`` may be that folder, its parent, or above.  The release has two folders ``pathfinder128``,
+    of which one is reported to be broken (issue 38 of the benchmark's repository); S4's documented
+    commands take the inner one.
     """
     if _has_images(source):
         return [source]
     group, name = Path(folder).parts
-    found = [source / name] if _has_images(source / name) else []
-    found += [path / name for path in _folders(source, _DEPTH) if path.name == group]
-    found = sorted({path for path in found if _has_images(path)})
-    return sorted(found, key=lambda path: -len(path.parts))
+    found = [
+        path
+        for path in folders_in(source)
+        if path.name == name and (path.parent == source or path.parent.name == group)
+    ]
+    return sorted(filter(_has_images, found), key=lambda path: (-len(path.parts), path))
 
 
 def _has_images(folder: Path) -> bool:
     return (folder / "metadata").is_dir() and (folder / "imgs").is_dir()
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """The folders below ``folder``, but not those inside a folder of images."""
-    if depth == 0 or _has_images(folder):
-        return
-    with os.scandir(folder) as entries:
-        inner = sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
-    for path in inner:
-        yield path
-        yield from _folders(path, depth - 1)
-
-
 def size_of_images(folder: Path) -> int:
-    """The bytes of all files below ``imgs``, which change where an image is replaced."""
+    """Add up the bytes of all files below ``imgs``, which change where an image is replaced."""
     total = 0
     for batch in (folder / "imgs").iterdir():
         if batch.is_dir():
@@ -79,7 +68,7 @@ def size_of_images(folder: Path) -> int:
 
 
 def metadata_of(folder: Path) -> Origin:
-    """The metadata files by their number.
+    """Return the metadata files by their number.
 
     Raises ``ValueError`` if there are none, or one is not named by a number.
     """
@@ -92,7 +81,7 @@ def metadata_of(folder: Path) -> Origin:
 
 
 def read_metadata(folder: Path, origin: Origin, rejects: Rejects) -> list[Entry | None]:
-    """An entry per line of all files, in order; None for a line that went to ``rejects``.
+    """Return an entry per line of all files, in order; None for a line that went to ``rejects``.
 
     The place of every line is kept, so that a damaged one does not move the others between splits.
     Raises ``ValueError`` for a file in numpy's binary format.
@@ -115,50 +104,39 @@ def read_metadata(folder: Path, origin: Origin, rejects: Rejects) -> list[Entry 
 def _entry(folder: Path, line: str) -> tuple[Entry | None, str]:
     fields = line.split()
     if len(fields) <= _LABEL:
-        return None, f"has {len(fields)} fields, wanted at least {_LABEL + 1}"
+        return None, f"has {len(fields)} fields, expected at least {_LABEL + 1}"
     label = fields[_LABEL]
     if label not in ("0", "1"):
-        return None, f"has the label {label!r}, wanted 0 or 1"
+        return None, f"has the label {label!r}, expected 0 or 1"
     return Entry(folder / fields[0] / fields[1], int(label)), ""
 
 
 def read_images(
     entries: Sequence[Entry], side: int, workers: int, rejects: Rejects
 ) -> Iterator[tuple[int, np.ndarray | None]]:
-    """The class and the pixels (side * side,) uint8 of each image, on ``workers`` cores.
+    """Yield the class and the pixels (side * side,) uint8 of each image, on ``workers`` cores.
 
     An image that cannot be used goes to ``rejects`` and comes as None.
     """
-    make = functools.partial(_decode_portions, entries, side)
-    portions = -(-len(entries) // _PORTION)
-    with closing(in_turns(make, max(1, min(workers, portions)))) as decoded:
-        for first, pixels in zip(range(0, len(entries), _PORTION), decoded, strict=True):
-            for entry, found in zip(entries[first : first + _PORTION], pixels, strict=True):
-                if isinstance(found, str):
-                    rejects.add(entry.path, found)
-                    yield entry.label, None
-                else:
-                    yield entry.label, found
-
-
-def _decode_portions(
-    entries: Sequence[Entry], side: int, first: int, step: int
-) -> Iterator[list[np.ndarray | str]]:
-    starts = range(0, len(entries), _PORTION)
-    for start in starts[first::step]:
-        yield [_decode(entry.path, side) for entry in entries[start : start + _PORTION]]
+    paths = [entry.path for entry in entries]
+    decoded = map_in_order(functools.partial(_decode, side=side), paths, workers, _PORTION)
+    for entry, pixels in zip(entries, decoded, strict=True):
+        if isinstance(pixels, str):
+            rejects.add(entry.path, pixels)
+            pixels = None
+        yield entry.label, pixels
 
 
 def _decode(path: Path, side: int) -> np.ndarray | str:
-    """The pixels, or what is wrong with the file."""
+    """Return the pixels, or what is wrong with the file."""
     try:
         if path.stat().st_size == 0:
             return "is empty"
         with Image.open(path) as image:
             if image.size != (side, side):
-                return f"is {image.width}x{image.height}, wanted {side}x{side}"
+                return f"is {image.width}x{image.height}, expected {side}x{side}"
             if image.mode != "L":
-                return f"has the mode {image.mode!r}, wanted 8-bit grey ('L')"
+                return f"has the mode {image.mode!r}, expected 8-bit grey ('L')"
             return np.asarray(image).reshape(-1)
     except FileNotFoundError:
         return "is missing"

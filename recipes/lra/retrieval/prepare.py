@@ -1,10 +1,10 @@
-"""Prepare Retrieval: from the released pairs of papers, or from Mega's files, to memory-mapped tokens.
+"""Prepare Retrieval: the released pairs of papers, or Mega's files, become memory-mapped tokens.
 
-    python -m megalodon_tasks.recipes.lra.retrieval.prepare SOURCE OUT
+    megalodon prepare lra/retrieval SOURCE OUT
 
 SOURCE is the folder with ``new_aan_pairs.{train,eval,test}.tsv``, Mega's ``aan``, or a folder above one
-of them, OUT the data folder of the task ``lra_text``.  Of both texts of a pair the first 4,000 bytes and
-an end token; ``byte_tokens`` has the rest.
+of them, OUT the data folder of the task ``lra_text``.  The first 4,000 bytes of each text of a pair and
+an end token; ``text_tokens`` has the details.
 
 The released texts are printed as Python prints bytes, ``b'...'`` with ``\\n`` as two characters (so says
 the code of public loaders).  They are read as they stand, as Long Range Arena and S4 do.
@@ -16,22 +16,22 @@ from pathlib import Path
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
-from megalodon_tasks.data.sources import Origin, Rejects
-from megalodon_tasks.recipes.lra.byte_tokens import (
-    MAX_BYTES,
-    VOCABULARY,
-    add_text_options,
-    tokens_of,
-)
-from megalodon_tasks.recipes.lra.mega_text import mega_preparation
-from megalodon_tasks.recipes.lra.mega_tokens import MegaFolder, find_folder
+from megalodon_tasks.data.sources import Origin, Rejects, check_source
+from megalodon_tasks.recipes.lra.data_folder import not_recognised
+from megalodon_tasks.recipes.lra.mega_files import MegaTokens
 from megalodon_tasks.recipes.lra.retrieval.release import (
     CLASSES,
     EXPECTED_COUNTS,
     FILES,
     find_pairs,
-    how_to_get,
     read_pairs,
+)
+from megalodon_tasks.recipes.lra.text_tokens import (
+    MAX_BYTES,
+    VOCABULARY,
+    add_text_options,
+    mega_preparation,
+    tokens_of,
 )
 
 BENCHMARK = "retrieval"
@@ -53,7 +53,7 @@ def prepare(
     """Check and prepare Retrieval; return False if ``out`` already holds it, made from the same files.
 
     Damaged pairs go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``retrieval`` and ``mega_tokens``) and leaves ``out`` as it was then.
+    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
     """
     return _preparation(source, rejects, max_bytes).write(out, hidden=hidden)
 
@@ -65,8 +65,13 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
         columns=dict.fromkeys(_COLUMNS, ColumnSpec("uint8")),
         classes=CLASSES,
         vocabulary=VOCABULARY,
-        source={"settings": {"tokens": "bytes", "longest": max_bytes}},
+        source={
+            "settings": {"tokens": "bytes", "longest": max_bytes},
+            "origin": "release",
+            "split_rule": "the splits of the release",
+        },
     )
+    check_source(source, f"the folder tsv_data of the LRA release, or Mega's {MEGA_NAME}")
     files = find_pairs(source)
     if files is not None:
         origins = {split: Origin.of_file(path) for split, path in files.items()}
@@ -75,13 +80,14 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
             for split, origin in origins.items()
         }
         return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
-    folder = find_folder(source, MEGA_NAME)
-    if folder is None:
-        raise ValueError(
-            f"{source} holds no pairs: neither it nor a folder inside has {', '.join(FILES.values())}, "
-            f"or src-bin; {how_to_get(source)}"
+    mega = MegaTokens.find(source, MEGA_NAME, classes=_MEGA_CLASSES, pair=True)
+    if mega is None:
+        raise not_recognised(
+            source,
+            f"{', '.join(FILES.values())} and Mega's src-bin",
+            "get lra_release.gz of Long Range Arena and unpack it (the files are in "
+            f"lra_release/tsv_data), or take the folder {MEGA_NAME} of Mega's processed files",
         )
-    mega = MegaFolder(folder, classes=_MEGA_CLASSES, pair=True)
     return mega_preparation(mega, spec, _TITLE, max_bytes, rejects)
 
 
@@ -100,12 +106,12 @@ def _read(origin: Origin, max_bytes: int, rejects: Rejects, on_bytes: OnBytes) -
 
 
 def report(dataset: PreparedDataset) -> list[str]:
-    """Lines that say what a prepared Retrieval holds, and how that differs from what is expected."""
+    """Say what a prepared Retrieval holds, and how that differs from what is expected."""
     return preparing.describe_splits(dataset, "pairs", EXPECTED_COUNTS, note=" with the end token")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run ``megalodon prepare lra/retrieval``; return the folder of the prepared data."""
     parser = preparing.command_line(
         "lra/retrieval",
         "Check the pairs of papers and bring them into the form that the task lra_text reads.",
@@ -114,12 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_text_options(parser)
     options = parser.parse_args(arguments)
 
-    def prepare_as_told() -> bool:
+    def run() -> bool:
         rejects = Rejects(strict=options.strict)
         return prepare(options.source, options.out, rejects, max_bytes=options.max_bytes)
 
-    preparing.run(parser, options, prepare_as_told, report)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, options, run, report)

@@ -1,4 +1,4 @@
-"""Reading the pairs of AAN papers (task Retrieval of Long Range Arena) as released.
+"""Read the pairs of AAN papers (task Retrieval of Long Range Arena) as released.
 
     new_aan_pairs.{train,eval,test}.tsv
 
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.data.sources import Rejects, check_source, find_files, packed_inside
+from megalodon_tasks.data.sources import Rejects
+from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 FILES = {
     "train": "new_aan_pairs.train.tsv",
@@ -24,16 +25,6 @@ CLASSES = ("0", "1")
 
 _FIELDS = 5
 _LABELS = {b"0": 0, b"0.0": 0, b"1": 1, b"1.0": 1}
-_FOLDERS = (
-    "",
-    "tsv_data",
-    "lra_release/tsv_data",
-    "lra_release/lra_release/tsv_data",
-    "aan",
-    "AAN",
-    "retrieval",
-)
-_ARCHIVES = ("lra_release.gz", "lra_release.tar.gz")
 
 
 class Pair(NamedTuple):
@@ -45,20 +36,11 @@ class Pair(NamedTuple):
 
 
 def find_pairs(source: Path) -> dict[str, Path] | None:
-    """The three files in ``source`` or where the LRA release has them; None if there is none.
+    """Find the three files in ``source`` or below it; None if there is none.
 
     Raises ``ValueError`` if one is missing beside the others.
     """
-    check_source(source, "the folder tsv_data of the LRA release, or Mega's aan")
-    return find_files(source, FILES, _FOLDERS, "copy it there, or unpack the release again")
-
-
-def how_to_get(source: Path) -> str:
-    """What to do where ``source`` holds no pairs."""
-    return (
-        f"{packed_inside(source, _ARCHIVES)}get lra_release.gz of Long Range Arena and unpack it (the "
-        "files are in lra_release/tsv_data), or take the folder aan of Mega's processed files"
-    )
+    return find_files(folders_in(source), FILES, "copy it there, or unpack the release again")
 
 
 def read_pairs(lines: Iterable[bytes], path: Path, rejects: Rejects) -> Iterator[Pair]:
@@ -76,7 +58,7 @@ def read_pairs(lines: Iterable[bytes], path: Path, rejects: Rejects) -> Iterator
                 "fields; copy or unpack it again"
             )
         if len(fields) != _FIELDS:
-            what = f"has {len(fields)} fields separated by tabs, wanted {_FIELDS}"
+            what = f"has {len(fields)} fields separated by tabs, expected {_FIELDS}"
             rejects.add(f"{path}, line {number}", what)
             continue
         label = _LABELS.get(fields[0].strip())

@@ -1,9 +1,9 @@
-"""Prepare Text: from the released IMDB reviews, or from Mega's files, to memory-mapped tokens.
+"""Prepare Text: the released IMDB reviews, or Mega's files, become memory-mapped tokens.
 
-    python -m megalodon_tasks.recipes.lra.text.prepare SOURCE OUT [--validation held-out]
+    megalodon prepare lra/text SOURCE OUT [--validation held-out]
 
 SOURCE is ``aclImdb`` or Mega's ``imdb-4000`` (or a folder above one of them), OUT the data folder of the
-task ``lra_text``.  The first 4,000 bytes of a review and an end token; ``byte_tokens`` has the rest.
+task ``lra_text``.  The first 4,000 bytes of a review and an end token; ``text_tokens`` has the details.
 
 The literature validates on the test split, so that its best checkpoint is chosen on the test data;
 ``--validation held-out`` takes a tenth of the training reviews instead, as many of each class.
@@ -19,26 +19,29 @@ import numpy as np
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
-from megalodon_tasks.data.sources import Origin, Rejects
-from megalodon_tasks.recipes.lra.byte_tokens import (
-    MAX_BYTES,
-    VOCABULARY,
-    add_text_options,
-    tokens_of,
-)
-from megalodon_tasks.recipes.lra.mega_text import mega_preparation
-from megalodon_tasks.recipes.lra.mega_tokens import MegaFolder, find_folder
+from megalodon_tasks.data.sources import Origin, Rejects, check_source
+from megalodon_tasks.recipes.lra.data_folder import not_recognised
+from megalodon_tasks.recipes.lra.mega_files import MegaTokens
 from megalodon_tasks.recipes.lra.text.release import (
     CLASSES,
     RELEASED_PER_FOLDER,
     find_reviews,
-    how_to_get,
     read_reviews,
+)
+from megalodon_tasks.recipes.lra.text_tokens import (
+    MAX_BYTES,
+    VOCABULARY,
+    add_text_options,
+    mega_preparation,
+    tokens_of,
 )
 
 BENCHMARK = "text"
-VALIDATION = ("test", "held-out")
 MEGA_NAME = "imdb-4000"
+VALIDATION = {
+    "test": "train and test of the release; validation is the test split, as in the literature",
+    "held-out": "train and test of the release; validation is a random share of the training reviews",
+}
 
 _TITLE = "Text"
 _RELEASED = 2 * RELEASED_PER_FOLDER
@@ -83,7 +86,7 @@ def prepare(
     """Check and prepare Text; return False if ``out`` already holds it, made from the same files.
 
     Damaged reviews go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``text`` and ``mega_tokens``) and leaves ``out`` as it was then.
+    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
     """
     return _preparation(source, options, rejects).write(out, hidden=hidden)
 
@@ -95,8 +98,13 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
         columns={"inputs": ColumnSpec("uint8")},
         classes=CLASSES,
         vocabulary=VOCABULARY,
-        source={"settings": options.settings},
+        source={
+            "settings": options.settings,
+            "origin": "release",
+            "split_rule": VALIDATION[options.validation],
+        },
     )
+    check_source(source, f"the folder aclImdb of the IMDB reviews, or Mega's {MEGA_NAME}")
     origins = find_reviews(source, subset=options.subset)
     if origins is not None:
         splits = {
@@ -104,27 +112,28 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
             for split, part in _parts(options).items()
         }
         return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
-    folder = find_folder(source, MEGA_NAME)
-    if folder is None:
-        raise ValueError(
-            f"{source} holds no reviews: neither it nor a folder inside has train and test with pos and "
-            f"neg, or src-bin; {how_to_get(source)}"
+    mega = MegaTokens.find(source, MEGA_NAME, classes=_MEGA_CLASSES)
+    if mega is None:
+        raise not_recognised(
+            source,
+            "folders train and test with pos and neg in them, and Mega's src-bin",
+            "get aclImdb_v1.tar.gz (Maas et al., Large Movie Review Dataset) and unpack it, or take "
+            f"the folder {MEGA_NAME} of Mega's processed files",
         )
     if options.validation == "held-out":
-        raise ValueError(f"{folder} has a validation split of its own; leave out --validation")
-    mega = MegaFolder(folder, classes=_MEGA_CLASSES, pair=False)
+        raise ValueError(f"{mega.folder} has a validation split of its own; leave out --validation")
     return mega_preparation(mega, spec, _TITLE, options.max_bytes, rejects)
 
 
 class _Part(NamedTuple):
-    """A part of the release; of it all, or only what is (or is not) held out for validation."""
+    """A part of the release; all of it, or only what is (or is not) held out for validation."""
 
     name: str
     held_out: bool | None = None
 
 
 def _parts(options: Options) -> dict[str, _Part]:
-    """What each split is made of."""
+    """Return what each split is made of."""
     if options.validation == "held-out":
         return {
             "train": _Part("train", False),
@@ -154,22 +163,22 @@ def _read(
 
 
 def _held_out(origin: Origin, label: int, options: Options) -> set[int]:
-    """The places of the reviews of one folder that are for validation, were this the training data."""
+    """Return the places of the reviews of one folder that are held out if it is training data."""
     count = len(origin.paths)
     rng = np.random.default_rng([_HELD_OUT_SEED, label])
     return set(rng.permutation(count)[: max(1, round(options.held_out * count))].tolist())
 
 
 def report(dataset: PreparedDataset) -> list[str]:
-    """Lines that say what a prepared Text holds, and how that differs from the release."""
+    """Say what a prepared Text holds, and how that differs from the release."""
     released = {"train": _RELEASED, "valid": _RELEASED, "test": _RELEASED}
     if dataset.spec.source["settings"].get("validation") == "held-out":
         released = {"test": _RELEASED}
     return preparing.describe_splits(dataset, "reviews", released, note=" with the end token")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run ``megalodon prepare lra/text``; return the folder of the prepared data."""
     parser = preparing.command_line(
         "lra/text",
         "Check the IMDB reviews and bring them into the form that the task lra_text reads.",
@@ -177,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--validation",
-        choices=VALIDATION,
+        choices=tuple(VALIDATION),
         default="test",
         help="validate on the test split as the literature does, or on held-out training reviews",
     )
@@ -186,14 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--subset", action="store_true", help="take any number of reviews")
     add_text_options(parser)
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
 
-    def prepare_as_told() -> bool:
-        wanted = Options(options.validation, options.held_out, options.subset, options.max_bytes)
-        return prepare(options.source, options.out, wanted, Rejects(strict=options.strict))
+    def run() -> bool:
+        options = Options(given.validation, given.held_out, given.subset, given.max_bytes)
+        return prepare(given.source, given.out, options, Rejects(strict=given.strict))
 
-    preparing.run(parser, options, prepare_as_told, report)
-
-
-if __name__ == "__main__":
-    main()
+    return preparing.run(parser, given, run, report)

@@ -1,4 +1,4 @@
-"""Reading the IMDB reviews (task Text of Long Range Arena) in the layout of their release.
+"""Read the IMDB reviews (task Text of Long Range Arena) in the layout of their release.
 
     aclImdb/{train,test}/{pos,neg}/<number>_<stars>.txt
 
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megalodon_tasks.data.manifest import OnBytes
-from megalodon_tasks.data.sources import Origin, check_source, packed_inside
+from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 CLASSES = ("neg", "pos")
 PARTS = ("train", "test")
 RELEASED_PER_FOLDER = 12_500
 
-_FOLDERS = ("", "aclImdb", "imdb", "imdb/aclImdb", "text/aclImdb", "lra_release/aclImdb")
-_ARCHIVES = ("aclImdb_v1.tar.gz", "aclImdb.tar.gz")
 _NAME = re.compile(r"(\d+)_(\d+)\.txt")
 # Reviews with 5 or 6 stars were left out of the release.
 _STARS = {"neg": range(1, 5), "pos": range(7, 11)}
@@ -34,32 +33,18 @@ class Review(NamedTuple):
 
 
 def find_reviews(source: Path, *, subset: bool = False) -> dict[str, Origin] | None:
-    """The four folders of reviews below ``source``, as ``train/neg`` and so on; None if there is none.
+    """Find the four folders of reviews below ``source``, as ``train/neg`` and so on; None if not there.
 
     Raises ``ValueError`` if a folder is missing beside others, has a file that is not named as the
     release names reviews, or, unless ``subset``, not as many reviews as the release.
     """
-    check_source(source, "the folder aclImdb of the IMDB reviews, or Mega's imdb-4000")
-    for below in _FOLDERS:
-        folders = {f"{part}/{c}": source / below / part / c for part in PARTS for c in CLASSES}
-        missing = [folder for folder in folders.values() if not folder.is_dir()]
-        if not missing:
-            return {key: _reviews_in(key, path, subset) for key, path in folders.items()}
-        if len(missing) < len(folders):
-            raise ValueError(f"{missing[0]} is missing beside the other folders of reviews")
-    return None
-
-
-def how_to_get(source: Path) -> str:
-    """What to do where ``source`` holds no reviews."""
-    return (
-        f"{packed_inside(source, _ARCHIVES)}get aclImdb_v1.tar.gz (Maas et al., Large Movie Review "
-        "Dataset) and unpack it, or take the folder imdb-4000 of Mega's processed files"
-    )
+    names = {key: key for key in (f"{part}/{c}" for part in PARTS for c in CLASSES)}
+    folders = find_files(folders_in(source), names, "unpack the archive again")
+    return folders and {key: _reviews_in(key, path, subset) for key, path in folders.items()}
 
 
 def _reviews_in(key: str, folder: Path, subset: bool) -> Origin:
-    """The reviews of a folder by their number."""
+    """Return the reviews of a folder by their number."""
     numbered = []
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
@@ -81,7 +66,7 @@ def _reviews_in(key: str, folder: Path, subset: bool) -> Origin:
 
 
 def read_reviews(origins: Mapping[str, Origin], part: str, on_bytes: OnBytes) -> Iterator[Review]:
-    """Every review of ``part`` (``train`` or ``test``), those of class 0 first.
+    """Yield every review of ``part`` (``train`` or ``test``), those of class 0 first.
 
     Raises ``ValueError`` for a review whose stars say that it belongs into the other folder.
     """

@@ -1,4 +1,4 @@
-"""Reading ListOps as released by Long Range Arena: ``basic_{train,val,test}.tsv``.
+"""Read ListOps as released by Long Range Arena: ``basic_{train,val,test}.tsv``.
 
 Each file has the header ``Source<TAB>Target`` and one expression with its value per line (96,000, 2,000
 and 2,000 of them).  Every row is checked; the first that is wrong ends the reading with its file, line,
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megalodon_tasks.data import sources
 from megalodon_tasks.recipes.lra.listops.grammar import evaluate, tokenize
 
 FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -17,46 +16,12 @@ RELEASED_COUNTS = {"train": 96_000, "valid": 2_000, "test": 2_000}
 SOURCE, TARGET = "Source", "Target"
 CLASSES = tuple(str(value) for value in range(10))
 
-# Where the release, its unpacked outer and inner folders, and common renamings have the files.
-_FOLDERS = (
-    "",
-    "listops-1000",
-    "lra_release/listops-1000",
-    "lra_release/lra_release/listops-1000",
-    "listops",
-)
-_ARCHIVES = ("lra_release.gz", "lra_release.tar.gz")
-
 
 class Row(NamedTuple):
-    """One expression: tokens of ``listops_grammar.VOCABULARY`` without an end token, and its value."""
+    """One expression: tokens of ``grammar.VOCABULARY`` without an end token, and its value."""
 
     tokens: list[int]
     label: int
-
-
-def find_files(source: Path) -> dict[str, Path] | None:
-    """The three files in ``source`` or where the LRA release has them below it; None if there is none.
-
-    Raises ``ValueError`` if ``source`` is no folder, or naming the file that is missing beside others.
-    """
-    sources.check_source(source, f"the one with {', '.join(FILES.values())}")
-    return sources.find_files(
-        source,
-        FILES,
-        _FOLDERS,
-        "copy it there, or generate all three with python -m "
-        "megalodon_tasks.recipes.lra.listops.generator",
-    )
-
-
-def how_to_get(source: Path) -> str:
-    """What to do where ``source`` holds no ListOps."""
-    return (
-        f"{sources.packed_inside(source, _ARCHIVES)}pass the folder listops-1000 of the LRA release or "
-        "the folder listops of Mega's processed files, or generate the files with python -m "
-        f"megalodon_tasks.recipes.lra.listops.generator {source}"
-    )
 
 
 def read_rows(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
@@ -77,7 +42,7 @@ def read_rows(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
 
 
 class Columns(NamedTuple):
-    """How many columns a file has and where those that count are."""
+    """The number of columns of a file, and the places of the two that are read."""
 
     count: int
     source: int
@@ -87,13 +52,13 @@ class Columns(NamedTuple):
     def of_header(cls, path: Path, line: bytes) -> "Columns":
         """Read the header; raises ``ValueError`` if it is missing or lacks a column."""
         if not line:
-            raise ValueError(f"{path} is empty; wanted the header {SOURCE}<TAB>{TARGET} and rows")
+            raise ValueError(f"{path} is empty; expected the header {SOURCE}<TAB>{TARGET} and rows")
         names = _decode(path, 1, line).split("\t")
         for name in (SOURCE, TARGET):
             if name not in names:
                 raise ValueError(
                     f"{path}, line 1: the header is {_short(names)} and has no column {name!r}; "
-                    f"wanted {SOURCE}<TAB>{TARGET}"
+                    f"expected {SOURCE}<TAB>{TARGET}"
                 )
         return cls(len(names), names.index(SOURCE), names.index(TARGET))
 
@@ -103,7 +68,7 @@ def parse_row(path: Path, number: int, line: bytes, columns: Columns) -> Row:
     fields = _decode(path, number, line).split("\t")
     if len(fields) != columns.count:
         raise ValueError(
-            f"{path}, line {number}: {len(fields)} columns separated by tabs, wanted {columns.count} "
+            f"{path}, line {number}: {len(fields)} columns separated by tabs, expected {columns.count} "
             f"as in the header; the line begins with {_short(fields[0])}"
         )
     source, target = fields[columns.source], fields[columns.target].strip()

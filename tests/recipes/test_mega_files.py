@@ -235,10 +235,12 @@ def damage(folder, kind):
         return f"{source / 'dict.txt'} is missing"
     if kind == "data cut":
         cut(source / "train.bin", 1)
-        return f"{source / 'train.bin'} has 27 bytes, wanted 28 as its index says: it was cut short"
+        return (
+            f"{source / 'train.bin'} has 27 bytes, expected 28 as its index says: it was cut short"
+        )
     if kind == "index cut":
         cut(source / "train.idx", 8)
-        return f"{source / 'train.idx'} has 54 bytes, wanted 62 for 3 items: it was cut short"
+        return f"{source / 'train.idx'} has 54 bytes, expected 62 for 3 items: it was cut short"
     if kind == "index gone":
         (source / "train.idx").write_bytes(b"MMIDIDX")
         return f"{source / 'train.idx'} has 7 bytes: it was cut short"
@@ -266,11 +268,11 @@ def damage(folder, kind):
     if kind == "other labels":
         (label / "dict.txt").write_text("".join(f"{digit} 1\n" for digit in range(10)))
         return (
-            f"{label / 'dict.txt'}: the labels are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, wanted 0, neg, 1"
+            f"{label / 'dict.txt'}: the labels are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, expected 0, neg, 1"
         )
     if kind == "class missing":
         (label / "dict.txt").write_text("1 3\nmadeupword0000 0\n")
-        return "the labels are 1, wanted 0, neg, 1, pos; it belongs to another task"
+        return "the labels are 1, expected 0, neg, 1, pos; it belongs to another task"
     if kind == "dictionary of ListOps":
         (source / "dict.txt").write_text("[MAX 9\n] 8\n1 7\n2 6\n3 5\n")
         return f"{source / 'dict.txt'} has the symbols [MAX: it is the dictionary of ListOps, not"
@@ -300,11 +302,11 @@ def test_a_damaged_folder_is_refused(tmp_path, kind):
 @pytest.mark.parametrize(
     ("task", "given", "message"),
     [
-        ("text", "listops", "label-bin/dict.txt: the labels are .*, wanted 0, neg, 1, pos"),
-        ("text", "retrieval", "has src1-bin: its items are pairs.*prepare_retrieval"),
+        ("text", "listops", "label-bin/dict.txt: the labels are .*, expected 0, neg, 1, pos"),
+        ("text", "retrieval", "has src1-bin: its items are pairs.*megalodon prepare lra/retrieval"),
         ("retrieval", "text", "has no src1-bin: its items are single sequences"),
         ("retrieval", "listops", "has no src1-bin"),
-        ("listops", "text", "label-bin/dict.txt: the labels are 1, 0, wanted 0, 1, 2, 3"),
+        ("listops", "text", "label-bin/dict.txt: the labels are 1, 0, expected 0, 1, 2, 3"),
         ("listops", "retrieval", "has src1-bin"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megalodon_tasks.recipes.lra.byte_tokens import (
+from megalodon_tasks.recipes.lra.text_tokens import (
     END_TOKEN,
     PADDING_TOKEN,
     VOCABULARY,

@@ -1,0 +1,89 @@
+"""Find a data set in the folder that a user names, or below it, or still packed in an archive."""
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megalodon_tasks.data.manifest import is_prepared
+from megalodon_tasks.data.sources import packed_inside
+
+DEPTH = 5
+_ARCHIVES = (".gz", ".tgz", ".tar", ".zip")
+# Folders of very many images, which hold nothing to be found.
+_NOT_SEARCHED = {"imgs"}
+
+
+def folders_in(source: Path) -> Iterator[Path]:
+    """Yield ``source`` and the folders up to ``DEPTH`` levels below it, level by level, by name.
+
+    Symbolic links are followed, to each folder once.  Left out are hidden folders and prepared data.
+    """
+    level, seen = [source], {os.path.realpath(source)}
+    for _ in range(DEPTH + 1):
+        yield from level
+        inner = [path for folder in level for path in _subfolders(folder)]
+        level = []
+        for path in inner:
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                level.append(path)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        found = sorted(Path(entry) for entry in entries if entry.is_dir())
+    return [
+        path
+        for path in found
+        if not path.name.startswith(".")
+        and path.name not in _NOT_SEARCHED
+        and not is_prepared(path)
+    ]
+
+
+def find_files(
+    folders: Iterable[Path], files: Mapping[str, str], advice: str
+) -> dict[str, Path] | None:
+    """Find all of ``files`` (key -> path) in the first of ``folders`` that has any of them.
+
+    Returns None where no folder has any.  Raises ``ValueError`` that ends in ``advice`` if only some
+    are there.
+    """
+    for folder in folders:
+        found = {key: folder / name for key, name in files.items()}
+        missing = [path for path in found.values() if not path.exists()]
+        if not missing:
+            return found
+        if len(missing) < len(found):
+            raise ValueError(f"{missing[0]} is missing beside the other files; {advice}")
+    return None
+
+
+def not_recognised(source: Path, expected: str, advice: str) -> ValueError:
+    """Make the error for a folder that holds none of ``expected``; ``advice`` says where to get it."""
+    state = "holds no data that is recognised" if any(source.iterdir()) else "is empty"
+    archives = sorted(path.name for path in source.iterdir() if path.suffix in _ARCHIVES)
+    return ValueError(
+        f"{source} {state}: looked there and {DEPTH} levels below for {expected}, and there for "
+        f"prepared data; {packed_inside(source, archives)}{advice}"
+    )
+
+
+def generator_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the generator's options ``names`` that were given.
+
+    Raises ``ValueError`` where there are some without ``--generate``.
+    """
+    given = {n: v for n in names if (v := getattr(options, n)) is not None}
+    if given and not options.generate:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{words}: an option of synthetic data, which needs --generate")
+    return given
+
+
+#: What to do where there is no data, for benchmarks whose data can be generated.
+OR_GENERATE = (
+    "or make synthetic data with --generate (results on it do not compare with published ones)"
+)
