@@ -31,6 +31,7 @@ from megalodon_tasks.data.manifest import (
     refuse_earlier_version,
     sha256_of,
 )
+from megalodon_tasks.data.writer import Form
 
 DICTIONARY = "dict.txt"
 SPLITS = ("train", "valid", "test")
@@ -71,7 +72,7 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
-class CorpusForm:
+class CorpusForm(Form):
     """How a corpus is written.
 
     tokenizer and symbols: its description and the size of its dictionary, None and 0 before they are
@@ -92,7 +93,6 @@ class CorpusForm:
 
     stored_as: ClassVar[str] = "corpus"
     classes: ClassVar[tuple[str, ...]] = ()
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # in dict.txt
     parts: ClassVar[tuple[str, ...]] = ("bin", "sizes")
 
     def details(self) -> dict[str, Any]:
