@@ -88,7 +88,7 @@ class Preparation:
         return {**form.source, "files": files, "left_out": self.rejects.reasons}
 
     def _known_details(self) -> dict[str, Any]:
-        """What the form says before any data is read, as JSON has it."""
+        """Return what the form says before any data is read, as JSON has it."""
         details = {
             **self.form.details(),
             "classes": list(self.form.classes),

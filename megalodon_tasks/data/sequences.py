@@ -216,7 +216,7 @@ class PreparedSplit:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(items,) int64."""
+        """Label of each item, (items,) int64."""
         return self._map("labels", LABEL_DTYPE)
 
     def sequence(self, column: str, index: int) -> np.ndarray:
@@ -228,7 +228,7 @@ class PreparedSplit:
         return values[offsets[index] : offsets[index + 1]]
 
     def lengths(self, column: str) -> np.ndarray:
-        """(items,) int64."""
+        """Return the length of each item's sequence, (items,) int64."""
         offsets = self._arrays[column][1]
         if offsets is None:
             return np.full(len(self), self.spec.columns[column].length, dtype=np.int64)

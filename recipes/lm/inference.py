@@ -44,7 +44,7 @@ class LanguageModelInference(FairseqTask):
         return self.dictionary
 
     def max_positions(self) -> None:
-        """No limit."""
+        """Return that there is no limit."""
 
     def build_dataset_for_inference(
         self, src_tokens: list[torch.Tensor], src_lengths: list[int], **kwargs: Any

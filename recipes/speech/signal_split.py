@@ -29,7 +29,7 @@ class EverySample:
         return -(-samples // self.step)
 
     def __call__(self, samples_L: np.ndarray) -> np.ndarray:
-        """(L,) -> (length(L),)."""
+        """Resample (L,) samples to (length(L),)."""
         return samples_L[:: self.step]
 
 
@@ -45,7 +45,7 @@ class LowPass:
         return -(-samples * self.new_rate // self.rate)
 
     def __call__(self, samples_L: np.ndarray) -> np.ndarray:
-        """(L,) float32 -> (length(L),) float32."""
+        """Resample (L,) float32 samples to (length(L),) float32."""
         return self._resample(torch.from_numpy(samples_L)).numpy()
 
 

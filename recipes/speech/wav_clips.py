@@ -61,7 +61,7 @@ class WavClips:
         self.found = list_clips(self.folder, self.words, self.rejects)
 
     def complete(self, spec: DatasetSpec, inside: Path) -> DatasetSpec:
-        """Look at every clip, decide on the splits, and add the scale of the training clips to ``spec``.
+        """Examine every clip, decide on the splits, and add the scale of the training clips to ``spec``.
 
         Clips of other lengths are named in ``source["other_lengths"]``, with their samples.  Raises
         ``ValueError`` if no clip is left, and as the functions that split do.
