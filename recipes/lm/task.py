@@ -19,13 +19,13 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II
 
+from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
-from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
 from megalodon_tasks.training.recorded_names import check_recorded
 
 logger = logging.getLogger(__name__)
@@ -227,6 +227,23 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
     def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
         """Continue from the state of a checkpoint."""
         self.stream_state.restore(saved)
+
+
+def load_dictionary(data: str | None) -> Dictionary:
+    """Read ``dict.txt`` of the folder ``data``; raise ``ValueError`` where there is none."""
+    if not data:
+        raise ValueError(
+            f"task.data={data!r} names no folder; give the one that fairseq-preprocess wrote"
+        )
+    path = Path(data).absolute() / DICTIONARY
+    if not path.parent.is_dir():
+        raise ValueError(f"task.data: the folder {path.parent} does not exist")
+    if not path.is_file():
+        raise ValueError(
+            f"task.data: {path.parent} has no dict.txt; it must be a folder that "
+            "fairseq-preprocess --only-source wrote"
+        )
+    return Dictionary.load(str(path))
 
 
 def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
