@@ -28,7 +28,7 @@ from megalodon_tasks.data.manifest import (
     Manifest,
     damaged,
     is_prepared,
-    refuse_earlier_version,
+    refuse_incomplete,
     sha256_of,
 )
 from megalodon_tasks.data.writer import Form
@@ -259,7 +259,7 @@ def read_corpus(folder: Path) -> Corpus:
     A folder with a dictionary and without a manifest is one of ``fairseq-preprocess``.
     """
     if (folder / DICTIONARY).is_file() and not is_prepared(folder):
-        refuse_earlier_version(folder)
+        refuse_incomplete(folder)
         return Corpus(folder, None)
     manifest = Manifest.read(folder, CorpusForm.stored_as)
     try:

@@ -16,11 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from megalodon_tasks.data.manifest import MANIFEST, Manifest, OnBytes, is_prepared, sha256_of
+from megalodon_tasks.data.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    OnBytes,
+    is_prepared,
+    sha256_of,
+)
 from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.files import atomic_file, sole_writer, sync_folder
 
-_UNFINISHED = ".unfinished"
 _IDENTITY = "identity.json"
 _REPLACED = "replaced.json"
 JOURNAL_BYTES = 32 << 20  # a kill loses at most this much work
@@ -143,7 +149,7 @@ def unfinished_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[Pat
     ``ValueError`` in the block means that the source is bad, so what was written of it is removed.
     """
     with sole_writer(folder):
-        inside, text = folder / _UNFINISHED, json.dumps(identity, sort_keys=True)
+        inside, text = folder / UNFINISHED, json.dumps(identity, sort_keys=True)
         known = inside / _IDENTITY
         if not known.is_file() or known.read_text("utf-8") != text:
             shutil.rmtree(inside, ignore_errors=True)

@@ -25,7 +25,7 @@ from megalodon_tasks.recipes.speech.speech_commands import (
     stratified_splits,
 )
 
-_PORTION = 64  # clips that a process reads before it sends them
+PORTION = 64  # clips that a process reads before it sends them
 
 
 class Measured(NamedTuple):
@@ -86,7 +86,7 @@ class WavClips:
         chosen = self.splits[split]
         on_bytes(sum(clip.path.stat().st_size for clip in chosen[:first]))
         read = functools.partial(_read, self.form)
-        samples = map_in_order(read, chosen[first:], self.workers, _PORTION)
+        samples = map_in_order(read, chosen[first:], self.workers, PORTION)
         for clip, samples_L in zip(chosen[first:], samples, strict=True):
             on_bytes(clip.path.stat().st_size)
             yield clip.label, {"inputs": samples_L}
@@ -98,7 +98,7 @@ class WavClips:
         )
         look = functools.partial(_look, self.form)
         with bar:
-            looks = map_in_order(look, self.found, self.workers, _PORTION)
+            looks = map_in_order(look, self.found, self.workers, PORTION)
             for clip, one in zip(self.found, looks, strict=True):
                 bar.update()
                 if one.damage:
