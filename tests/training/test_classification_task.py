@@ -19,7 +19,7 @@ from megalodon_tasks.models.inputs import ClassifierInputs
 from megalodon_tasks.recipes.lra.task import LraTextConfig, LraTextTask
 from tests.data.prepared import spec_of, write_items, write_random
 
-COMMAND = "python -m megalodon_tasks.recipes.lra.listops.prepare SOURCE"
+COMMAND = "megalodon prepare lra/listops SOURCE"
 ITEMS, BATCH = 40, 7
 
 

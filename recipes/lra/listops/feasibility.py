@@ -20,7 +20,7 @@ RAREST = 1e-6
 
 
 def check_feasible(grammar: Grammar, count: int) -> float:
-    """Return the probability that a random expression is kept.
+    """Return the probability that a random expression is accepted.
 
     Raises ``ValueError`` if no expression can be, if they are too rare to be found by drawing, or if
     fewer than ``count`` distinct ones exist.
@@ -48,7 +48,7 @@ def check_feasible(grammar: Grammar, count: int) -> float:
 
 
 def length_probabilities(grammar: Grammar) -> np.ndarray:
-    """Probability of each length 0 ... max_length - 1 of one random expression, float64."""
+    """Compute the probability of each length 0 ... max_length - 1 of one random expression, float64."""
     size = grammar.max_length
     per_count = OPERATOR_PROBABILITY / (grammar.max_args - MIN_ARGS + 1)
     digit = np.zeros(size)
@@ -64,7 +64,7 @@ def length_probabilities(grammar: Grammar) -> np.ndarray:
 
 
 def count_distinct(grammar: Grammar, probabilities: np.ndarray) -> float:
-    """The number of distinct expressions of an accepted length; ``_MANY`` stands for that or more."""
+    """Count the distinct expressions of an accepted length; ``_MANY`` stands for that or more."""
     if probabilities[max(grammar.min_length, _COUNTED_LENGTH) + 1 :].sum() > _NOISE:
         return _MANY
     size = min(grammar.max_length, _COUNTED_LENGTH + 1)

@@ -1,13 +1,13 @@
-"""Sampling of random ListOps expressions, many at a time, level by level.
+"""Sample random ListOps expressions, many at a time, level by level.
 
 The definition (Long Range Arena, variant of arXiv 2011.04006): a node at depth k, the root at depth 1,
 is an operator with probability 0.25 if k < max_depth and else a digit; an operator has 2 to max_args
-arguments, uniformly; digits and operators are uniform; an expression is kept if its length, counted
+arguments, uniformly; digits and operators are uniform; an expression is accepted if its length, counted
 without parentheses (a digit 1, an operator 2 and its arguments), lies strictly between two bounds.
 
 Nodes are drawn independently of each other, so they may be drawn in any order.  Here all nodes of one
 depth in a batch of candidates are drawn at once, candidates that have grown too long are dropped as soon
-as they have (lengths only grow), and what is kept is exactly what rejection of whole trees would keep.
+as they have (lengths only grow); what remains is exactly what rejection of whole trees would leave.
 
 Arrays of one depth hold its nodes in the order of the trees and, inside a tree, of the siblings, so the
 children of one operator are neighbours in the next depth's arrays.
@@ -73,7 +73,7 @@ class Expressions:
 
 
 def operator_code(operator: int | np.ndarray, args: int | np.ndarray) -> int | np.ndarray:
-    """Code of the operator with this index in ``OPERATORS`` and this number of arguments."""
+    """Return the code of the operator with this index in ``OPERATORS`` and this number of arguments."""
     return CLOSE_CODE + 1 + operator + len(OPERATORS) * args
 
 
@@ -144,7 +144,7 @@ def _write_out(rng: np.random.Generator, levels: list[Level]) -> Expressions:
 def _lengths_and_values(
     levels: list[Level], symbols: list[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Length and value of the expression below every node, from the leaves up."""
+    """Compute length and value of the expression below every node, from the leaves up."""
     lengths = [np.ones(len(level.args), dtype=np.int64) for level in levels]
     values = [symbol.copy() for symbol in symbols]
     for depth in range(len(levels) - 2, -1, -1):
@@ -177,7 +177,7 @@ def _apply_operators(
 
 
 def _child_places(places: np.ndarray, args: np.ndarray, child_lengths: np.ndarray) -> np.ndarray:
-    """Where each child begins: after its parent's symbol and its elder siblings."""
+    """Return where each child begins: after its parent's symbol and its elder siblings."""
     operators = np.flatnonzero(args)
     counts = args[operators]
     first = np.cumsum(counts) - counts

@@ -2,7 +2,7 @@
 
 Two discs mark the tail of a randomly chosen target and the far end of the same one (label 1) or of
 the other one (label 0).  Every paddle of a target has the brightness of its snake times a factor that
-is drawn for each pair of paddles; distractors have the brightness of snakes alone.  Several values
+is drawn for each pair of paddles; distractors have only the brightness of snakes.  Several values
 of ``snake_contrast`` are dealt to the two targets from two copies of each.
 """
 
@@ -40,7 +40,7 @@ class PathfinderPainter:
         self._finders = {margin: SnakeFinder(settings, margin) for margin in set(settings.margins)}
 
     def geometry(self, margin: int) -> Geometry:
-        """The paddles that images of a margin are made of."""
+        """Return the paddles that images of a margin are made of."""
         return self._finders[margin].geometry
 
     def paint(self, rng: np.random.Generator) -> PathfinderImage:
@@ -68,7 +68,7 @@ class PathfinderPainter:
     def _draw(
         self, snakes: list[Snake], contrasts: list[np.ndarray], geometry: Geometry
     ) -> np.ndarray:
-        """Pixelwise maximum of all paddles, float32."""
+        """Compute the pixelwise maximum of all paddles, float32."""
         half, pad = geometry.half, geometry.pad
         canvas = np.zeros((geometry.width, geometry.width), np.float32)
         for snake, contrast in zip(snakes, contrasts, strict=True):
@@ -82,7 +82,7 @@ class PathfinderPainter:
 
 
 def stretch(picture: np.ndarray) -> np.ndarray:
-    """Bytes of a picture: its darkest pixel becomes 0, its brightest 255; a uniform one becomes 0.
+    """Stretch a picture to bytes: darkest pixel 0, brightest 255; a uniform one becomes 0.
 
     The release was written by a function that did so to each image.
     """

@@ -1,10 +1,10 @@
-"""Shapes that Pathfinder images are made of, drawn once: paddles, their masks, and discs.
+"""Draw the shapes that Pathfinder images are made of once: paddles, their masks, and discs.
 
 A snake only ever meets finitely many paddles: a seed points along a whole degree, and any other one
 ends at one of the pixels on a circle about a pixel.  ``Geometry`` holds all paddles of one margin as
 tables, so that to grow a snake (``pathfinder_growth``) is to look up small windows.
 
-Axes: P paddles, O options to go on, S side of a window.  Bytes stand for 0 to 1, 255 = 1.
+Axes: P paddles, O options for the next paddle, S side of a window.  Bytes stand for 0 to 1, 255 = 1.
 """
 
 import math
@@ -25,26 +25,26 @@ SEEDS = 360
 
 
 def step(length: float, angle: float) -> tuple[int, int]:
-    """Whole-pixel (dy, dx) of a step: both parts rounded up, once rounding noise is removed."""
+    """Round a step up to whole pixels, (dy, dx), after rounding noise is removed."""
     dy, dx = length * math.sin(angle), length * math.cos(angle)
     return math.ceil(dy - 1e-9), math.ceil(dx - 1e-9)
 
 
 def disc(radius: int) -> np.ndarray:
-    """Pixels of a disc, (2 radius + 1, 2 radius + 1) bool."""
+    """Return the pixels of a disc, (2 radius + 1, 2 radius + 1) bool."""
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     return x**2 + y**2 <= radius**2
 
 
 def circle_pixels(radius: int) -> np.ndarray:
-    """Distinct pixels on a circle walked in arcs of one pixel: (N, 2) int, (dy, dx), sorted."""
+    """Return the distinct pixels on a circle walked in arcs of one pixel: (N, 2) int (dy, dx)."""
     angles = np.arange(0, 360, 360 / (2 * radius * math.pi)) * math.pi / 180
     points = np.stack([radius * np.sin(angles), radius * np.cos(angles)], axis=1)
     return np.unique(np.floor(points + 1e-9).astype(np.int64), axis=0)
 
 
 def turn_weights(angle: float, angles: np.ndarray, continuity: float) -> np.ndarray:
-    """cos^2(min(continuity x turn, pi / 2)) from one direction to others, in radians."""
+    """Compute cos^2(min(continuity x turn, pi / 2)) from one direction to others, in radians."""
     apart = np.abs(angles - angle)
     turn = np.minimum(apart, 2 * math.pi - apart)
     weights = np.cos(np.minimum(continuity * turn, math.pi / 2)) ** 2
@@ -52,7 +52,7 @@ def turn_weights(angle: float, angles: np.ndarray, continuity: float) -> np.ndar
 
 
 def _shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Lanczos-resampled to (height, width), uint8 in and out."""
+    """Resample to (height, width) by Lanczos, uint8 in and out."""
     small = Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(small)
 
@@ -60,7 +60,7 @@ def _shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def draw_paddle(
     settings: PathfinderSettings, margin: int, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A paddle whose line starts in the middle of its window and runs along ``angle`` (radians).
+    """Draw a paddle whose line starts in the middle of its window and runs along ``angle`` (radians).
 
     Returns raster and mask, both (S, S) uint8, S = 2 (length + ceil(thickness) + margin) + 1: a line
     drawn ``antialias_scale`` times larger and resampled, and the same line dilated by a disc of
@@ -105,7 +105,7 @@ def draw_disc(picture: np.ndarray, centre: tuple[int, int], radius: float, scale
 
 
 class Geometry:
-    """All paddles of one margin, and the empty field that they are put on.
+    """Tables of all paddles of one margin, and the empty field that they are put on.
 
     Paddles 0 to 359 are seeds, anchored at their tail; the others end on the circle of radius
     ``paddle_length + margin`` about their anchor, the pivot, and their line is drawn from that end
@@ -145,11 +145,11 @@ class Geometry:
         self._seed_runs: dict[int, list[tuple[int, int, int]]] = {}
 
     def flat(self, places: np.ndarray) -> np.ndarray:
-        """Flat index, or displacement, of (..., 2) pairs (y, x) counted from the padded corner."""
+        """Return flat indices, or displacements, of (..., 2) pairs (y, x) from the padded corner."""
         return places[..., 0] * self.width + places[..., 1]
 
     def places(self, flat: np.ndarray | int) -> np.ndarray:
-        """(..., 2) pairs (y, x) in the image of flat indices (...)."""
+        """Return (..., 2) pairs (y, x) in the image of flat indices (...)."""
         return np.stack(np.divmod(flat, self.width), axis=-1) - self.pad
 
     def _draw_paddles(self) -> None:
@@ -179,27 +179,27 @@ class Geometry:
         continuity = self.settings.continuity
         turn_PN = np.stack([turn_weights(a, end_angles, continuity) for a in self.angle_P])
         most = int((turn_PN > 0).sum(axis=1).max())
-        # Stable: the options that are kept stay in the order of the circle's pixels.
+        # Stable: the options that remain stay in the order of the circle's pixels.
         chosen = np.argsort(turn_PN == 0, axis=1, kind="stable")[:, :most]
         self.option_PO = chosen + SEEDS
         self.option_end_PO = self.flat(self._ends_N2)[chosen]
         self.option_turn_PO = np.take_along_axis(turn_PN, chosen, axis=1)
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
-        """Occupancy, and room for ends, of a field with nothing but its border."""
+        """Return occupancy, and room for ends, of a field with nothing but its border."""
         free = self.pad + self.settings.padding
         taken = np.full((self.width, self.width), 255, np.uint8)
         taken[free:-free, free:-free] = 0
         return taken, 255 - ndimage.grey_dilation(taken, footprint=disc(self.margin))
 
     def seed_fits(self, degree: int, tails: np.ndarray) -> np.ndarray:
-        """Whether head and pivot of a seed lie in the image; tails (..., 2), result (...) bool."""
+        """Return whether head and pivot of a seed lie in the image: (...) bool for tails (..., 2)."""
         size = self.settings.resolution
         ends = np.stack([tails + self.seed_head[degree], tails + self.seed_pivot[degree]])
         return ((ends >= 0) & (ends < size)).all(axis=(0, -1))
 
     def free_tails(self, clear: np.ndarray, degree: int) -> np.ndarray:
-        """Places for the tail of a seed: flat indices, ascending.
+        """Find the places for the tail of a seed: flat indices, ascending.
 
         clear: (width, width) bool.  A place is free if it is clear and so are all pixels of the image
         that the mask covers fully.  These are runs in rows, and whether a run is clear follows from two
@@ -227,7 +227,7 @@ class Geometry:
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int, int]]:
-    """Unbroken runs of True in the rows of a bool image: (row, first column, length)."""
+    """Find the unbroken runs of True in the rows of a bool image: (row, first column, length)."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, first = np.nonzero(edges == 1)
     _, beyond = np.nonzero(edges == -1)

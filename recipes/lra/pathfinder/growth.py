@@ -6,7 +6,7 @@ with array operations, and the first one *in order* that succeeds is the result:
 had been made one after the other, whatever the size of the block.
 
 Axes: A attempts, S snakes that grow in turn into one field, L paddles of a snake, T tries of a
-paddle, O options to go on.
+paddle, O options for the next paddle.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,10 @@ class Fields:
         self.room[:] = room
 
     def overlaps(self, paddle: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """(K,) bool: whether each of K paddles meets what is taken; places count through all fields."""
+        """Return whether each of K paddles meets what is taken, (K,) bool.
+
+        Places count through all fields.
+        """
         windows = self._taken_windows[start - self._taken_corner]
         return (windows > self.geometry.limit_PSS[paddle]).any(axis=(1, 2))
 
@@ -70,7 +73,7 @@ class Fields:
 
 
 def _windows(fields: np.ndarray, side: int) -> np.ndarray:
-    """View of all windows (side, side) by the flat index of their upper left pixel."""
+    """Return a view of all windows (side, side) by the flat index of their upper left pixel."""
     width = fields.shape[-1]
     count = fields.size - (side - 1) * (width + 1)
     return np.lib.stride_tricks.as_strided(
@@ -175,7 +178,7 @@ class _Growth:
         self.pivot = [pivot[alive] for pivot in self.pivot]
 
     def first(self) -> Grown:
-        """The first attempt that is alive, after adding the last paddles of its snakes."""
+        """Return the first attempt that is alive, after adding the last paddles of its snakes."""
         attempt = int(self.attempts[0])
         snakes = []
         for snake, grown in enumerate(self.grown):

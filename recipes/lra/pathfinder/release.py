@@ -83,7 +83,7 @@ def metadata_of(folder: Path) -> Origin:
 def read_metadata(folder: Path, origin: Origin, rejects: Rejects) -> list[Entry | None]:
     """Return an entry per line of all files, in order; None for a line that went to ``rejects``.
 
-    The place of every line is kept, so that a damaged one does not move the others between splits.
+    Every line keeps its place, so that a damaged one does not move the others between splits.
     Raises ``ValueError`` for a file in numpy's binary format.
     """
     entries: list[Entry | None] = []

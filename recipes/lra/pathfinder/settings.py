@@ -46,7 +46,7 @@ class PathfinderSettings:
     paddle_length: int = _explained("length of a paddle", default=5)
     paddle_thickness: float = _explained("width of a paddle", default=1.5)
     margins: tuple[int, ...] = _explained("free space around a paddle, one drawn per image")
-    padding: int = _explained("border of the image that is kept free")
+    padding: int = _explained("border of the image that stays free")
     seed_distance: int = _explained("distance between the tails of the two target snakes")
     marker_radius: float = _explained("radius of the two discs")
     continuity: float = _explained("how strongly a snake prefers to go straight on", default=1.8)
@@ -164,7 +164,7 @@ PRESETS = {
 
 
 def settings_for(resolution: int, difficulty: str = "hard", **overrides: Any) -> PathfinderSettings:
-    """Settings of Long Range Arena at a resolution and difficulty, with some of them replaced.
+    """Make the settings of Long Range Arena at a resolution and difficulty, with some of them replaced.
 
     A resolution between those of ``PRESETS`` takes the values of the next smaller one, one below all of
     them those of the smallest, of which some must then be made smaller too.  As in the

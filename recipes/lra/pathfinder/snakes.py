@@ -53,7 +53,7 @@ class SnakeFinder:
     def find(
         self, target_rng: np.random.Generator, distractor_rng: np.random.Generator
     ) -> tuple[list[Snake], list[Snake]]:
-        """The two targets, and the distractors that found a place.
+        """Find the two targets, and the distractors that fit.
 
         Attempts at targets are drawn in blocks of any size and may leave draws unused, which is why
         they have a stream of their own.  Raises ``ValueError`` if the targets do not fit after
@@ -64,7 +64,7 @@ class SnakeFinder:
         return targets, self._find_distractors(distractor_rng)
 
     def _tabulate_first_tails(self) -> None:
-        """Where the first seed of an image can be, by its direction; the same in every image."""
+        """List where the first seed of an image can be, by its direction; the same in every image."""
         geometry = self.geometry
         border = geometry.pad + 2 * self.settings.seed_distance
         clear = np.zeros((geometry.width, geometry.width), bool)
@@ -75,7 +75,7 @@ class SnakeFinder:
         self._first_tails = geometry.places(np.concatenate([*tails, [0]]))
 
     def _find_targets(self, rng: np.random.Generator) -> tuple[list[Snake], np.ndarray, np.ndarray]:
-        """The targets and the field with them: what is taken and the room for ends."""
+        """Find the targets and the field with them: what is taken and the room for ends."""
         settings, made = self.settings, 0
         while (left := settings.max_restarts + 1 - made) > 0:
             block = min(max(self._needed // self._found, _FEWEST), self._most, left)
@@ -114,7 +114,7 @@ class SnakeFinder:
         )
 
     def _seed_targets(self, draws_A22T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First paddles of both targets: seeds (A, 2), tails (A, 2, 2), success (A,) bool.
+        """Choose the first paddles of the two targets: seeds (A, 2), tails (A, 2, 2), success (A,) bool.
 
         draws_A22T: uniform; for each target T directions, then T places.
         """
@@ -144,8 +144,8 @@ class SnakeFinder:
             (settings.single_paddles, 1, settings.max_paddle_retrial),
         ]
         found: list[Snake] = []
-        for wanted, length, retrial in kinds:
-            for _ in range(wanted):
+        for count, length, retrial in kinds:
+            for _ in range(count):
                 for _ in range(retrial + 1):
                     if self._full():
                         return found
@@ -155,13 +155,13 @@ class SnakeFinder:
         return found
 
     def _full(self) -> bool:
-        """Whether less than 1 % of the image is free."""
+        """Return whether less than 1 % of the image is free."""
         pad, size = self.geometry.pad, self.settings.resolution
         inside = self._one.taken[0, pad : pad + size, pad : pad + size]
         return np.count_nonzero(inside <= FREE) < _FULL * size * size
 
     def _attempt_distractor(self, rng: np.random.Generator, length: int) -> Snake | None:
-        """A snake, which then is part of the field; the field stays as it was if there is none."""
+        """Try to add a snake to the field; the field stays as it was if there is none."""
         seeded = self._seed_distractor(rng)
         if seeded is None:
             return None
@@ -175,7 +175,7 @@ class SnakeFinder:
         return self._snakes(grown)[0]
 
     def _seed_distractor(self, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Direction and flat place of a seed anywhere free; None if a direction has no place."""
+        """Choose direction and flat place of a seed anywhere free; None if a direction has no place."""
         clear = self._one.taken[0] <= FREE
         for _ in range(self._tries):
             degree = int(rng.integers(SEEDS))
