@@ -45,6 +45,7 @@ setup(
         "safetensors>=0.4.3",
         "sentencepiece>=0.2",
         "jinja2>=3.1",
+        "filelock>=4.2",
     ],
     entry_points={"console_scripts": ["megalodon = megalodon_tasks.cli.main:main"]},
     extras_require={

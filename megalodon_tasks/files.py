@@ -1,4 +1,4 @@
-"""Writing files so that a final name only ever holds a complete file, whenever the process is killed."""
+"""Writing files: a final name only ever holds a complete file, and a folder has one writer at a time."""
 
 import os
 from collections.abc import Iterator
@@ -6,23 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # not a Unix system: go without the lock
-    fcntl = None
-
-_locks: set[IO] = set()
-
-
-def _close_in_child() -> None:
-    for stream in _locks:
-        stream.close()
-    _locks.clear()
-
-
-# A lock lasts as long as anybody has the file open; worker processes must not outlive their parent's.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -61,21 +45,24 @@ def sync_folder(folder: Path) -> None:
 def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold ``folder`` (made if missing) for writing.
 
-    If another process holds it, wait for that, or raise ``ValueError``.  The lock is a file ``.lock``
-    inside, which the system frees when its holder dies.  A folder that was made here and is still empty
-    at the end is removed.
+    If another process holds it, wait for it if ``wait``, else raise ``ValueError``.  The lock is a file
+    ``.lock`` inside, which the system frees when its holder dies, even if processes that it forked live
+    on.  A folder that was made here and is still empty at the end is removed.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    stream = _locked_file(path, wait)
-    _locks.add(stream)
+    lock = FileLock(folder / ".lock", blocking=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is writing to {folder}; wait until it has ended, then start this again"
+        ) from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _locks.discard(stream)
-        stream.close()
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else holds it
+        lock.release()
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -83,34 +70,11 @@ def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
 def has_writer(folder: Path) -> bool:
     """Return whether a process holds ``folder`` with :func:`sole_writer`."""
     path = folder / ".lock"
-    if fcntl is None:
-        return path.exists()
-    try:
-        with open(path) as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not path.exists():
         return False
-    except OSError:  # locked, or a file system without locks
+    try:
+        with FileLock(path, blocking=False):
+            path.unlink(missing_ok=True)  # left by a process that was killed
+            return False
+    except Timeout:
         return True
-    return False
-
-
-def _locked_file(path: Path, wait: bool) -> IO:
-    while True:
-        stream = open(path, "w")  # noqa: SIM115 - closed by the caller, which holds the lock
-        if fcntl is None:
-            return stream
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            stream.close()
-            raise ValueError(
-                f"another process is writing to {path.parent}; wait until it has ended, "
-                "then start this again"
-            ) from None
-        except OSError:
-            return stream  # a file system without locks
-        # The holder before removes the file as it ends: a lock on a removed file protects nothing.
-        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return stream
-        stream.close()

@@ -28,9 +28,10 @@ from megalodon_tasks.data.manifest import (
     Manifest,
     damaged,
     is_prepared,
-    refuse_earlier_version,
+    refuse_incomplete,
     sha256_of,
 )
+from megalodon_tasks.data.writer import Form
 
 DICTIONARY = "dict.txt"
 SPLITS = ("train", "valid", "test")
@@ -71,7 +72,7 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
-class CorpusForm:
+class CorpusForm(Form):
     """How a corpus is written.
 
     tokenizer and symbols: its description and the size of its dictionary, None and 0 before they are
@@ -92,7 +93,6 @@ class CorpusForm:
 
     stored_as: ClassVar[str] = "corpus"
     classes: ClassVar[tuple[str, ...]] = ()
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # in dict.txt
     parts: ClassVar[tuple[str, ...]] = ("bin", "sizes")
 
     def details(self) -> dict[str, Any]:
@@ -150,51 +150,36 @@ def write_index(prefix: Path, dtype: np.dtype, sizes: np.ndarray) -> None:
 
 
 class CorpusSplit:
-    """The documents of one split, read piece by piece.  Raises ``ValueError`` for damaged files."""
+    """The documents of one split, read piece by piece from disk.
+
+    sizes: (items,) int64, tokens in each item.  ``info`` None stands for plain data of fairseq, read as
+    one document.  Raises ``ValueError`` for files that are missing, empty or damaged.
+    """
 
     def __init__(self, folder: Path, name: str, info: SplitInfo | None) -> None:
         self.folder, self.name = folder, name
         prefix = str(folder / name)
-        self._file = Path(data_file_path(prefix))
-        for path in (self._file, Path(index_file_path(prefix))):
+        self._file, index = Path(data_file_path(prefix)), Path(index_file_path(prefix))
+        for path in (self._file, index):
             if not path.is_file():
+                found = ", ".join(sorted(path.stem for path in folder.glob("*.idx"))) or "none"
                 raise ValueError(
-                    f"{path} is missing: the data folder {folder} has no complete split {name!r}"
+                    f"{path} is missing: {folder} has no complete split {name!r}; it has {found}"
                 )
-        self._index = self._read_index(prefix)
-        self._check_size()
-        if not self._sizes.sum():
-            raise ValueError(f"{self._file} is empty: the split {name!r} has no tokens")
-        self.info = info or SplitInfo(len(self._sizes), int(self._sizes.sum()), 1, [0])
-
-    @staticmethod
-    def _read_index(prefix: str) -> MMapIndexedDataset.Index:
-        path, magic = index_file_path(prefix), MMapIndexedDataset.Index._HDR_MAGIC
-        with open(path, "rb") as stream:  # fairseq's reader fails twice on anything else
-            found = stream.read(len(magic))
-        if found != magic:
-            raise ValueError(
-                f"{path} is not an index of fairseq's mmap format: it starts with {found}"
-            )
-        return MMapIndexedDataset.Index(path)
-
-    def _check_size(self) -> None:
-        expected = int(self._sizes.sum()) * self.dtype.itemsize
-        found = self._file.stat().st_size
+        self.sizes, self.dtype = _read_index(index)
+        total = int(self.sizes.sum())
+        expected, found = total * self.dtype.itemsize, self._file.stat().st_size
         if found != expected:
             raise ValueError(
                 f"{self._file} has {found} bytes, its index expects {expected}: the copy was cut short; "
                 "copy it again or prepare the data again"
             )
-
-    @property
-    def _sizes(self) -> np.ndarray:
-        return np.asarray(self._index.sizes, np.int64)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """That of the tokens on disk."""
-        return np.dtype(self._index.dtype)
+        if not total:
+            raise ValueError(
+                f"{self._file} is empty: the split {name!r} has no tokens; prepare it again from a file "
+                "that has text"
+            )
+        self.info = info or SplitInfo(len(self.sizes), total, 1, [0])
 
     @functools.cached_property
     def first_items(self) -> np.ndarray:
@@ -206,17 +191,31 @@ class CorpusSplit:
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """(documents + 1,) int64: where each document begins, in tokens; then the number of tokens."""
-        starts = np.concatenate(([0], np.cumsum(self._sizes)))
+        starts = np.concatenate(([0], np.cumsum(self.sizes)))
         return np.append(starts[self.first_items], starts[-1])
 
     def __len__(self) -> int:
         return len(self.first_items)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Read tokens by their position in the split from disk, (stop - start,) int64."""
-        count = max(0, min(stop, int(self.offsets[-1])) - start)
+        """Read tokens by their position in the split, (stop - start,) int64; fewer at its end."""
+        count = max(0, min(stop, self.info.tokens) - start)
         found = np.fromfile(self._file, self.dtype, count, offset=start * self.dtype.itemsize)
         return found.astype(np.int64)
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, np.dtype]:
+    """Read the tokens in each item, and the dtype of the tokens, from fairseq's index."""
+    magic = MMapIndexedDataset.Index._HDR_MAGIC
+    with open(path, "rb") as stream:  # fairseq's reader fails twice on anything else
+        found = stream.read(len(magic))
+    if found != magic:
+        raise ValueError(
+            f"{path} is not an index of fairseq's mmap format: it starts with {found}; binarise the "
+            "text with --dataset-impl mmap"
+        )
+    index = MMapIndexedDataset.Index(str(path))  # its arrays end with it
+    return np.array(index.sizes, np.int64), np.dtype(index.dtype)
 
 
 @dataclass
@@ -260,7 +259,7 @@ def read_corpus(folder: Path) -> Corpus:
     A folder with a dictionary and without a manifest is one of ``fairseq-preprocess``.
     """
     if (folder / DICTIONARY).is_file() and not is_prepared(folder):
-        refuse_earlier_version(folder)
+        refuse_incomplete(folder)
         return Corpus(folder, None)
     manifest = Manifest.read(folder, CorpusForm.stored_as)
     try:

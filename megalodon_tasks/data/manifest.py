@@ -17,6 +17,7 @@ from typing import Any
 from megalodon_tasks.files import atomic_file
 
 MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"  # folder inside, in which the data grows until it is complete
 FORMAT, VERSION = "megalodon-data", 2
 # What versions before the manifest wrote.
 _EARLIER = ("dataset.json", "corpus.json", "images.json")
@@ -133,13 +134,21 @@ def damaged(folder: Path, error: Exception) -> ValueError:
     return ValueError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}); {_AGAIN}")
 
 
-def refuse_earlier_version(folder: Path) -> None:
-    """Raise ``ValueError`` for a folder that a version before the manifest prepared."""
+def refuse_incomplete(folder: Path) -> None:
+    """Raise ``ValueError`` for a folder without a manifest whose files may pass for prepared data.
+
+    A version before the manifest wrote them, or a run that was stopped while it moved finished files.
+    """
     for name in _EARLIER:
         if (folder / name).is_file():
             raise ValueError(
                 f"{folder / name} was written by an earlier version of this program; {_AGAIN}"
             )
+    if (folder / UNFINISHED / MANIFEST).is_file():
+        raise ValueError(
+            f"the preparation of {folder} was stopped before it was complete; start the same command "
+            "again"
+        )
 
 
 def is_prepared(folder: str | os.PathLike) -> bool:
@@ -162,7 +171,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"the data folder {folder} does not exist")
     if not path.is_file():
-        refuse_earlier_version(folder)
+        refuse_incomplete(folder)
         state = "holds no prepared data" if any(folder.iterdir()) else "is empty"
         raise ValueError(f"the data folder {folder} {state}: {MANIFEST} is missing")
     try:

@@ -75,7 +75,7 @@ def _portions(
 
 
 def _collect(readers: list[Connection]) -> Iterator[T]:
-    """Read one item from each process in turn until one of them has no more."""
+    """Read an item from each process in turn until one of them has no more."""
     while True:
         for worker, reader in enumerate(readers):
             try:
@@ -95,9 +95,9 @@ def _collect(readers: list[Connection]) -> Iterator[T]:
 def _serve(
     make: Strided[T], worker: int, workers: int, reader: Connection, writer: Connection
 ) -> None:
-    """Body of one process: compute its items and send them until done or nobody listens."""
-    # Sending fails once nobody holds the reading end: that ends this process when the parent is killed.
-    # (A forked process also holds the readers of those started before it; they end one after another.)
+    """Compute the items of one process and send them until all are sent or nobody reads them."""
+    # Sending fails once nobody holds the reading end, which ends this process when the parent is killed.
+    # (A forked process also holds the reading ends of those started before it; they end in turn.)
     reader.close()
     try:
         for item in make(worker, workers):
@@ -105,5 +105,5 @@ def _serve(
         writer.send(("end", None))
     except (BrokenPipeError, KeyboardInterrupt):
         return
-    except Exception as error:  # whatever it is, the parent has to hear of it
+    except Exception as error:  # the parent raises it
         writer.send(("error", error))

@@ -88,12 +88,8 @@ class Preparation:
         return {**form.source, "files": files, "left_out": self.rejects.reasons}
 
     def _known_details(self) -> dict[str, Any]:
-        """What the form says before any data is read, as JSON has it."""
-        details = {
-            **self.form.details(),
-            "classes": list(self.form.classes),
-            "vocabulary": list(self.form.vocabulary),
-        }
+        """Return what the form says before any data is read, as JSON has it."""
+        details = _details(self.form.details(), self.form)
         return {key: value for key, value in details.items() if value is not None}
 
     def _is_current(self, out: Path) -> bool:
@@ -107,11 +103,7 @@ class Preparation:
                 f"{out} holds prepared data of {found.benchmark!r}; choose another folder for "
                 f"{self.title}"
             )
-        details = {
-            **found.form,
-            "classes": list(found.classes),
-            "vocabulary": list(found.vocabulary),
-        }
+        details = _details(found.form, found)
         if any(details.get(key) != value for key, value in self._known_details().items()):
             return False
         if found.source.get("settings") != self.form.source.get("settings"):
@@ -122,6 +114,10 @@ class Preparation:
         return known.keys() == self.origins.keys() and all(
             origin.is_same(known[key]) for key, origin in self.origins.items()
         )
+
+
+def _details(form: dict[str, Any], names: Form | Manifest) -> dict[str, Any]:
+    return {**form, "classes": list(names.classes), "vocabulary": list(names.vocabulary)}
 
 
 def from_the_start(read: Callable[..., Iterator[T]], *arguments: Any) -> Read:

@@ -4,23 +4,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 
+from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.sequences import PreparedSplit
 
-# Tells this use of a seed from others; any constant will do.
+# Distinguishes this use of a seed from others; any constant will do.
 _SHUFFLE = 0x5EED
 
 
-class SequenceDataset(FairseqDataset):
+class SequenceDataset(EpochDataset):
     """The items of one prepared split, in batches padded on the right.
 
-    ``shuffle``: the order is a permutation that depends on (seed, epoch) alone, so that a resumed run
-    sees the same batches; the benchmarks draw plain shuffled batches of a fixed size.  Else: from the
-    shortest to the longest, which wastes least on padding.
+    ``shuffle``: the order is a permutation that depends only on (seed, epoch), so that a resumed run
+    sees the same batches; the benchmarks draw plain shuffled batches of a fixed size.  Otherwise items
+    are ordered from the shortest to the longest, which wastes least on padding.
 
-    ``length_pool``: with ``shuffle``, so many items that follow one another in the permutation are
-    sorted by length, so that batches cut from them need less padding; 0 leaves it as it is.
+    ``length_pool``: with ``shuffle``, each run of this many items of the permutation is sorted by
+    length, so that batches cut from it need less padding; 0 sorts nothing.
 
     Raises ``ValueError`` if a sequence is longer than ``max_length`` (None: no limit), and if
     ``length_pool`` is negative.
@@ -41,9 +41,8 @@ class SequenceDataset(FairseqDataset):
         self.split = split
         self.padding_value, self.shuffle, self.seed = padding_value, shuffle, seed
         self.length_pool = length_pool
-        self.epoch = 1
         self.lengths = {name: split.lengths(name) for name in split.spec.columns}
-        # What an item costs and is limited by: its longest sequence.
+        # an item costs, and is limited by, its longest sequence
         self.sizes = np.maximum.reduce(list(self.lengths.values()))
         if max_length is not None:
             self._check_lengths(np.arange(len(self)), max_length)
@@ -52,9 +51,9 @@ class SequenceDataset(FairseqDataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"id", "label"}`` and one 1-D tensor per column: int64 symbols, or float32 samples.
+        """Return ``{"id", "label"}`` and one 1-D tensor per column.
 
-        Samples of a signal are scaled as ``spec.scale`` says.
+        Symbols are int64.  Samples of a signal are float32, scaled as ``spec.scale`` says.
         """
         item = {"id": int(index), "label": int(self.split.labels[index])}
         for name in self.split.spec.columns:
@@ -69,7 +68,7 @@ class SequenceDataset(FairseqDataset):
         return stored.astype(np.float32 if stored.dtype.kind == "f" else np.int64)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch; ``{}`` for no samples, which fairseq asks for when processes have uneven shares.
+        """Make a batch; ``{}`` of no samples, which fairseq asks for when processes have uneven shares.
 
         ``net_input`` has ``inputs`` (B, L), padded with ``padding_value`` to the longest of the batch,
         and ``lengths`` (B,) int64; for pairs also ``inputs2`` and ``lengths2``.  ``target``: (B,) int64.
@@ -93,20 +92,8 @@ class SequenceDataset(FairseqDataset):
             "ntokens": sum(int(v.sum()) for k, v in net_input.items() if k.startswith("lengths")),
         }
 
-    def size(self, index: int) -> int:
-        """Length of the longest sequence of the item."""
-        return int(self.sizes[index])
-
-    def num_tokens(self, index: int) -> int:
-        """What the item counts towards ``max_tokens``."""
-        return self.size(index)
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """``num_tokens`` of many items."""
-        return self.sizes[indices]
-
     def ordered_indices(self) -> np.ndarray:
-        """The order of the epoch, (items,) int64."""
+        """Return the order of the epoch, (items,) int64."""
         if not self.shuffle:
             return np.argsort(self.sizes, kind="stable")
         order = np.random.default_rng([_SHUFFLE, self.seed, self.epoch]).permutation(len(self))
@@ -129,18 +116,6 @@ class SequenceDataset(FairseqDataset):
         """
         multiple = required_batch_size_multiple if self.shuffle else 1
         return super().batch_by_size(indices, max_tokens, max_sentences, multiple)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by fairseq before it asks for the order."""
-        self.epoch = epoch
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Never: fairseq would go on with the batches of the first epoch of the process.
-
-        A resumed run would then see other batches than an uninterrupted one.
-        """
-        return False
 
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: int | float | tuple[int | float, ...] | None

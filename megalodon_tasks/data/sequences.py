@@ -11,7 +11,7 @@ little-endian.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from megalodon_tasks.data.manifest import Manifest, damaged
+from megalodon_tasks.data.writer import Form
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 LABEL_DTYPE = OFFSET_DTYPE = np.dtype("<i8")
@@ -73,7 +74,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
-class DatasetSpec:
+class DatasetSpec(Form):
     """What holds for all splits of labelled sequences; the form in which they are written.
 
     benchmark: name of the data (``listops``).  kind: of the input, as in ``ClassifierInputs``.
@@ -130,10 +131,6 @@ class DatasetSpec:
         """Endings of the files of a split."""
         growing = (f"{n}.offsets.bin" for n, c in self.columns.items() if c.length is None)
         return ("labels.bin", *(f"{name}.bin" for name in self.columns), *growing)
-
-    def files(self, splits: Sequence[str]) -> list[str]:
-        """Return the names of all files."""
-        return [f"{split}.{part}" for split in splits for part in self.parts]
 
     def counts(self, known: Mapping[str, Any]) -> SplitCounts:
         """Return the counts of a split, empty or as ``known``."""
@@ -219,7 +216,7 @@ class PreparedSplit:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(items,) int64."""
+        """Label of each item, (items,) int64."""
         return self._map("labels", LABEL_DTYPE)
 
     def sequence(self, column: str, index: int) -> np.ndarray:
@@ -231,7 +228,7 @@ class PreparedSplit:
         return values[offsets[index] : offsets[index + 1]]
 
     def lengths(self, column: str) -> np.ndarray:
-        """(items,) int64."""
+        """Return the length of each item's sequence, (items,) int64."""
         offsets = self._arrays[column][1]
         if offsets is None:
             return np.full(len(self), self.spec.columns[column].length, dtype=np.int64)

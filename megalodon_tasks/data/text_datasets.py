@@ -1,11 +1,11 @@
 """A stream of tokens cut into blocks for a language model.  Legend: B batch, L length.
 
-Two ways: :class:`BlockDataset`, blocks in any order, each on its own; and :class:`RowDataset`,
-contiguous rows read left to right by a model that carries its state along.
+There are two ways: :class:`BlockDataset`, blocks in any order, each on its own; and
+:class:`RowDataset`, contiguous rows read left to right by a model that carries its state along.
 
-What a batch holds is settled in the main process: its entries are not numbers but :class:`Block` values,
-which say themselves where to read.  Data workers, which live on for epochs with the data set as it was
-when they started, so read the right tokens though the cut changes with each epoch.
+The main process decides what a batch holds: its entries are :class:`Block` values, which say where to
+read.  Data workers live for several epochs with the data set as it was when they started; so they read
+the right tokens although the cut changes with each epoch.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 from torch.nn.utils.rnn import pad_sequence
 
+from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.token_stream import TokenStream
 from megalodon_tasks.errors import user_errors
 
 BREAK_MODES = ("none", "complete", "eos")
-# Tells this use of a seed from others; any constant will do.
+# Distinguish these uses of a seed from others; any constants will do.
 _CUT, _ORDER = 0xB10C, 0x0DE2
 
 
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class BlockLength(NamedTuple):
-    """``m * unit`` tokens with m uniform in ``low`` .. ``high``, drawn anew for each block and epoch."""
+    """``m * unit`` tokens with m uniform in ``low`` .. ``high``, drawn for each block and epoch."""
 
     unit: int
     low: int = 1
@@ -46,9 +46,9 @@ class BlockLength(NamedTuple):
         return self.unit * self.high
 
     def draw(self, seed: int, epoch: int) -> Iterator[int]:
-        """Lengths without end, the same for the same seed and epoch.
+        """Yield lengths without end, the same for the same seed and epoch.
 
-        Raises ``ValueError`` for a range that is none.
+        Raises ``ValueError`` for an empty range.
         """
         if self.unit < 1 or not 1 <= self.low <= self.high:
             raise ValueError(
@@ -61,22 +61,21 @@ class BlockLength(NamedTuple):
             yield self.unit * int(generator.integers(self.low, self.high + 1))
 
 
-class TextDataset(FairseqDataset):
-    """What both have in common: reading a block, and making a batch."""
+class TextDataset(EpochDataset):
+    """Reads blocks of a stream and makes batches of them."""
 
     def __init__(self, stream: TokenStream, length: BlockLength, seed: int) -> None:
         self.stream, self.length, self.seed = stream, length, seed
-        self.epoch = 1
 
     @user_errors()
     def __getitem__(self, block: Block) -> dict[str, Any]:
-        """``source`` and ``target``, int64 of one length, and where documents start in them."""
+        """Return ``source`` and ``target``, int64 of one length, and where documents start in them."""
         source, target = self.stream.source_and_target(block.start, block.stop)
         starts = self.stream.starts_between(block.start, block.stop)
         return {"block": block, "source": source, "target": target, "starts": starts}
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch; ``{}`` for no samples, which fairseq asks for when processes have uneven shares.
+        """Make a batch; ``{}`` of no samples, which fairseq asks for when processes have uneven shares.
 
         ``net_input``: ``src_tokens`` (B, L) int64 padded on the right, ``src_lengths`` (B,), and where
         documents are kept apart ``document_starts`` (B, L) bool.  ``target``: (B, L) int64, padded.
@@ -108,13 +107,8 @@ class TextDataset(FairseqDataset):
         padded_BL = pad_sequence(tokens, batch_first=True, padding_value=self.stream.pad)
         if padded_BL.shape[1]:
             return padded_BL
-        # Rows that have all ended while those of other processes go on: a model needs a step.
+        # All rows have ended, but not those of other processes: a model needs a step.
         return padded_BL.new_full((len(tokens), 1), self.stream.pad)
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Never: fairseq would go on with the batches of the first epoch of the process."""
-        return False
 
 
 class BlockDataset(TextDataset):
@@ -122,7 +116,7 @@ class BlockDataset(TextDataset):
 
     ``break_mode``: ``none`` cuts anywhere; ``complete`` fills a block with whole lines (a line longer
     than a block is cut); ``eos`` makes each line a block.  ``shuffle``: in random order, which like
-    the cut depends on (seed, epoch) alone; else from the first to the last.
+    the cut depends only on (seed, epoch); otherwise from the first to the last.
     """
 
     def __init__(
@@ -137,7 +131,7 @@ class BlockDataset(TextDataset):
         if break_mode not in BREAK_MODES:
             raise ValueError(
                 f"task.sample_break_mode={break_mode!r} is unknown; choose one of "
-                f"{', '.join(BREAK_MODES)} (documents are told apart by task.documents)"
+                f"{', '.join(BREAK_MODES)} (task.documents keeps documents apart)"
             )
         self.break_mode, self.shuffle = break_mode, shuffle
         self.edges = self._cut()
@@ -154,12 +148,12 @@ class BlockDataset(TextDataset):
         return np.diff(self.edges)
 
     def _cut(self) -> np.ndarray:
-        """Where blocks begin and end, (blocks + 1,) int64."""
+        """Return where blocks begin and end, (blocks + 1,) int64."""
         if self.break_mode == "eos":
             return np.unique(np.concatenate(([0], self.stream.line_ends)))
         total, edges = len(self.stream), [0]
-        for wanted in self.length.draw(self.seed, self.epoch):
-            stop = min(edges[-1] + wanted, total)
+        for length in self.length.draw(self.seed, self.epoch):
+            stop = min(edges[-1] + length, total)
             if self.break_mode == "complete" and stop < total:
                 lines = np.searchsorted(self.stream.line_ends, stop, side="right")
                 whole = int(self.stream.line_ends[lines - 1]) if lines else 0
@@ -173,15 +167,15 @@ class BlockDataset(TextDataset):
         return len(self.edges) - 1
 
     def __getitem__(self, index: int | Block) -> dict[str, Any]:
-        """As :class:`TextDataset`; a number counts the blocks of the current epoch."""
+        """Read a block; a number counts the blocks of the current epoch."""
         return super().__getitem__(index if isinstance(index, Block) else self.block(int(index)))
 
     def block(self, index: int) -> Block:
-        """Block ``index`` of this epoch."""
+        """Return block ``index`` of this epoch."""
         return Block(index, int(self.edges[index]), int(self.edges[index + 1]))
 
     def ordered_indices(self) -> np.ndarray:
-        """The order of the epoch, (blocks,) int64: if shuffled, long blocks stand beside long ones."""
+        """Return the order of the epoch; if shuffled, blocks of one length lie together."""
         if not self.shuffle:
             return np.arange(len(self))
         order = np.random.default_rng([_ORDER, self.seed, self.epoch]).permutation(len(self))
@@ -197,18 +191,6 @@ class BlockDataset(TextDataset):
             limits = limits | {"required_batch_size_multiple": 1}
         batches = super().batch_by_size(indices, **limits)
         return [[self.block(int(index)) for index in batch] for batch in batches]
-
-    def size(self, index: int) -> int:
-        """Tokens in block ``index``."""
-        return int(self.edges[index + 1] - self.edges[index])
-
-    def num_tokens(self, index: int) -> int:
-        """What the block counts towards ``max_tokens``."""
-        return self.size(index)
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """``num_tokens`` of many blocks."""
-        return self.sizes[indices]
 
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: int | None
@@ -263,12 +245,8 @@ class RowDataset(TextDataset):
     def __len__(self) -> int:
         return sum(len(batch) for batch in self._batches())
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by fairseq before it asks for batches."""
-        self.epoch = epoch
-
     def _batches(self) -> list[list[Block]]:
-        """For each step of the rows one batch per process, in the order in which fairseq deals them."""
+        """Return a batch per process for each step of the rows, as fairseq deals them out."""
         layout = (self.epoch, self.rows_per_process, self.processes, self.rows_per_batch)
         if self._made[0] != layout:
             self._made = layout, self._make_batches()
@@ -297,15 +275,9 @@ class RowDataset(TextDataset):
         return batches
 
     def ordered_indices(self) -> np.ndarray:
-        """Left to right."""
+        """Return the order from left to right."""
         return np.arange(len(self))
 
     def batch_by_size(self, indices: np.ndarray, **limits: Any) -> list[list[Block]]:
-        """The batches of the layout; fairseq's limits have gone into it."""
+        """Return the batches of the layout, which already respects fairseq's limits."""
         return self._batches()
-
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: int | None
-    ) -> tuple[np.ndarray, list[int]]:
-        """All of them."""
-        return indices, []

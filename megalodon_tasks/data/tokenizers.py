@@ -29,7 +29,7 @@ PIECES_MULTIPLE = 128
 
 
 class Tokenizer(Protocol):
-    """What all tokenizers do.
+    """Turns text into tokens and back.
 
     ``eos``: fairseq's end token.  ``ends_document``: it ends a document, and not a line.
     """
@@ -42,19 +42,19 @@ class Tokenizer(Protocol):
         ...
 
     def dictionary(self) -> Dictionary:
-        """fairseq's dictionary."""
+        """Return fairseq's dictionary."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
-        """(tokens,) int64 without an end token."""
+        """Return the tokens of a text, (tokens,) int64, without an end token."""
         ...
 
     def text_tokens(self) -> range:
-        """The tokens that stand for text."""
+        """Return the range of the tokens that stand for text."""
         ...
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of ``tokens`` in parts, each as soon as it is certain."""
+        """Yield the text of ``tokens`` in parts, each as soon as it is certain."""
         ...
 
 
@@ -68,26 +68,26 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
     def dictionary(self) -> Dictionary:
-        """The same 260 symbols for every corpus."""
+        """Return the same 260 symbols for every corpus."""
         result = Dictionary()
         for byte in range(256):
             result.add_symbol(BYTE_TO_BCHAR[byte].replace(SPACE, SPACE_ESCAPE))
         return result
 
     def encode(self, text: str) -> np.ndarray:
-        """(bytes,) int64."""
+        """Return the bytes of a text as tokens, (bytes,) int64."""
         return self.encode_bytes(text.encode("utf-8"))
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
-        """(bytes,) int64, of any bytes."""
+        """Return any bytes as tokens, (bytes,) int64."""
         return np.frombuffer(data, np.uint8).astype(np.int64) + SPECIALS
 
     def text_tokens(self) -> range:
-        """All but the special ones."""
+        """Return all tokens but the special ones."""
         return range(SPECIALS, SPECIALS + 256)
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """A character as soon as its last byte is there; what is no UTF-8 becomes U+FFFD."""
+        """Yield a character when its last byte is there; what is not UTF-8 becomes U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in tokens:
             if token >= SPECIALS:
@@ -96,7 +96,7 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """The pieces of a SentencePiece model; its own control symbols give way to fairseq's."""
+    """The pieces of a SentencePiece model; fairseq's special symbols replace its own."""
 
     eos, ends_document = 2, True
 
@@ -130,7 +130,7 @@ class SentencePieceTokenizer:
         return self.processor.decode(self.processor.encode("a\nb")) == "a\nb"
 
     def dictionary(self) -> Dictionary:
-        """The pieces in the model's order, filled up to a multiple of 128.
+        """Return the pieces in the model's order, padded to a multiple of 128.
 
         Raises ``ValueError`` for a piece that fairseq's ``dict.txt`` cannot hold.
         """
@@ -147,15 +147,15 @@ class SentencePieceTokenizer:
         return result
 
     def encode(self, text: str) -> np.ndarray:
-        """(pieces,) int64."""
+        """Return the pieces of a text, (pieces,) int64."""
         return self._ids[np.asarray(self.processor.encode(text), np.int64)]
 
     def text_tokens(self) -> range:
-        """All but the special ones and those that fill up the vocabulary."""
+        """Return all tokens but the special ones and those that pad the vocabulary."""
         return range(SPECIALS, SPECIALS + len(self._pieces))
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """What each piece adds to the text; a character of several byte pieces comes with its last."""
+        """Yield what each piece adds; a character of several byte pieces comes with its last."""
         pieces: list[int] = []
         shown = ""
         for token in tokens:
@@ -173,7 +173,7 @@ class SentencePieceTokenizer:
 
 
 class WordTokenizer:
-    """Words between spaces, an end token at each line: what ``fairseq-preprocess`` makes of text."""
+    """Words between spaces and an end token at each line, as ``fairseq-preprocess`` writes."""
 
     eos, ends_document = 2, False
 
@@ -185,11 +185,11 @@ class WordTokenizer:
         return {"kind": "words"}
 
     def dictionary(self) -> Dictionary:
-        """The words by frequency."""
+        """Return the words by frequency."""
         return self._dictionary
 
     def encode(self, text: str) -> np.ndarray:
-        """(words,) int64: a line break is the end token, an unknown word ``<unk>``."""
+        """Return words, (words,) int64: a line break is the end token, an unknown word ``<unk>``."""
         lines = text.split("\n")
         ids = [
             self._dictionary.encode_line(
@@ -200,11 +200,11 @@ class WordTokenizer:
         return np.concatenate([part.numpy() for part in ids]).astype(np.int64)
 
     def text_tokens(self) -> range:
-        """All words, the unknown one among them."""
+        """Return all words, the unknown one among them."""
         return range(self._dictionary.unk(), len(self._dictionary))
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Words with a space after each, and line breaks."""
+        """Yield words with a space after each, and line breaks."""
         for token in tokens:
             yield "\n" if token == self.eos else f"{self._dictionary[token]} "
 
@@ -230,7 +230,7 @@ def with_tokenizer(form: CorpusForm, tokenizer: Tokenizer, inside: Path) -> Corp
 def tokenizer_of(folder: Path, description: dict[str, Any], dictionary: Dictionary) -> Tokenizer:
     """Return the tokenizer that the manifest of ``folder`` describes.
 
-    Raises ``ValueError`` if its kind is unknown, a file is missing, or ``dictionary`` is another's.
+    Raises ``ValueError`` if its kind is unknown, a file is missing, or ``dictionary`` does not fit.
     """
     kind = description.get("kind")
     if kind == "words":

@@ -9,17 +9,24 @@ and ``manifest.json`` comes last: a folder without it is not complete.
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar
 
-from megalodon_tasks.data.manifest import MANIFEST, Manifest, OnBytes, is_prepared, sha256_of
+from megalodon_tasks.data.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    OnBytes,
+    is_prepared,
+    sha256_of,
+)
 from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.files import atomic_file, sole_writer, sync_folder
 
-_UNFINISHED = ".unfinished"
 _IDENTITY = "identity.json"
 _REPLACED = "replaced.json"
 JOURNAL_BYTES = 32 << 20  # a kill loses at most this much work
@@ -29,48 +36,42 @@ JOURNAL_BYTES = 32 << 20  # a kill loses at most this much work
 Read = Callable[[int, OnBytes], Iterator[Any]]
 
 
-class Form(Protocol):
-    """How the data of one kind is stored, and what its manifest says.
+class Form(ABC):
+    """How the data of one kind is stored, and what its manifest says; a subclass is a dataclass.
 
-    ``stored_as`` is the manifest's ``kind``.
+    stored_as: the manifest's ``kind``.  parts: endings of the files to which records of a split are
+    appended.  benchmark, classes, vocabulary, source: see ``Manifest``.
     """
 
     stored_as: ClassVar[str]
+    parts: tuple[str, ...]
     benchmark: str
-    classes: tuple[str, ...]
-    vocabulary: tuple[str, ...]
     source: dict[str, Any]
+    classes: tuple[str, ...]
+    vocabulary: tuple[str, ...] = ()
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Endings of the files to which records are appended."""
-        ...
-
+    @abstractmethod
     def details(self) -> dict[str, Any]:
         """Return the manifest's ``form``; None stands for what is not known before reading."""
-        ...
 
+    @abstractmethod
     def counts(self, known: Mapping[str, Any]) -> Any:
         """Return the counts of a split, a dataclass: empty, or as ``known`` from the journal."""
-        ...
 
+    @abstractmethod
     def encode(self, record: Any, counts: Any, split: str) -> dict[str, bytes]:
         """Add a record to ``counts``; return what to append to each part.
 
         Raises ``ValueError``, and leaves ``counts`` as they are, for a record that cannot be stored.
         """
-        ...
 
+    @abstractmethod
     def finish(self, folder: Path, split: str, counts: Any) -> None:
-        """Complete the files of a split in ``folder``.
-
-        Raises ``ValueError`` for a split without records.
-        """
-        ...
+        """Complete the files of a split in ``folder``; raise ``ValueError`` if there is too little."""
 
     def files(self, splits: Sequence[str]) -> list[str]:
         """Return the names of all files in the hidden folder that are to be published."""
-        ...
+        return [f"{split}.{part}" for split in splits for part in self.parts]
 
 
 class SplitWriter:
@@ -148,7 +149,7 @@ def unfinished_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[Pat
     ``ValueError`` in the block means that the source is bad, so what was written of it is removed.
     """
     with sole_writer(folder):
-        inside, text = folder / _UNFINISHED, json.dumps(identity, sort_keys=True)
+        inside, text = folder / UNFINISHED, json.dumps(identity, sort_keys=True)
         known = inside / _IDENTITY
         if not known.is_file() or known.read_text("utf-8") != text:
             shutil.rmtree(inside, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""What happens to an image between the file and the model, through timm's own parts.
+"""What happens to an image between the file and the model, with timm's own parts.
 
 timm and torchvision draw from the global generators of ``random``, numpy and torch.  :func:`seeded`
-gives these the state of a key for the time of a block, so that an image's augmentation depends on (seed,
-epoch, image, repeat) alone: not on the number of workers, nor on whether the run was interrupted.
+seeds them by a key for a block of code, so that an image's augmentation depends only on (seed, epoch,
+image, repeat), not on the number of workers or on interruptions.
 
-timm is imported where it is used: all tasks are loaded in every run, and it takes two seconds.
+timm is imported where it is used: it takes two seconds, and all tasks are loaded in every run.
 """
 
 import contextlib
@@ -59,9 +59,7 @@ class AugmentationConfig:
         """Raise ``ValueError`` naming the field for a value out of range."""
         for name in ("hflip", "random_erasing", "mix_prob", "mix_switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"task.{name}={getattr(self, name)} is not a probability in [0, 1]"
-                )
+                raise ValueError(f"task.{name}={getattr(self, name)} must be from 0 to 1")
         for name in ("crop_pct", "smallest_crop"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"task.{name}={getattr(self, name)} must be above 0 and at most 1")
@@ -106,7 +104,7 @@ def training_transform(config: AugmentationConfig) -> Transform:
 
 
 def _let_posterize_keep_no_bit(step: Any) -> None:
-    """At full strength timm keeps 0 bits, which Pillow made black and from version 13 on refuses."""
+    """Make an image black at full strength, where timm keeps 0 bits, which Pillow 13 refuses."""
     nested = getattr(step, "policy", None) or [getattr(step, "ops", None) or []]
     for operation in (operation for operations in nested for operation in operations):
         if operation.name.startswith("Posterize"):
@@ -135,7 +133,7 @@ def evaluation_transform(config: AugmentationConfig) -> Transform:
 
 @contextlib.contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Give the global generators of the CPU the state of ``key`` (integers from 0), and theirs back."""
+    """Seed the CPU's global generators by ``key`` (integers from 0); restore them afterwards."""
     words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.default_generator
     saved = generator.get_state()
@@ -152,7 +150,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class Mixer:
-    """Mixup and cutmix of whole batches (timm's ``Mixup`` in batch mode): soft targets come out.
+    """Mixup and cutmix of whole batches (timm's ``Mixup`` in batch mode), with soft targets.
 
     Label smoothing is left to the criterion, which gives the same: smoothing the mixture of two targets
     is mixing the two smoothed ones.
@@ -174,9 +172,9 @@ class Mixer:
         )
 
     def __call__(self, sample: dict[str, Any], key: int) -> dict[str, Any]:
-        """A batch with its images mixed with those of the reverse order, on their device.
+        """Mix the images of a batch with those in reverse order, on their device.
 
-        ``key`` tells the batch from all others of the run.  The batch that is given keeps its images.
+        ``key`` distinguishes the batch from all others of the run.  ``sample`` itself is not changed.
         """
         if not self.enabled:
             return sample
@@ -185,5 +183,5 @@ class Mixer:
         return {**sample, "net_input": {**sample["net_input"], "inputs": images}, "target": target}
 
 
-# Tells this use of a seed from others; any constant will do.
+# Distinguishes this use of a seed from others; any constant will do.
 _MIX = 0x313

@@ -18,7 +18,7 @@ HELD_OUT = {"test": 300, "val": 200}
 
 
 def write_tree(out: Path) -> int:
-    """Write what is missing of the tree; returns the number of images.  The same files each time."""
+    """Write the missing files of the tree, the same each time; return the number of images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -42,7 +42,7 @@ def write_tree(out: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="demo_digits",
         description="Write scikit-learn's digits as an ImageFolder tree.",

@@ -1,8 +1,8 @@
 """Images as a fairseq dataset, with repeated augmentation.  Legend: B batch.
 
-An item of training is not an image but one view of it.  Its number, ``(epoch * repeats + repeat) *
-images + image``, says which image, and keys all randomness of its augmentation: data workers need to
-know nothing of epochs, and a resumed run sees the same views.
+An item of training is one view of an image.  Its number, ``(epoch * repeats + repeat) * images +
+image``, says which image, and seeds its augmentation: data workers need not know the epoch, and a
+resumed run sees the same views.
 """
 
 import logging
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 
+from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.recipes.imagenet.augmentation import Transform, seeded
@@ -21,16 +21,16 @@ from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_image
 
 logger = logging.getLogger(__name__)
 
-# Tell these uses of a seed from others; any constants will do.
+# Distinguish these uses of a seed from others; any constants will do.
 _SHUFFLE, _VIEW = 0x5EED, 0x1A6E
-# So many files in a row that cannot be read are no accident.
+# This many unreadable files in a row are no accident.
 ATTEMPTS = 16
 # DeiT rounds an epoch down to a multiple of this.
 EPOCH_MULTIPLE = 256
 
 
-class EvaluationImages(FairseqDataset):
-    """The images of a split in their order, each once.
+class EvaluationImages(EpochDataset):
+    """The images of a split in the order of their paths, each once.
 
     A damaged image is refused: accuracies on different images do not compare.
     """
@@ -41,9 +41,14 @@ class EvaluationImages(FairseqDataset):
     def __len__(self) -> int:
         return len(self.split)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Patches of each image: the same for all, since images are brought to one size."""
+        return np.broadcast_to(self.tokens, len(self))
+
     @user_errors()
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"id", "image" (3, height, width) float32, "label", "replaced"}``."""
+        """Return ``{"id", "image" (3, height, width) float32, "label", "replaced"}``."""
         try:
             image = read_image(self.split.path(index))
         except DamagedImage as error:
@@ -58,10 +63,10 @@ class EvaluationImages(FairseqDataset):
         return {"id": int(view), "image": image, "label": label, "replaced": ()}
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch; ``{}`` for no samples, which fairseq asks for when processes have uneven shares.
+        """Make a batch; ``{}`` of no samples, which fairseq asks for when processes have uneven shares.
 
         ``net_input`` has ``inputs`` (B, 3, height, width) float32; ``target`` is (B,) int64, ``key`` the
-        first view, and ``replaced`` has path and reason of each damaged image that was to be in it.
+        first view, and ``replaced`` has path and reason of each damaged image that was replaced.
         """
         if not samples:
             return {}
@@ -75,23 +80,9 @@ class EvaluationImages(FairseqDataset):
             "replaced": [pair for sample in samples for pair in sample["replaced"]],
         }
 
-    def size(self, index: int) -> int:
-        """Patches of an image: the same for all."""
-        return self.tokens
-
-    def num_tokens(self, index: int) -> int:
-        """What an image counts towards ``max_tokens``."""
-        return self.tokens
-
     def ordered_indices(self) -> np.ndarray:
-        """(images,) int64."""
+        """Return the order of the paths, (images,) int64."""
         return np.arange(len(self))
-
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: int | float | tuple[int | float, ...] | None
-    ) -> tuple[np.ndarray, list[int]]:
-        """Keep all: images are brought to one size."""
-        return indices, []
 
     @user_errors()
     def batch_by_size(
@@ -115,19 +106,14 @@ class EvaluationImages(FairseqDataset):
             )
         return min(sizes)
 
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Never: each epoch has its own order."""
-        return False
-
 
 class TrainingImages(EvaluationImages):
     """Augmented views of the images, each ``repeats`` times; an epoch is as long as without repeats.
 
-    Repeated augmentation (arXiv 1901.09335) as DeiT and timm's ``RepeatAugSampler`` have it: of a
-    permutation with every image repeated, process r takes the views r, r + world, ..., so that the views
-    of one image go to different processes, and ``floor(images // 256 * 256 / world)`` of them.
-    Incomplete batches are dropped.  ``world`` is set by the task.
+    This is repeated augmentation (arXiv 1901.09335) as in DeiT and timm's ``RepeatAugSampler``.  From a
+    permutation with every image repeated, process r takes the views r, r + world, ..., in all
+    ``floor(images // 256 * 256 / world)``, so that the views of one image go to different processes.
+    Incomplete batches are dropped.  The task sets ``world``.
 
     A damaged image is replaced by the next one of the split (mostly of the same class), and reported in
     the batch.
@@ -140,18 +126,18 @@ class TrainingImages(EvaluationImages):
         if repeats < 1:
             raise ValueError(f"task.repeats={repeats} must be at least 1")
         self.repeats, self.seed = repeats, seed
-        self.epoch, self.world = 1, 1
+        self.world = 1
 
     @user_errors()
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """View ``index`` (see the top of this file), as :class:`EvaluationImages` has it.
+        """Return view ``index`` (see the top of this file) in the form of :class:`EvaluationImages`.
 
         Raises ``ValueError`` when many files in a row cannot be read.
         """
-        wanted = int(index) % len(self.split)
+        image_number = int(index) % len(self.split)
         errors: list[DamagedImage] = []
         while True:
-            number = (wanted + len(errors)) % len(self.split)
+            number = (image_number + len(errors)) % len(self.split)
             try:
                 image = read_image(self.split.path(number))
                 break
@@ -168,7 +154,7 @@ class TrainingImages(EvaluationImages):
         return item
 
     def ordered_indices(self) -> np.ndarray:
-        """The views of the epoch: those at r, r + world, ... are of process r."""
+        """Return the views of the epoch; those at r, r + world, ... belong to process r."""
         generator = np.random.default_rng([_SHUFFLE, self.seed, self.epoch])
         order = repeated_order(generator.permutation(len(self)), self.repeats, self.world)
         return order + self.epoch * self.repeats * len(self)
@@ -181,7 +167,7 @@ class TrainingImages(EvaluationImages):
         max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
     ) -> list[np.ndarray]:
-        """Full batches: number ``step * world + r`` is that of process r.
+        """Cut the order into full batches; number ``step * world + r`` belongs to process r.
 
         Raises ``ValueError`` if there is not one.
         """
@@ -195,24 +181,20 @@ class TrainingImages(EvaluationImages):
             )
         return [share[start : start + size] for start in starts for share in shares]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by fairseq before it asks for the order."""
-        self.epoch = epoch
-
 
 def repeated_order(permutation: np.ndarray, repeats: int, world: int) -> np.ndarray:
-    """Views ``repeat * images + image`` of one epoch; those at r, r + world, ... are of process r.
+    """Return views ``repeat * images + image`` of an epoch; those at r, r + world, ... are of process r.
 
     Without repeats (1) each process has an equal share and what is left over is dropped.
     """
     images = len(permutation)
     if repeats == 1:
         return permutation[: images // world * world]
-    kept = -(-images // world)
+    share = -(-images // world)
     if images >= EPOCH_MULTIPLE:
-        kept = images // EPOCH_MULTIPLE * EPOCH_MULTIPLE // world
-    kept = min(kept, -(-images * repeats // world))
-    place = np.arange(kept * world) % (images * repeats)
+        share = images // EPOCH_MULTIPLE * EPOCH_MULTIPLE // world
+    share = min(share, -(-images * repeats // world))
+    place = np.arange(share * world) % (images * repeats)
     return place % repeats * images + permutation[place // repeats]
 
 
@@ -224,7 +206,7 @@ class ReplacedImages:
         self.rejects = Rejects(limit=sys.maxsize)
 
     def add(self, replaced: list[tuple[str, str]]) -> None:
-        """Take note of the ``replaced`` of a batch."""
+        """Add the ``replaced`` of a batch."""
         self.views += len(replaced)
         for path, reason in replaced:
             if path not in self.rejects.reasons:
@@ -232,7 +214,7 @@ class ReplacedImages:
             self.rejects.add(path, reason)
 
     def report(self) -> None:
-        """Log what was replaced so far in this process, if anything was."""
+        """Log what was replaced in this process so far."""
         if self.views:
             logger.warning(f"{self.views} views were replaced so far by those of the next image")
             for line in describe(self.rejects.reasons):

@@ -9,7 +9,7 @@ with the sorted paths, one a line.  The images stay where they are.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from megalodon_tasks.data.manifest import Manifest, OnBytes, damaged, no_progress
 from megalodon_tasks.data.preparing import Preparation
 from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.data.writer import Form
 from megalodon_tasks.files import sole_writer
 
 BENCHMARK = "imagenet"
@@ -48,7 +49,7 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
-class TreeForm:
+class TreeForm(Form):
     """How an index is written: a record is a class folder; ``root`` is relative to the index."""
 
     classes: tuple[str, ...]
@@ -57,16 +58,11 @@ class TreeForm:
 
     stored_as: ClassVar[str] = "images"
     benchmark: ClassVar[str] = BENCHMARK
-    vocabulary: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("paths",)
 
     def details(self) -> dict[str, Any]:
         """Return the manifest's ``form``."""
         return {"root": self.root}
-
-    def files(self, splits: Sequence[str]) -> list[str]:
-        """Return the names of all files."""
-        return [f"{split}.paths" for split in splits]
 
     def counts(self, known: Mapping[str, Any]) -> SplitInfo:
         """Return the counts of a split, empty or as ``known``."""

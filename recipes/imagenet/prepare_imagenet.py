@@ -7,34 +7,34 @@ IMAGES is the folder with ``train/<class>/`` and ``val/<class>/``, OUT the data 
 class folder changed since.
 
 Images of ``val`` (and ``test``) are also decoded once, on all cores, since evaluation refuses a damaged
-one: better now than after an epoch.  ``--verify all`` decodes the training images too; training replaces
+one: better now than after an epoch.  ``--decode all`` decodes the training images too; training replaces
 those that are damaged.  What is damaged or unusual is listed in ``OUT/<split>.unusual.tsv``.
 """
 
-import argparse
 import functools
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalodon_tasks.data.parallel import map_in_order, usable_cores
-from megalodon_tasks.data.preparing import ending_with_messages, prepared_before, progress_bar
+from megalodon_tasks.data import preparing
+from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit, ImageTree, index_of
 from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_with_mode
 
-# Of ImageNet-1K (ILSVRC 2012).
+# ImageNet-1K (ILSVRC 2012)
 PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
 PUBLISHED_CLASSES = 1000
-VERIFY = {"none": (), "val": ("valid", "test"), "all": ("train", "valid", "test")}
+DECODED = {"none": (), "val": ("valid", "test"), "all": ("train", "valid", "test")}
 # Every photograph is of one of these; other modes are worth listing.
 USUAL_MODES = ("RGB", "L")
 DAMAGED = "damaged"
 
 
-def verify(
+def decode(
     tree: ImageTree, name: str, workers: int, *, hidden: bool = False
 ) -> tuple[Counter[str], Rejects]:
     """Decode every image of a split; return how many there are of each mode, and what is damaged.
@@ -43,10 +43,9 @@ def verify(
     rarely have: path, mode or ``damaged``, reason.
     """
     split, modes, damaged = tree.split(name), Counter[str](), Rejects(limit=sys.maxsize)
-    decode = functools.partial(_decoded, split)
     with atomic_file(tree.folder / f"{name}.unusual.tsv", "w") as stream:
         results = progress_bar(
-            map_in_order(decode, range(len(split)), workers),
+            map_in_order(functools.partial(_decoded, split), range(len(split)), workers),
             total=len(split),
             label=f"decoding {split.info.folder}",
             unit="image",
@@ -88,16 +87,16 @@ def report(tree: ImageTree) -> list[str]:
     return lines
 
 
-def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) -> list[str]:
-    """Decode the splits that ``which`` (a key of ``VERIFY``) names and are not known to be whole.
+def decode_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) -> list[str]:
+    """Decode the splits that ``which`` (a key of ``DECODED``) names and are not known to be whole.
 
-    Return lines for the reader.  Raises ``ValueError`` if an image for evaluation is damaged.
+    Returns lines for the report.  Raises ``ValueError`` if an image for evaluation is damaged.
     """
     lines = []
-    for name in VERIFY[which]:
+    for name in DECODED[which]:
         if name not in tree.splits or tree.splits[name].info.verified:
             continue
-        modes, damaged = verify(tree, name, workers, hidden=hidden)
+        modes, damaged = decode(tree, name, workers, hidden=hidden)
         folder = tree.splits[name].info.folder
         if len(damaged) and name != "train":
             raise ValueError(
@@ -112,29 +111,21 @@ def verify_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the command; return the folder of the index."""
-    parser = argparse.ArgumentParser(
-        prog="megalodon prepare imagenet/imagenet",
-        description="Check an ImageFolder tree and index it for the task imagenet.",
+    parser = preparing.command_line(
+        "imagenet/imagenet",
+        "Check an ImageFolder tree and index it for the task imagenet.",
+        "folder with train/<class>/ and val/<class>/",
     )
-    parser.add_argument("source", type=Path, help="folder with train/<class>/ and val/<class>/")
-    parser.add_argument("out", type=Path, help="folder for the index")
     parser.add_argument(
-        "--verify", choices=VERIFY, default="val", help="which images to decode (default: val)"
+        "--decode", choices=DECODED, default="val", help="which images to decode (default: val)"
     )
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that decode")
-    parser.add_argument("--if-missing", action="store_true", help="take an index in OUT as it is")
-    args = parser.parse_args(arguments)
-    with ending_with_messages(parser):
-        folder = prepared_before(args)
-        if folder is not None:
-            print(f"{folder}: prepared before, taken as it is")
-            return folder
-        done = index_of(args.source, args.out).write(args.out)
-        tree = ImageTree(args.out)
-        tree.manifest.verify()
-        print("\n".join(report(tree)))
-        for line in verify_all(tree, args.verify, args.workers):
-            print(line)
-    state = "prepared" if done else "prepared already from the same images"
-    print(f"{args.out}: {state}")
-    return args.out
+    preparing.add_workers_option(parser)
+    options = parser.parse_args(arguments)
+    found: list[str] = []
+
+    def prepare() -> bool:
+        done = index_of(options.source, options.out).write(options.out)
+        found.extend(decode_all(ImageTree(options.out), options.decode, options.workers))
+        return done
+
+    return preparing.run(parser, options, prepare, lambda tree: report(tree) + found, ImageTree)

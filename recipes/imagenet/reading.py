@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Far beyond any photograph; resized to a shorter side of 256, what is narrower would need gigabytes.
+# Far beyond any photograph; a narrower one, resized to a shorter side of 256, would need gigabytes.
 SMALLEST_SIDE = 2
 LARGEST_ASPECT = 100
 # What Pillow's decoders raise for files of all kinds.
@@ -36,12 +36,12 @@ class DamagedImage(ValueError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in RGB, 8 bits a channel, all of it decoded.  Raises :class:`DamagedImage`."""
+    """Decode all of the image, in RGB, 8 bits a channel; raise :class:`DamagedImage`."""
     return read_with_mode(path)[0]
 
 
 def read_with_mode(path: Path) -> tuple[Image.Image, str]:
-    """As :func:`read_image`, and the mode that Pillow found in the file (``L``, ``CMYK`` ...)."""
+    """Read the image, and the mode that Pillow found in the file (``L``, ``CMYK`` ...)."""
     try:
         with Image.open(path) as image:
             _check_size(path, image.size)
@@ -62,11 +62,11 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Any mode of Pillow's as RGB.
+    """Convert any mode of Pillow's to RGB.
 
     Grey is repeated, a palette looked up, CMYK converted as Pillow does (torchvision and timm likewise),
-    transparency dropped.  Grey of 16 bits keeps its upper 8, where ``convert`` alone would clip almost
-    all of it to white.  Raises :class:`DamagedImage` for numbers without a known range.
+    transparency dropped.  Grey of 16 bits keeps its upper 8; Pillow's ``convert`` would clip almost all
+    of it to white.  Raises :class:`DamagedImage` for numbers without a known range.
     """
     if image.mode == "RGB":
         return image

@@ -25,7 +25,7 @@ class CosineCooldownConfig(FairseqDataclass):
     warmup_updates: int = field(default=0, metadata={"help": "updates from warmup_init_lr to lr"})
     warmup_init_lr: float = field(default=1e-5, metadata={"help": "learning rate of update 0"})
     min_lr: float = field(
-        default=1e-6, metadata={"help": "where the cosine ends, and from then on"}
+        default=1e-6, metadata={"help": "rate at the end of the cosine and afterwards"}
     )
     # not an interpolation itself: fairseq's command line turns one that has a help text into null
     cosine_updates: Optional[int] = field(

@@ -77,7 +77,7 @@ class ImagenetTask(ClassificationTask):
 
     @property
     def inputs(self) -> ClassifierInputs:
-        """What the data holds, for building a model."""
+        """Description of the data, for building a model."""
         return ClassifierInputs(
             kind="patches",
             num_classes=len(self.prepared.classes),
@@ -93,12 +93,12 @@ class ImagenetTask(ClassificationTask):
 
     @property
     def uses_ema(self) -> bool:
-        """Asks fairseq for the averaged weights in ``valid_step``."""
+        """Whether fairseq passes the averaged weights to ``valid_step``."""
         return self.cfg.store_ema
 
     @user_errors()
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
-        """Load a split: that for training augmented and in random order, others as they are."""
+        """Load a split: for training augmented and in random order, others as they are."""
         cfg, images = self.cfg, self.prepared.split(split)
         if split == cfg.train_subset:
             transform = training_transform(cfg)
@@ -114,10 +114,10 @@ class ImagenetTask(ClassificationTask):
     def get_batch_iterator(
         self, dataset: EvaluationImages, *args: Any, num_shards: int = 1, **kwargs: Any
     ) -> iterators.EpochBatchIterator:
-        """Batches of one split; the views of an image stay spread over the processes.
+        """Return batches of a split; the views of an image stay spread over the processes.
 
-        Raises :class:`UserError` if no full batch can be made, or its size is odd, where batches are
-        mixed: an image is mixed with that of the same place from the end.
+        Raises :class:`UserError` if no full batch can be made, or if batches are mixed and their size is
+        odd: an image is mixed with that at the same place from the end.
         """
         if isinstance(dataset, TrainingImages):
             dataset.world = num_shards
@@ -143,7 +143,7 @@ class ImagenetTask(ClassificationTask):
         ignore_grad: bool = False,
         ema_model: Optional[torch.nn.Module] = None,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """One step on a batch, mixed first."""
+        """Mix a batch and run a step on it."""
         if not ignore_grad:
             self.replaced.add(sample["replaced"])
         sample = self.mixer(sample, sample["key"])
@@ -162,6 +162,6 @@ class ImagenetTask(ClassificationTask):
         return super().valid_step(sample, model, criterion)
 
     def begin_valid_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Called after each epoch of training: say how many images had to be replaced."""
+        """Log how many images had to be replaced; called after each epoch of training."""
         super().begin_valid_epoch(epoch, model)
         self.replaced.report()

@@ -1,4 +1,4 @@
-"""What fairseq's evaluation and generation commands ask of a language modelling task.
+"""The part of the language modelling task for fairseq's evaluation and generation commands.
 
 ``fairseq-eval-lm`` scores text; ``fairseq-interactive`` and ``fairseq-generate`` continue prompts.
 """
@@ -44,12 +44,12 @@ class LanguageModelInference(FairseqTask):
         return self.dictionary
 
     def max_positions(self) -> None:
-        """No limit."""
+        """Return that there is no limit."""
 
     def build_dataset_for_inference(
         self, src_tokens: list[torch.Tensor], src_lengths: list[int], **kwargs: Any
     ) -> FairseqDataset:
-        """Prompts as a data set: EOS first, no EOS at the end, padded on the right."""
+        """Make a data set of prompts: EOS first, no EOS at the end, padded on the right."""
         eos, pad = self.dictionary.eos(), self.dictionary.pad()
         prompts = [self._prompt(tokens) for tokens in src_tokens]
         sizes = np.array([len(prompt) for prompt in prompts])
@@ -74,7 +74,7 @@ class LanguageModelInference(FairseqTask):
     def build_generator(
         self, models: list[torch.nn.Module], args: FairseqDataclass, *more: Any, **settings: Any
     ) -> Any:
-        """fairseq's generator.  Raises :class:`UserError` for constraints: it has them for sources."""
+        """Build fairseq's generator; raise :class:`UserError` for constraints, which need a source."""
         if getattr(args, "constraints", None):
             raise UserError(
                 f"--constraints {args.constraints} is for translation; a language model has no source "
@@ -90,7 +90,7 @@ class LanguageModelInference(FairseqTask):
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
     ) -> list[list[dict[str, torch.Tensor]]]:
-        """Continue each prompt: fairseq's generator is made to begin with ``prefix_tokens``."""
+        """Continue each prompt, by letting fairseq's generator begin with ``prefix_tokens``."""
         eos = self.dictionary.eos()
         if prefix_tokens is None and sample["net_input"]["src_tokens"].nelement():
             prefix_tokens = sample["net_input"]["src_tokens"]
@@ -108,7 +108,7 @@ class LanguageModelInference(FairseqTask):
         context_window: int = 0,
         **settings: Any,
     ) -> "Iterator[dict[str, Any]] | _WithState":
-        """Batches for ``fairseq-eval-lm``, left to right.
+        """Return batches for ``fairseq-eval-lm``, left to right.
 
         Raises :class:`UserError` for a context window over rows, whose context is all that was read.
         """

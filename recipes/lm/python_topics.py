@@ -3,7 +3,7 @@
 Some eighty documents of 200 bytes to 60 kB, in ``OUT/{train,validation,test}`` as PG-19 has its books,
 or with ``--words`` in ``OUT/wiki.{train,valid,test}.tokens`` as WikiText-103 has its articles.  Every
 tenth by size goes to the test split and another to the validation split: both have long and short ones.
-Which Python runs decides the text.
+The text depends on the version of Python.
 """
 
 import argparse
@@ -20,7 +20,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def splits() -> dict[str, list[tuple[str, str]]]:
-    """Name and text of the topics of each split, by falling size."""
+    """Return name and text of the topics of each split, by decreasing size."""
     result: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     ranked = sorted(topics.topics.items(), key=lambda item: (-len(item[1]), item[0]))
     for rank, topic in enumerate(ranked):
@@ -30,14 +30,14 @@ def splits() -> dict[str, list[tuple[str, str]]]:
 
 
 def write_documents(out: Path) -> None:
-    """One file per topic."""
+    """Write a file per topic."""
     for split, documents in splits().items():
         for name, text in documents:
             _write(out / split / f"{name}.txt", text)
 
 
 def write_words(out: Path) -> None:
-    """One file per split: titled articles of words and signs between spaces."""
+    """Write a file per split: titled articles of words and signs between spaces."""
     for split, documents in splits().items():
         name = {"validation": "valid"}.get(split, split)
         _write(out / f"wiki.{name}.tokens", "".join(_article(*topic) for topic in documents))
@@ -62,7 +62,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python_topics",
         description="Write the help topics of Python as text files.",

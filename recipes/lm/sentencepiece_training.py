@@ -1,7 +1,8 @@
 """Train a SentencePiece vocabulary on text files.
 
-The model loses nothing: no normalisation, white space kept, and a byte piece for whatever has no piece
-of its own (line breaks among others).  The result depends on the files and the sizes below alone.
+The model loses nothing: text is not normalised, white space stays, and there is a byte piece for
+whatever has no piece of its own (line breaks among others).  The result depends only on the files and
+the sizes below.
 """
 
 import io
@@ -17,7 +18,7 @@ from megalodon_tasks.recipes.lm.text_files import decoded
 SAMPLED_BYTES = 300_000_000
 _LINES = 4_000_000
 _LONGEST_LINE = 4192
-_THREADS = 16  # part of the result: sums are taken per thread
+_THREADS = 16  # affects the result: sums are taken per thread
 
 
 def train_model(

@@ -1,4 +1,4 @@
-"""The model's state between the updates of a training on streams, in and out of checkpoints."""
+"""The model's state between updates when training on streams, and its place in checkpoints."""
 
 import logging
 from typing import Any
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamState:
-    """The state of the rows of this process.  It begins anew with each epoch."""
+    """The state of the rows of this process.  It starts from nothing in each epoch."""
 
     def __init__(self) -> None:
         self.carried = Carried()
@@ -26,13 +26,13 @@ class StreamState:
         self._restored = False
 
     def before(self, sample: dict[str, Any]) -> Carried:
-        """Where the model finds the state to continue ``sample`` from, and leaves the next one."""
+        """Return the place from which the model takes its state, and where it leaves the next."""
         if sample["begins"]:
             self.carried = Carried()
             return self.carried
         if _rows(self.carried.state) != len(sample["target"]):
             logger.warning(
-                "the streams go on in the middle of an epoch, but the checkpoint has no state for their "
+                "training resumes in the middle of an epoch, but the checkpoint has no state for the "
                 "rows (it is of another number of rows or processes): they continue without context"
             )
             self.carried = Carried()
@@ -40,7 +40,7 @@ class StreamState:
         return self.carried
 
     def after(self, sample: dict[str, Any]) -> None:
-        """Forget the state at the end of an epoch: the next one starts elsewhere."""
+        """Drop the state at the end of an epoch: the next one starts elsewhere."""
         if sample["ends"]:
             self.carried = Carried()
 
@@ -58,14 +58,14 @@ class StreamState:
             distributed.all_gather_object(self._gathered, own)
 
     def to_plain(self) -> dict[str, Any]:
-        """The gathered states, one per process, as values that a checkpoint may hold."""
+        """Return the gathered states, one per process, as values that a checkpoint may hold."""
         if self._gathered is None:
             self.gather()
         gathered, self._gathered = self._gathered, None
         return {"states": gathered}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take this process's part of what :meth:`to_plain` gave; nothing if the processes differ."""
+        """Take this process's part of what :meth:`to_plain` returned, if their number is the same."""
         states, rank, world = saved["states"], 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()

@@ -2,7 +2,8 @@
 
 Training reads blocks of a random length in random order, or contiguous rows with the model's state
 carried from update to update (``stream``: truncated back-propagation).  Validation and test read
-contiguous rows too, so that what is reported has the whole context; ``eval_mode=blocks`` does without.
+contiguous rows too, so that every token is scored with its whole context; ``eval_mode=blocks`` limits it
+to a block.
 """
 
 import logging
@@ -18,13 +19,13 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II
 
+from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
-from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
 from megalodon_tasks.training.recorded_names import check_recorded
 
 logger = logging.getLogger(__name__)
@@ -45,13 +46,13 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
         default=None, metadata={"help": "folder that fairseq-preprocess --only-source wrote"}
     )
     tokens_per_sample: int = field(
-        default=2048, metadata={"help": "unit of a block in tokens; best the model's chunk"}
+        default=2048, metadata={"help": "tokens in a unit of a block; best the model's chunk"}
     )
     block_multiple_min: int = field(
-        default=1, metadata={"help": "a training block has at least so many units"}
+        default=1, metadata={"help": "a training block has at least this many units"}
     )
     block_multiple_max: int = field(
-        default=1, metadata={"help": "and at most so many; drawn for each block and epoch"}
+        default=1, metadata={"help": "and at most this many; drawn for each block and epoch"}
     )
     sample_break_mode: str = field(
         default="none",
@@ -73,10 +74,10 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
         metadata={"help": "other splits: rows with the state carried (stream), or blocks"},
     )
     eval_streams: int = field(
-        default=10, metadata={"help": "stream: in so many rows is a split cut for evaluation"}
+        default=10, metadata={"help": "stream: rows that a split is cut into for evaluation"}
     )
     eval_multiple: int = field(
-        default=2, metadata={"help": "stream: units that are read at a time in evaluation"}
+        default=2, metadata={"help": "stream: units read at a time in evaluation"}
     )
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
@@ -87,13 +88,13 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
     # fairseq's switch, read from here.  A default of True would make the flag turn it off.
     rebuild_batches: bool = field(
         default=False,
-        metadata={"help": "make the batches of each epoch anew; always done, whatever this says"},
+        metadata={"help": "make new batches for each epoch; always done, whatever this says"},
     )
 
 
 @register_task("megalodon_language_modeling", dataclass=MegalodonLanguageModelingConfig)
 class MegalodonLanguageModelingTask(LanguageModelInference):
-    """Predict the next token.  What is wrong with the data is raised as :class:`UserError`."""
+    """Predict the next token.  Errors in the data are raised as :class:`UserError`."""
 
     saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
 
@@ -141,7 +142,7 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
         num_shards: int = 1,
         **settings: Any,
     ) -> EpochBatchIterator:
-        """fairseq's iterator; over rows, which keep their order, each process has its own."""
+        """Return fairseq's iterator; rows keep their order, and each process has its own."""
         limits = {"max_tokens": max_tokens, "max_sentences": max_sentences}
         if isinstance(dataset, RowDataset):
             if dataset is self.datasets.get(self.cfg.train_subset):
@@ -180,9 +181,9 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
         update_num: int,
         ignore_grad: bool = False,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """As fairseq's; on streams the model continues from the state of the last update.
+        """Run a step; on streams the model continues from the state of the last update.
 
-        A batch that fairseq only goes through the motions with (``ignore_grad``) leaves it as it is.
+        A dummy batch of fairseq's (``ignore_grad``) leaves the state as it is.
         """
         if self.cfg.stream:
             carried = Carried() if ignore_grad else self.stream_state.before(sample)
@@ -195,7 +196,7 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """As fairseq's; over rows the model continues from the state of the last batch."""
+        """Evaluate a batch; over rows the model continues from the state of the last batch."""
         if self.cfg.eval_mode == "stream":
             if sample["begins"]:
                 self._eval_state = Carried()
@@ -206,26 +207,43 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model.
 
-        Raises :class:`UserError` for sizes that no model can have, and for a checkpoint whose vocabulary
-        is not that of the data.
+        Raises :class:`UserError` for impossible sizes, and for a checkpoint whose vocabulary is not that
+        of the data.
         """
         check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
         return super().build_model(cfg, from_checkpoint)
 
     def gather_for_checkpoint(self) -> None:
-        """Called on all processes before one of them writes a checkpoint: bring the states together."""
+        """Bring the states together; called on all processes before one of them writes a checkpoint."""
         if self.cfg.stream:
             self.stream_state.gather()
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of this task: the state of every row, if it trains on streams."""
+        """Return what a checkpoint stores: the state of every row, if the task trains on streams."""
         if not self.cfg.stream:
             return {}
         return {type(self).__name__: self.stream_state.to_plain()}
 
     def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint."""
+        """Continue from the state of a checkpoint."""
         self.stream_state.restore(saved)
+
+
+def load_dictionary(data: str | None) -> Dictionary:
+    """Read ``dict.txt`` of the folder ``data``; raise ``ValueError`` where there is none."""
+    if not data:
+        raise ValueError(
+            f"task.data={data!r} names no folder; give the one that fairseq-preprocess wrote"
+        )
+    path = Path(data).absolute() / DICTIONARY
+    if not path.parent.is_dir():
+        raise ValueError(f"task.data: the folder {path.parent} does not exist")
+    if not path.is_file():
+        raise ValueError(
+            f"task.data: {path.parent} has no dict.txt; it must be a folder that "
+            "fairseq-preprocess --only-source wrote"
+        )
+    return Dictionary.load(str(path))
 
 
 def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
@@ -243,10 +261,10 @@ def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
 def _lay_out_for_evaluation(
     dataset: RowDataset, streams: int, processes: int, limits: dict[str, int | None]
 ) -> None:
-    """``streams`` rows over all processes, at most one per document and per token."""
+    """Lay out ``streams`` rows over all processes, at most one per document and per token."""
     documents = len(dataset.stream.document_starts)
-    wanted = min(streams, documents or streams, len(dataset.stream))
-    per_process = max(1, -(-wanted // processes))
+    rows = min(streams, documents or streams, len(dataset.stream))
+    per_process = max(1, -(-rows // processes))
     together = limits["max_sentences"]
     if together is None and limits["max_tokens"] is not None:
         together = max(1, limits["max_tokens"] // dataset.length.longest)
@@ -254,5 +272,5 @@ def _lay_out_for_evaluation(
 
 
 def _with_state(sample: dict[str, Any], carried: Carried) -> dict[str, Any]:
-    """The batch with a place from which the model takes its state, and where it leaves the next."""
+    """Add to the batch the place from which the model takes its state and where it leaves the next."""
     return sample | {"net_input": sample["net_input"] | {"carried": carried}}

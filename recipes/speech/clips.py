@@ -1,7 +1,7 @@
 """Reading one wav file as 16-bit samples of a given rate and length.
 
 soundfile reads it (torchaudio's own reader needs torchcodec), channels are averaged, and torchaudio
-resamples.  A 16-bit mono file of the wanted rate comes out bit for bit.
+resamples.  A 16-bit mono file of the same rate comes out bit for bit.
 """
 
 import functools
@@ -15,12 +15,12 @@ from torchaudio.transforms import Resample
 
 FULL_SCALE = 32_768  # of 16 bits: what stands for an amplitude of 1
 _INT16 = np.iinfo(np.int16)
-# Programs that write to a pipe do not know the size, and announce about the most that there can be.
+# Programs that write to a pipe do not know the size, and state about the largest there can be.
 _UNKNOWN_SIZE = 0x7FFF_0000
 
 
 class DamagedClip(Exception):
-    """A file that cannot be used; ``reason`` goes on after its name, as in ``is empty``."""
+    """A file that cannot be used; ``reason`` completes a sentence that begins with its name."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -29,7 +29,7 @@ class DamagedClip(Exception):
 
 @dataclass(frozen=True)
 class ClipForm:
-    """What every prepared clip has: ``rate`` (samples a second) and ``samples``."""
+    """Form of every prepared clip: ``rate`` (samples a second) and ``samples``."""
 
     rate: int
     samples: int
@@ -40,13 +40,13 @@ class ClipForm:
                 raise ValueError(f"{name}={getattr(self, name)} of the clips must be at least 1")
 
     def fitted(self, samples_L: np.ndarray) -> np.ndarray:
-        """(samples,) int16: the beginning of a longer clip, a shorter one with zeros at its end."""
+        """Cut a longer clip, and pad a shorter one with zeros at its end: (samples,) int16."""
         cut_L = samples_L[: self.samples]
         return np.pad(cut_L, (0, self.samples - len(cut_L)))
 
 
 def read_clip(path: Path, rate: int) -> np.ndarray:
-    """All samples of a wav file at ``rate``, (L,) int16.
+    """Read all samples of a wav file at ``rate``, (L,) int16.
 
     Raises :class:`DamagedClip` for a file that is empty, cut short, no audio, unreadable or without
     samples, or that holds a NaN or an infinity.
@@ -72,12 +72,12 @@ def read_clip(path: Path, rate: int) -> np.ndarray:
 
 
 @functools.cache
-def _resampler(found: int, wanted: int) -> Resample:
-    return Resample(found, wanted, dtype=torch.float64)
+def _resampler(rate: int, new_rate: int) -> Resample:
+    return Resample(rate, new_rate, dtype=torch.float64)
 
 
 def _check_whole(path: Path) -> None:
-    """Compare the size that a RIFF header announces with the file's: libsndfile reads what there is."""
+    """Compare the size that a RIFF header states with the file's: libsndfile reads what there is."""
     with open(path, "rb") as stream:
         head = stream.read(8)
         size = stream.seek(0, 2)

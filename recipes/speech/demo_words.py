@@ -1,8 +1,8 @@
 """Ten words spoken by espeak-ng in many voices, in the layout of Speech Commands: the demo's stand-in.
 
-A voice is an accent and a variant of espeak-ng (a throat, so to say), and speaks each word in several
-speeds and pitches.  The variants of ``validation_list.txt`` and ``testing_list.txt`` are in no other
-split.  The same version of espeak-ng writes the same files each time.
+A voice is an accent and a variant of espeak-ng, and speaks each word at several speeds and pitches.  The
+variants of ``validation_list.txt`` and ``testing_list.txt`` are in no other split.  The same version of
+espeak-ng writes the same files each time.
 """
 
 import argparse
@@ -12,15 +12,14 @@ import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from megalodon_tasks.data.parallel import in_turns, usable_cores
+from megalodon_tasks.data.parallel import map_in_order, usable_cores
 from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.speech.clips import DamagedClip, read_clip
@@ -55,7 +54,7 @@ class Utterance(NamedTuple):
 
 
 def utterances() -> list[Utterance]:
-    """All that is spoken."""
+    """List all that is spoken."""
     return [
         Utterance(split, word, f"{accent}+{variant}", take)
         for split, variants in VARIANTS.items()
@@ -74,39 +73,37 @@ def check_speaker() -> None:
 
 
 def write_words(out: Path, workers: int = 1, *, hidden: bool = False) -> int:
-    """Write what is missing of the clips, and the two lists last; returns the number of clips.
+    """Write the missing clips, and the two lists last; return the number of clips.
 
     ``hidden`` hides the progress bar.  Raises ``ValueError`` if espeak-ng is missing or fails.
     """
-    everything = utterances()
+    all_words = utterances()
     with sole_writer(out):
-        missing = [one for one in everything if not (out / one.name).exists()]
+        missing = [one for one in all_words if not (out / one.name).exists()]
         if missing:
             check_speaker()
         for word in TEN_WORDS:
             (out / word).mkdir(exist_ok=True)
-        make = functools.partial(_speak_all, missing, out)
-        bar = progress_bar(total=len(missing), label="speaking", unit="word", hidden=hidden)
-        with bar, closing(in_turns(make, workers)) as spoken:
-            for _ in spoken:
-                bar.update()
+        spoken = map_in_order(functools.partial(_speak, out), missing, workers)
+        bar = progress_bar(spoken, total=len(missing), label="speaking", unit="word", hidden=hidden)
+        for _ in bar:
+            pass
         for split, name in LISTS.items():
             with atomic_file(out / name, "w") as stream:
-                stream.writelines(f"{one.name}\n" for one in everything if one.split == split)
-    return len(everything)
+                stream.writelines(f"{one.name}\n" for one in all_words if one.split == split)
+    return len(all_words)
 
 
-def _speak_all(missing: Sequence[Utterance], out: Path, first: int, step: int) -> Iterator[str]:
+def _speak(out: Path, one: Utterance) -> None:
+    """Write the clip of one utterance."""
     with tempfile.TemporaryDirectory() as folder:
-        for one in missing[first::step]:
-            samples_L = _speak(one, Path(folder) / "word.wav")
-            with atomic_file(out / one.name) as stream:
-                soundfile.write(stream, samples_L, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-            yield one.name
+        samples_L = _spoken(one, Path(folder) / "word.wav")
+    with atomic_file(out / one.name) as stream:
+        soundfile.write(stream, samples_L, SAMPLE_RATE, subtype="PCM_16", format="WAV")
 
 
-def _speak(one: Utterance, file: Path) -> np.ndarray:
-    """One second of int16 samples: the word, beginning soon."""
+def _spoken(one: Utterance, file: Path) -> np.ndarray:
+    """Return one second of int16 samples in which the word begins soon."""
     seed = int.from_bytes(hashlib.blake2b(one.name.encode(), digest_size=8).digest(), "little")
     random = np.random.default_rng(seed)
     speed, pitch = random.integers(150, 230), random.integers(20, 80)
@@ -127,7 +124,7 @@ def _speak(one: Utterance, file: Path) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="demo_words",
         description="Let espeak-ng speak ten words, in the layout of Speech Commands.",
@@ -135,6 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder for the words")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     options = parser.parse_args(arguments)
-    with ending_with_messages(parser, "start the same command again"):
+    with ending_with_messages(parser):
         count = write_words(options.out, options.workers)
     print(f"{options.out}: {count} clips of {len(TEN_WORDS)} words")

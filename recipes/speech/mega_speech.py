@@ -22,17 +22,17 @@ FILE_NAMES = {"train": "train", "valid": "val", "test": "test"}
 
 _FOLDERS = {10: "raw", 35: "raw_all_classes"}
 _ABOVE = ("", "processed_data", "SpeechCommands/processed_data", "speech_commands/processed_data")
-_PORTION = 512  # clips that are looked at together
+_PORTION = 512  # clips that are read together
 
 
 def find_tensors(source: Path, words: int) -> dict[str, Origin] | None:
-    """The six files below ``source``, as ``train_X``, ``train_y`` ...; None if there is none.
+    """Find the six files below ``source``, as ``train_X``, ``train_y`` ...; None if there is none.
 
     Raises ``ValueError`` if only some of them are there.
     """
     files = {f"{s}_{part}": f"{name}_{part}.pt" for s, name in FILE_NAMES.items() for part in "Xy"}
     folders = ["", *(f"{above}/{_FOLDERS[words]}".lstrip("/") for above in _ABOVE)]
-    found = find_files(source, files, folders, "copy the folder of processed data once more")
+    found = find_files(source, files, folders, "copy the folder of processed data again")
     return None if found is None else {key: Origin.of_file(path) for key, path in found.items()}
 
 
@@ -60,7 +60,7 @@ class MegaTensors:
         clips = _load(path)
         if not clips.is_floating_point() or clips.dim() != 3 or clips.shape[1] != 1:
             raise ValueError(
-                f"{path} holds {clips.dtype} {tuple(clips.shape)}, wanted floats (clips, 1, samples): "
+                f"{path} holds {clips.dtype} {tuple(clips.shape)}, expected floats (clips, 1, samples): "
                 "raw clips, neither MFCC features nor clips with dropped samples and their mask"
             )
         return clips
@@ -70,12 +70,12 @@ class MegaTensors:
         labels = _load(path)
         if labels.dtype != torch.int64 or tuple(labels.shape) != (clips,):
             raise ValueError(
-                f"{path} holds {labels.dtype} {tuple(labels.shape)}, wanted int64 ({clips},), a label "
+                f"{path} holds {labels.dtype} {tuple(labels.shape)}, expected int64 ({clips},), a label "
                 "for each clip"
             )
         if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(
-                f"{path}: labels from {labels.min()} to {labels.max()}, wanted 0 to {classes - 1}"
+                f"{path}: labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}"
             )
         return labels
 
@@ -113,7 +113,7 @@ class MegaTensors:
 
 
 def _load(path: Path) -> torch.Tensor:
-    """A tensor, mapped where the format allows; raises ``ValueError`` for a file that holds none."""
+    """Load a tensor, mapped where the format allows; raise ``ValueError`` if the file holds none."""
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -125,10 +125,10 @@ def _load(path: Path) -> torch.Tensor:
     except Exception as error:  # a damaged pickle can raise nearly anything
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"{path} is no saved tensor ({what}): the copy was cut short, or it is another file"
+            f"{path} is not a saved tensor ({what}): the copy was cut short, or it is another file"
         ) from None
     if not isinstance(found, torch.Tensor) or not len(found.shape) or not len(found):
         raise ValueError(
-            f"{path} holds {type(found).__name__}, wanted a tensor with at least one item"
+            f"{path} holds {type(found).__name__}, expected a tensor with at least one item"
         )
     return found

@@ -29,7 +29,7 @@ SPLIT_RULES = {
     "official": "the release's lists",
 }
 LENGTH_RULES = ("exact", "fit")
-# Of the ten words in the literature: clips of exactly a second, split 70 / 15 / 15.
+# The ten words in the literature: clips of exactly a second, split 70 / 15 / 15.
 LITERATURE = {"train": 24_482, "valid": 5_246, "test": 5_247}
 
 _TITLE = "Speech Commands"

@@ -1,4 +1,4 @@
-"""A prepared split as the model is to hear it: normalised, and at the sampling rate asked for."""
+"""A prepared split as the model's input: normalised, and at the sampling rate of the settings."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,65 +14,65 @@ from megalodon_tasks.data.sequences import ColumnSpec, PreparedSplit
 Normalise = Callable[[np.ndarray], np.ndarray]
 RESAMPLING = ("subsample", "lowpass")
 
-_PORTION = 1024  # clips that are summed up together
+_PORTION = 1024  # clips that are summed together
 _EPS = 1e-5  # added to the deviation of a time step, as in S4's and Mega's code
 
 
 class EverySample:
-    """Of a signal every ``step``-th sample, without a filter, as S4's code halves the rate."""
+    """Takes every ``step``-th sample of a signal, without a filter, as S4's code halves the rate."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def length(self, samples: int) -> int:
-        """How many of so many samples remain."""
+        """Return how many of ``samples`` samples remain."""
         return -(-samples // self.step)
 
     def __call__(self, samples_L: np.ndarray) -> np.ndarray:
-        """(L,) -> (length(L),)."""
+        """Resample (L,) samples to (length(L),)."""
         return samples_L[:: self.step]
 
 
 class LowPass:
-    """A signal resampled by torchaudio, which takes out what the new rate cannot hold."""
+    """Resamples a signal with torchaudio, which removes what the new rate cannot represent."""
 
-    def __init__(self, found: int, wanted: int) -> None:
-        self.found, self.wanted = found, wanted
-        self._resample = Resample(found, wanted)
+    def __init__(self, rate: int, new_rate: int) -> None:
+        self.rate, self.new_rate = rate, new_rate
+        self._resample = Resample(rate, new_rate)
 
     def length(self, samples: int) -> int:
-        """How many samples so many become."""
-        return -(-samples * self.wanted // self.found)
+        """Return how many samples ``samples`` become."""
+        return -(-samples * self.new_rate // self.rate)
 
     def __call__(self, samples_L: np.ndarray) -> np.ndarray:
-        """(L,) float32 -> (length(L),) float32."""
+        """Resample (L,) float32 samples to (length(L),) float32."""
         return self._resample(torch.from_numpy(samples_L)).numpy()
 
 
-def resampler(found: int, wanted: int, how: str) -> EverySample | LowPass:
-    """What brings a signal from ``found`` to ``wanted`` samples a second, ``how`` of ``RESAMPLING``.
+def resampler(rate: int, new_rate: int, how: str) -> EverySample | LowPass:
+    """Make what brings a signal from ``rate`` to ``new_rate`` samples a second.
 
-    Raises ``ValueError`` for another ``how``, a rate above the data's, and one that does not divide it
-    where samples are taken as they are.
+    Raises ``ValueError`` for a ``how`` that is not in ``RESAMPLING``, a rate above the data's, and one
+    that does not divide it where samples are taken as they are.
     """
     if how not in RESAMPLING:
         raise ValueError(f"task.resampling={how!r} is none of {', '.join(RESAMPLING)}")
-    if not 1 <= wanted <= found:
+    if not 1 <= new_rate <= rate:
         raise ValueError(
-            f"task.sample_rate={wanted} must be from 1 to {found}, the rate of the prepared data"
+            f"task.sample_rate={new_rate} must be from 1 to {rate}, the rate of the prepared data"
         )
-    if how == "lowpass" and wanted != found:
-        return LowPass(found, wanted)
-    if found % wanted:
+    if how == "lowpass" and new_rate != rate:
+        return LowPass(rate, new_rate)
+    if rate % new_rate:
         raise ValueError(
-            f"task.sample_rate={wanted} does not divide {found}, the rate of the prepared data; choose "
+            f"task.sample_rate={new_rate} does not divide {rate}, the rate of the prepared data; choose "
             "a divisor, or task.resampling=lowpass"
         )
-    return EverySample(found // wanted)
+    return EverySample(rate // new_rate)
 
 
 class PerStep:
-    """Each time step by its own mean and deviation over ``split``, as S4's and Mega's code does it."""
+    """Normalises each time step by its own mean and deviation over ``split``, as S4 and Mega do."""
 
     def __init__(self, split: PreparedSplit) -> None:
         length = split.spec.columns["inputs"].length
@@ -92,13 +92,13 @@ class PerStep:
         self.factor_L = (1 / (np.sqrt(variance_L) + _EPS)).astype(np.float32)
 
     def __call__(self, stored_L: np.ndarray) -> np.ndarray:
-        """Stored samples (L,) -> (L,) float32."""
+        """Normalise stored samples (L,) to (L,) float32."""
         values_L = stored_L.astype(np.float32) / np.float32(self.divisor)
         return (values_L - self.mean_L) * self.factor_L
 
 
 class SignalSplit(PreparedSplit):
-    """``split``, with sequences that went through ``normalise`` and then ``resample``."""
+    """A split whose sequences go through ``normalise`` and then ``resample``."""
 
     def __init__(
         self, split: PreparedSplit, normalise: Normalise, resample: EverySample | LowPass
@@ -116,5 +116,5 @@ class SignalSplit(PreparedSplit):
         return super().__getstate__() | mine
 
     def sequence(self, column: str, index: int) -> np.ndarray:
-        """The input of item ``index``, 1-D float32."""
+        """Return the input of item ``index``, 1-D float32."""
         return self.resample(self.normalise(self.split.sequence(column, index)))

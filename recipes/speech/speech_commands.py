@@ -43,7 +43,7 @@ class Clip(NamedTuple):
 
 
 def find_release(source: Path, words: Sequence[str]) -> Path | None:
-    """The folder of the word folders: ``source`` or one below; None if there is none.
+    """Find the folder of the word folders: ``source`` or one below; None if there is none.
 
     Raises ``ValueError`` if some of the ``words`` have no folder there.
     """
@@ -62,7 +62,7 @@ def find_release(source: Path, words: Sequence[str]) -> Path | None:
 
 
 def how_to_get(source: Path) -> str:
-    """What to do where ``source`` holds no clips."""
+    """Return what to do where ``source`` holds no clips."""
     return (
         f"{packed_inside(source, _ARCHIVES)}get {_NAME}.tar.gz (Warden, Speech Commands) and unpack it, "
         "or take speech_commands of Mega's processed files"
@@ -70,11 +70,11 @@ def how_to_get(source: Path) -> str:
 
 
 def list_clips(folder: Path, words: Sequence[str], rejects: Rejects) -> list[Clip]:
-    """Every ``*.wav`` of ``words``, word by word and by name, whatever order the file system has.
+    """List every ``*.wav`` of ``words``, word by word and by name, in any order of the file system.
 
-    Of two names that differ in case alone, which many file systems and the official lists cannot tell
-    apart, the first is taken and the other goes to ``rejects``.  Hidden files are not looked at.  Raises
-    ``ValueError`` for a word without a clip.
+    If two names differ only in case, which many file systems and the official lists ignore, the first is
+    taken and the other goes to ``rejects``.  Hidden files are ignored.  Raises ``ValueError`` for a word
+    without a clip.
     """
     clips = []
     for label, word in enumerate(words):
@@ -93,7 +93,7 @@ def list_clips(folder: Path, words: Sequence[str], rejects: Rejects) -> list[Cli
 
 
 def origins_of(folder: Path, clips: Iterable[Clip], official: bool) -> dict[str, Origin]:
-    """The files that the prepared data depends on: the clips of each word, and the official lists.
+    """Return the files that the data depends on: the clips of each word, and the official lists.
 
     Raises ``ValueError`` for a list that is needed and missing.
     """
@@ -113,7 +113,7 @@ def origins_of(folder: Path, clips: Iterable[Clip], official: bool) -> dict[str,
 
 
 def stratified_splits(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
-    """70 / 15 / 15 % with each word's share in all, by the calls and seeds of S4's and Mega's code.
+    """Split 70 / 15 / 15 % of each word's clips, by the calls and seeds of S4's and Mega's code.
 
     Theirs starts from the order of an unsorted directory listing, and differs between machines; this
     starts from the order of ``clips``.  Raises ``ValueError`` for a word with too few clips.
@@ -135,12 +135,12 @@ def official_splits(
     folder: Path,
     words: Sequence[str],
     found: Iterable[Clip],
-    kept: Sequence[Clip],
+    usable: Sequence[Clip],
     rejects: Rejects,
 ) -> dict[str, list[Clip]]:
-    """The splits of the release's lists: what is in neither is for training.
+    """Split by the release's lists: what is in neither is for training.
 
-    ``found`` are all clips of ``words``, ``kept`` those to be shared out.  An entry of a list without a
+    ``found`` are all clips of ``words``, ``usable`` those to assign.  An entry of a list without a
     file goes to ``rejects``.  Raises ``ValueError`` for a clip in both lists, and for an empty split.
     """
     present, of_words = {clip.name for clip in found}, set(words)
@@ -158,7 +158,7 @@ def official_splits(
             if name not in present:
                 rejects.add(f"{folder / list_name}: {name}", "is listed, but there is no such file")
     splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
-    for clip in kept:
+    for clip in usable:
         splits[split_of.get(clip.name, "train")].append(clip)
     for name, chosen in splits.items():
         if not chosen:

@@ -25,11 +25,11 @@ from megalodon_tasks.recipes.speech.speech_commands import (
     stratified_splits,
 )
 
-_PORTION = 64  # clips that a process reads before it reports back
+PORTION = 64  # clips that a process reads before it sends them
 
 
 class Measured(NamedTuple):
-    """What one look at a clip gave: samples in all, sum and sum of squares of those that are used."""
+    """What reading a clip gave: all its samples, sum and sum of squares of those that are used."""
 
     samples: int
     total: int = 0
@@ -61,7 +61,7 @@ class WavClips:
         self.found = list_clips(self.folder, self.words, self.rejects)
 
     def complete(self, spec: DatasetSpec, inside: Path) -> DatasetSpec:
-        """Look at every clip, decide on the splits, and add the scale of the training clips to ``spec``.
+        """Examine every clip, decide on the splits, and add the scale of the training clips to ``spec``.
 
         Clips of other lengths are named in ``source["other_lengths"]``, with their samples.  Raises
         ``ValueError`` if no clip is left, and as the functions that split do.
@@ -86,7 +86,7 @@ class WavClips:
         chosen = self.splits[split]
         on_bytes(sum(clip.path.stat().st_size for clip in chosen[:first]))
         read = functools.partial(_read, self.form)
-        samples = map_in_order(read, chosen[first:], self.workers, _PORTION)
+        samples = map_in_order(read, chosen[first:], self.workers, PORTION)
         for clip, samples_L in zip(chosen[first:], samples, strict=True):
             on_bytes(clip.path.stat().st_size)
             yield clip.label, {"inputs": samples_L}
@@ -98,7 +98,7 @@ class WavClips:
         )
         look = functools.partial(_look, self.form)
         with bar:
-            looks = map_in_order(look, self.found, self.workers, _PORTION)
+            looks = map_in_order(look, self.found, self.workers, PORTION)
             for clip, one in zip(self.found, looks, strict=True):
                 bar.update()
                 if one.damage:
@@ -113,8 +113,8 @@ def _look(form: ClipForm, clip: Clip) -> Measured:
         samples_L = read_clip(clip.path, form.rate)
     except DamagedClip as error:
         return Measured(0, damage=error.reason)
-    kept_L = samples_L[: form.samples].astype(np.int64)
-    return Measured(len(samples_L), int(kept_L.sum()), int(kept_L @ kept_L))
+    used_L = samples_L[: form.samples].astype(np.int64)
+    return Measured(len(samples_L), int(used_L.sum()), int(used_L @ used_L))
 
 
 def _read(form: ClipForm, clip: Clip) -> np.ndarray:
@@ -128,7 +128,7 @@ def _read(form: ClipForm, clip: Clip) -> np.ndarray:
 
 
 def _scale(clips: Sequence[Measured], form: ClipForm) -> ValueScale:
-    """Mean and deviation of all samples, exact up to the last division; full scale is 1."""
+    """Return mean and deviation of all samples, exact up to the last division; full scale is 1."""
     count = len(clips) * form.samples
     total, squares = sum(one.total for one in clips), sum(one.squares for one in clips)
     # over the common denominator count^2, in whole numbers

@@ -1,6 +1,10 @@
 """Small prepared data sets for tests."""
 
+import os
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 
 from megalodon_tasks.data.manifest import is_prepared
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, PreparedDataset
@@ -76,3 +80,25 @@ def write_random(folder, counts=(40, 12, 12), **changes):
         for seed, (name, count) in enumerate(zip(names, counts, strict=True))
     }
     return write_items(folder, spec, splits)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@contextmanager
+def killed_at(monkeypatch, step):
+    """Kill the block at the given move of a file from one folder to another."""
+    replace, steps = os.replace, []
+
+    def replace_or_die(source, target):
+        if os.path.dirname(source) != os.path.dirname(target):  # not one of an atomic file
+            steps.append(source)
+        if len(steps) == step:
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace_or_die)
+        with pytest.raises(Killed):
+            yield

@@ -15,7 +15,7 @@ from megalodon_tasks.data.tokenizers import (
     tokenizer_of,
     with_tokenizer,
 )
-from tests.data.prepared import reader_of, write_form
+from tests.data.prepared import killed_at, reader_of, write_form
 
 TEXTS = ["first", "second document", "dritter: Ü\n", "fourth"]
 SPLITS = ("train", "valid", "test")
@@ -95,6 +95,16 @@ def test_an_empty_split_is_refused(tmp_path):
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(ValueError, match="the split 'test' has no tokens"):
         read_corpus(tmp_path).split("test")
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_kill_while_files_are_published_leaves_nothing_that_is_read(tmp_path, monkeypatch, step):
+    with killed_at(monkeypatch, step):
+        write(tmp_path)
+    with pytest.raises(ValueError, match="was stopped before it was complete; start the same"):
+        read_corpus(tmp_path)
+    write(tmp_path)
+    assert len(read_corpus(tmp_path).split("test")) == 4
 
 
 def test_an_unknown_split_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from fairseq.data import Dictionary
 
 from megalodon_tasks.data.token_stream import TokenStream, open_stream
@@ -14,18 +13,15 @@ LINES = [[4, 5, EOS], [6, EOS], [EOS], [7, 8, 9, EOS], [4, EOS]]
 TOKENS = sum(LINES, [])
 
 
-class Lines:
-    """As much of fairseq's indexed data set as is used."""
+class Part:
+    """The parts of a corpus's split that a stream uses, with tokens in memory."""
 
     def __init__(self, lines):
-        self.lines = [torch.tensor(line, dtype=torch.int32) for line in lines]
         self.sizes = np.array([len(line) for line in lines])
+        self._tokens = np.concatenate(lines)
 
-    def __len__(self):
-        return len(self.lines)
-
-    def __getitem__(self, index):
-        return self.lines[index]
+    def tokens(self, start, stop):
+        return self._tokens[start:stop].astype(np.int64)
 
 
 def make_dictionary(words=6):
@@ -36,7 +32,7 @@ def make_dictionary(words=6):
 
 
 def make_stream(lines=LINES, documents="none", words=6):
-    return TokenStream(Lines(lines), make_dictionary(words), documents=documents)
+    return TokenStream([Part(lines)], make_dictionary(words), documents=documents)
 
 
 def test_every_stretch_reads_what_stands_there():
@@ -83,9 +79,12 @@ def test_token_out_of_range_is_named_with_its_place():
         stream.read(5, 10)
 
 
-def test_no_tokens_are_refused():
-    with pytest.raises(ValueError, match="tokens holds no tokens"):
-        make_stream([])
+def test_parts_are_read_as_one():
+    stream = TokenStream([Part(LINES[:2]), Part(LINES[2:])], make_dictionary(), documents="line")
+    for start in range(len(TOKENS)):
+        for stop in range(start, len(TOKENS) + 1):
+            assert stream.read(start, stop).tolist() == TOKENS[start:stop]
+    assert stream.document_starts.tolist() == [0, 3, 5, 6, 10]
 
 
 @pytest.fixture
@@ -106,7 +105,9 @@ def test_opens_what_fairseq_preprocess_wrote(folder):
 
 def test_missing_split_is_named_with_those_there(folder):
     (folder / "test.idx").rename(folder / "other.idx")
-    with pytest.raises(ValueError, match="has no split 'test' .*; it has other, train, valid"):
+    with pytest.raises(
+        ValueError, match="has no complete split 'test'; it has other, train, valid"
+    ):
         open_test(folder)
 
 
@@ -115,8 +116,17 @@ def test_documents_of_a_corpus_need_its_description(folder):
         open_test(folder, documents="corpus")
 
 
+def test_further_parts_are_read_where_asked(folder):
+    for end in ("bin", "idx"):
+        (folder / f"test1.{end}").write_bytes((folder / f"train.{end}").read_bytes())
+    alone, both = open_test(folder), open_test(folder, combine=True)
+    train = open_stream(folder, "train", Dictionary.load(str(folder / "dict.txt")))
+    assert len(both) == len(alone) + len(train)
+    assert both.read(len(alone), len(both)).tolist() == train.read(0, len(train)).tolist()
+
+
 def test_truncated_split_is_named(folder):
     path = folder / "test.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="test.bin is shorter than test.idx says"):
+    with pytest.raises(ValueError, match="test.bin has .* bytes, its index expects"):
         open_test(folder)

@@ -14,6 +14,7 @@ from megalodon_tasks.data.manifest import MANIFEST, Manifest, is_prepared
 from megalodon_tasks.data.sequences import ColumnSpec, PreparedDataset
 from megalodon_tasks.data.sources import Rejects
 from tests.data.prepared import (
+    killed_at,
     random_items,
     reader_of,
     spec_of,
@@ -111,32 +112,17 @@ def test_replacing_keeps_other_files_and_removes_the_old_ones(tmp_path):
 SPEC_PARTS = ("labels", "inputs", "inputs.offsets")
 
 
-class Killed(BaseException):
-    """Stands for a kill at a step of the publication."""
-
-
 @pytest.mark.parametrize("step", range(1, 12))
 def test_a_kill_while_files_are_published_is_made_good(tmp_path, monkeypatch, step):
     pair = {"inputs": ColumnSpec("uint8"), "inputs2": ColumnSpec("uint8")}
     write_random(tmp_path / "a", columns=pair)
-    replace, steps = os.replace, []
-
-    def replace_or_die(source, target):
-        if os.path.dirname(source) != os.path.dirname(target):  # not one of an atomic file
-            steps.append(source)
-        if len(steps) == step:
-            raise Killed
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_or_die)
-    with pytest.raises(Killed):
+    with killed_at(monkeypatch, step):
         write_form(tmp_path / "a", SPEC, splits())
-    monkeypatch.undo()
     if is_prepared(tmp_path / "a"):  # before the first step the old data are complete
         assert step == 1
         Manifest.read(tmp_path / "a").verify()
     else:
-        with pytest.raises(ValueError, match="manifest.json is missing"):
+        with pytest.raises(ValueError, match="was stopped before it was complete; start the same"):
             PreparedDataset(tmp_path / "a")
     write_form(tmp_path / "a", SPEC, splits())
     write_form(tmp_path / "b", SPEC, splits())

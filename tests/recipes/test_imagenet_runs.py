@@ -55,9 +55,8 @@ def test_two_processes_train_and_resume_as_one_run(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    module = "megalodon_tasks.recipes.imagenet"
-    run(sys.executable, "-m", f"{module}.demo_digits", "images")
-    run(sys.executable, "-m", f"{module}.prepare_imagenet", "images", "index")
+    prepare = (sys.executable, "-m", "megalodon_tasks", "prepare", "imagenet/imagenet")
+    run(*prepare, "images", "index", "--demo")
     worker = tmp_path / "worker.sh"
     worker.write_text(
         f"""exec {sys.executable} -m megalodon_tasks train --config-dir {SCRIPT.parent} \\

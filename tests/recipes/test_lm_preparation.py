@@ -19,7 +19,7 @@ from megalodon_tasks.recipes.lm import (
     python_topics,
     text_files,
 )
-from megalodon_tasks.recipes.lm.vocabulary import load_dictionary
+from megalodon_tasks.recipes.lm.task import load_dictionary
 from tests.recipes.lm_data import quietly
 
 WORDS = [

@@ -11,7 +11,7 @@ from torchaudio.functional import resample
 
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.speech import prepare_speech_commands
+from megalodon_tasks.recipes.speech import prepare_speech_commands, wav_clips
 from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prepare
 from megalodon_tasks.recipes.speech.speech_commands import ALL_WORDS, TEN_WORDS
 from tests.recipes.speech_files import (
@@ -110,6 +110,30 @@ def test_neither_processes_nor_the_file_system_change_a_bit(release, copy, tmp_p
     for name, split in one.splits.items():
         assert len(split) == len(other.split(name))
     assert one.spec.scale == other.spec.scale
+
+
+def test_an_interrupted_preparation_continues_with_the_next_clip(release, tmp_path, monkeypatch):
+    read, calls, stop_at = wav_clips.read_clip, [], [None]
+
+    def interrupted(path, rate):
+        calls.append(path)
+        if len(calls) == stop_at[0]:
+            raise KeyboardInterrupt
+        return read(path, rate)
+
+    monkeypatch.setattr(wav_clips, "PORTION", 5)
+    monkeypatch.setattr(wav_clips, "read_clip", interrupted)
+    whole = prepared(release, tmp_path / "whole")
+    clips = len(calls) // 2  # each is read twice
+    calls.clear()
+    stop_at[0] = clips + 13
+    with pytest.raises(KeyboardInterrupt):
+        prepared(release, tmp_path / "out")
+    calls.clear()
+    stop_at[0] = None
+    again = prepared(release, tmp_path / "out")
+    assert len(calls) == 2 * clips - 10, "two portions were stored"
+    assert again.manifest.files == whole.manifest.files
 
 
 def test_one_mean_and_one_deviation_of_the_training_clips(release, tmp_path):

@@ -66,14 +66,14 @@ def test_a_clip_that_is_not_finite_is_left_out(tmp_path):
 
 
 BAD_TENSORS = {
-    "val_X.pt is no saved tensor": ("val_X", b"PK half a file"),
-    r"train_X.pt holds torch.float32 \(40, 20, 161\), wanted floats .* MFCC": (
+    "val_X.pt is not a saved tensor": ("val_X", b"PK half a file"),
+    r"train_X.pt holds torch.float32 \(40, 20, 161\), expected floats .* MFCC": (
         "train_X", torch.zeros(40, 20, 161),
     ),
-    r"test_y.pt holds torch.int64 \(9,\), wanted int64 \(10,\)": ("test_y", torch.zeros(9).long()),
-    "train_y.pt: labels from 0 to 10, wanted 0 to 9": ("train_y", torch.arange(40) % 11),
+    r"test_y.pt holds torch.int64 \(9,\), expected int64 \(10,\)": ("test_y", torch.zeros(9).long()),
+    "train_y.pt: labels from 0 to 10, expected 0 to 9": ("train_y", torch.arange(40) % 11),
     "test_X.pt has clips of 49 samples": ("test_X", torch.zeros(10, 1, 49)),
-    "val_y.pt holds dict, wanted a tensor": ("val_y", {"y": torch.zeros(10)}),
+    "val_y.pt holds dict, expected a tensor": ("val_y", {"y": torch.zeros(10)}),
     "val_y.pt is missing beside the other files": ("val_y", None),
     "train_X.pt is the same value throughout": ("train_X", torch.zeros(40, 1, 50)),
 }  # fmt: skip
@@ -110,6 +110,6 @@ def test_loading_a_tensor_runs_no_code(tmp_path):
             return os.system, (f"touch {marker}",)
 
     torch.save(Payload(), tmp_path / "raw" / "val_y.pt")
-    with pytest.raises(ValueError, match=r"val_y.pt is no saved tensor"):
+    with pytest.raises(ValueError, match=r"val_y.pt is not a saved tensor"):
         prepare(tmp_path, tmp_path / "out", hidden=True)
     assert not marker.exists()

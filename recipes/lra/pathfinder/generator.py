@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from megalodon_tasks.data.parallel import in_turns
+from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
 from megalodon_tasks.recipes.lra.data_folder import generator_options
@@ -99,25 +98,20 @@ def _portions(batches: dict[int, int]) -> list[_Portion]:
     ]
 
 
-def _draw(
-    folder: Path,
-    settings: PathfinderSettings,
-    seed: int,
-    portions: list[_Portion],
-    first: int,
-    step: int,
-) -> Iterator[list[str]]:
-    """Draw every ``step``-th portion into the folder of its unfinished batch; yield their lines."""
-    painter = PathfinderPainter(settings)
-    for portion in portions[first::step]:
-        unfinished = _unfinished(folder, portion.batch)
-        unfinished.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for index in range(portion.first, portion.last):
-            image = painter.paint(image_rng(seed, portion.batch, index))
-            Image.fromarray(image.pixels).save(unfinished / f"sample_{index}.png")
-            lines.append(metadata_line(settings, image, portion.batch, index))
-        yield lines
+def _draw(folder: Path, settings: PathfinderSettings, seed: int, portion: _Portion) -> list[str]:
+    """Draw a portion into the folder of its unfinished batch; return its lines of metadata."""
+    painter, lines = _painter(settings), []
+    unfinished = _unfinished(folder, portion.batch)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    for index in range(portion.first, portion.last):
+        image = painter.paint(image_rng(seed, portion.batch, index))
+        Image.fromarray(image.pixels).save(unfinished / f"sample_{index}.png")
+        lines.append(metadata_line(settings, image, portion.batch, index))
+    return lines
+
+
+# once for all portions that a process draws
+_painter = functools.lru_cache(maxsize=1)(PathfinderPainter)
 
 
 def _unfinished(folder: Path, batch: int) -> Path:
@@ -174,10 +168,10 @@ def _write(
     hidden: bool,
 ) -> None:
     portions = _portions(batches)
-    make = functools.partial(_draw, folder, settings, seed, portions)
+    draw = functools.partial(_draw, folder, settings, seed)
     bar = progress_bar(total=total, label=settings.folder, unit="images", hidden=hidden)
     lines: list[str] = []
-    with bar, closing(in_turns(make, min(workers, len(portions)) or 1)) as drawn:
+    with bar, closing(map_in_order(draw, portions, workers)) as drawn:
         bar.update(total - sum(batches.values()))
         for portion, some in zip(portions, drawn, strict=True):
             lines += some
