@@ -25,6 +25,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.sequences import Item
 from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
@@ -250,7 +251,7 @@ def read_mega_images(
     classes: int,
     rejects: Rejects,
     on_bytes: OnBytes,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[Item]:
     """Yield the class and the ``pixels`` numbers (uint8) of each image of ``split``, line by line.
 
     A line that is no such image, or whose class is none, goes to ``rejects``.  Raises ``ValueError`` if
@@ -276,7 +277,7 @@ def read_mega_images(
             )
             rejects.add(f"{label_path}, line {number}", reason)
         else:
-            yield int(answer), values
+            yield int(answer), {"inputs": values}
     if next(answers, None) is not None:
         raise ValueError(f"{path} ends before {label_path} does: one of them was cut short")
 

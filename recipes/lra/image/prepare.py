@@ -65,8 +65,9 @@ def prepare(
         }
     elif (origins := find_mega_images(source, _MEGA_NAMES)) is not None:
         spec = _spec(side, "mega", "the splits of Mega's files")
+        shape = (side * side, len(cifar.CLASSES))
         splits = {
-            name: preparing.from_the_start(_mega_items, origins, name, side, rejects)
+            name: preparing.from_the_start(read_mega_images, origins, name, *shape, rejects)
             for name in SPLITS
         }
     else:
@@ -103,14 +104,6 @@ def _release_items(
         places = VALIDATION[validation]({"train": len(labels) - valid, "valid": valid})[split]
     for place in places:
         yield int(labels[place]), {"inputs": images[place]}
-
-
-def _mega_items(
-    origins: Mapping[str, Origin], split: str, side: int, rejects: Rejects, on_bytes: OnBytes
-) -> Iterator[Item]:
-    classes = len(cifar.CLASSES)
-    for label, values in read_mega_images(origins, split, side**2, classes, rejects, on_bytes):
-        yield label, {"inputs": values}
 
 
 def report(dataset: PreparedDataset) -> list[str]:

@@ -11,7 +11,7 @@ Arena's.
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,9 @@ def prepare(
         preparation = _from_images(folders, options, workers, rejects)
     elif origins := find_mega_images(source, benchmark.mega_names):
         spec = _spec(options, {"form": "mega"}, "mega", "the splits of Mega's files")
+        shape = (options.pixels_wide**2, len(CLASSES))
         splits = {
-            name: preparing.from_the_start(_mega_items, origins, name, options, rejects)
+            name: preparing.from_the_start(read_mega_images, origins, name, *shape, rejects)
             for name in SPLITS
         }
         preparation = preparing.Preparation(benchmark.title, spec, origins, splits, rejects)
@@ -196,18 +197,6 @@ class _ImageSplits:
             on_bytes(int((number + 1) * each) - int(number * each))
             if pixels is not None:
                 yield label, {"inputs": pixels}
-
-
-def _mega_items(
-    origins: Mapping[str, Origin],
-    split: str,
-    options: Options,
-    rejects: Rejects,
-    on_bytes: OnBytes,
-) -> Iterator[Item]:
-    pixels, classes = options.pixels_wide**2, len(CLASSES)
-    for label, values in read_mega_images(origins, split, pixels, classes, rejects, on_bytes):
-        yield label, {"inputs": values}
 
 
 def report(dataset: PreparedDataset) -> list[str]:
