@@ -262,7 +262,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             if name not in choices:
                 parser.error(f"{what} {name!r} is not one of {', '.join(sorted(choices))}")
     if args.repeats < 1 or args.threads < 1:
-        parser.error(f"--repeats {args.repeats} and --threads {args.threads}: wanted at least 1")
+        parser.error(f"--repeats {args.repeats} and --threads {args.threads}: both must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     args.op = args.op or ops
