@@ -6,11 +6,11 @@ that is needed; triton and CUDA are used where they are.
 
 from megalodon_tasks.cuda_ops.attention.op import chunk_attention
 from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
-from megalodon_tasks.cuda_ops.cema.op import cema
+from megalodon_tasks.cuda_ops.complex_ema.op import cema
 from megalodon_tasks.cuda_ops.dispatch import BackendUnavailable, use_backend
-from megalodon_tasks.cuda_ops.sequence_norm.op import sequence_norm
-from megalodon_tasks.cuda_ops.timestep_norm.op import timestep_norm
-from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.sequence.op import sequence_norm
+from megalodon_tasks.cuda_ops.norms.timestep.op import timestep_norm
+from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 __all__ = [
     "BackendUnavailable",

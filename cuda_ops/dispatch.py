@@ -24,25 +24,25 @@ ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 # that a machine without triton imports everything else.
 BACKENDS: dict[str, dict[str, str]] = {
     "cema": {
-        "reference": "cema.reference:cema_reference",
-        "torch": "cema.torch_fast:cema_torch",
-        "native": "cema.native:cema_native",
-        "fft": "cema.fft:cema_fft",
-        "triton": "cema.triton_op:cema_triton",
+        "reference": "complex_ema.reference:cema_reference",
+        "torch": "complex_ema.torch_op:cema_torch",
+        "native": "complex_ema.native_op:cema_native",
+        "fft": "complex_ema.fft:cema_fft",
+        "triton": "complex_ema.triton_op:cema_triton",
     },
     "timestep_norm": {
-        "reference": "timestep_norm.reference:timestep_norm_reference",
-        "torch": "timestep_norm.torch_fast:timestep_norm_torch",
-        "triton": "timestep_norm.triton_op:timestep_norm_triton",
+        "reference": "norms.timestep.reference:timestep_norm_reference",
+        "torch": "norms.timestep.torch_op:timestep_norm_torch",
+        "triton": "norms.timestep.triton_op:timestep_norm_triton",
     },
     "sequence_norm": {
-        "reference": "sequence_norm.reference:sequence_norm_reference",
-        "torch": "sequence_norm.torch_fast:sequence_norm_torch",
-        "triton": "sequence_norm.triton_op:sequence_norm_triton",
+        "reference": "norms.sequence.reference:sequence_norm_reference",
+        "torch": "norms.sequence.torch_op:sequence_norm_torch",
+        "triton": "norms.sequence.triton_op:sequence_norm_triton",
     },
     "chunk_attention": {
         "reference": "attention.reference:chunk_attention_reference",
-        "torch": "attention.torch_fast:chunk_attention_torch",
+        "torch": "attention.torch_op:chunk_attention_torch",
         "triton": "attention.triton_op:chunk_attention_triton",
     },
 }

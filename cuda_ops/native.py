@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-CEMA = Path(__file__).with_name("cema") / "native_kernels.c"
+CEMA = Path(__file__).with_name("complex_ema") / "native_kernels.c"
 
 CACHE_VARIABLE = "MEGALODON_CACHE_DIR"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.coefficients import coefficients
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import coefficients
 from megalodon_tasks.models.layers.cema import ComplexEMA
 
 

@@ -2,8 +2,8 @@
 
 Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as the authors released it: the input coefficient is
 real, the phase sits only in the decay q, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is
-scaled by 1/sqrt(h), and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this
-equals eq. 2 once the phase is moved into eta.
+scaled by 1/sqrt(h), and a skip ``omega * x`` is added.  ``cuda_ops/complex_ema/README.md`` shows that
+this equals eq. 2 once the phase is moved into eta.
 """
 
 import math

@@ -75,7 +75,7 @@ def resources(kernel: object) -> dict[str, object]:
 
 def cema(dtype: torch.dtype) -> None:
     """Both kinds of call: causal with a state, and bidirectional with padding."""
-    run = importlib.import_module(f"{OPS}.cema.triton_op").cema_triton
+    run = importlib.import_module(f"{OPS}.complex_ema.triton_op").cema_triton
     batch, length, dim, order = 2, 1000, 64, 16
     for bidirectional in (False, True):
         rows = 2 * dim if bidirectional else dim
@@ -95,8 +95,8 @@ def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def timestep_norm(dtype: torch.dtype) -> None:
     """Many blocks with a state and padding, and one block: wide groups and single features."""
-    run = importlib.import_module(f"{OPS}.timestep_norm.triton_op").timestep_norm_triton
-    kind = importlib.import_module(f"{OPS}.timestep_norm.state").TimestepNormState
+    run = importlib.import_module(f"{OPS}.norms.timestep.triton_op").timestep_norm_triton
+    kind = importlib.import_module(f"{OPS}.norms.timestep.state").TimestepNormState
     batch, dim = 2, 1024
     for groups in (1, 32, dim):
         moments = _zeros(batch, groups), _zeros(batch, groups)
@@ -109,7 +109,7 @@ def timestep_norm(dtype: torch.dtype) -> None:
 
 def sequence_norm(dtype: torch.dtype) -> None:
     """With padding and without: wide groups and single features."""
-    run = importlib.import_module(f"{OPS}.sequence_norm.triton_op").sequence_norm_triton
+    run = importlib.import_module(f"{OPS}.norms.sequence.triton_op").sequence_norm_triton
     batch, length, dim = 2, 2000, 1024
     for groups in (1, 32, dim):
         tensors = _zeros(batch, length, dim, dtype=dtype), _zeros(dim), _zeros(dim)

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from megalodon_tasks.cuda_ops import native
-
 
 @pytest.fixture(scope="session", autouse=True)
 def loop_bounds() -> Iterator[None]:
@@ -32,6 +30,9 @@ def _needs_a_compiler(request: pytest.FixtureRequest) -> None:
     """Tests of backend ``native`` are skipped where its kernels cannot be compiled."""
     call = getattr(request.node, "callspec", None)
     if call is not None and call.params.get("backend") == "native":
+        # Not at the top: it imports triton, before ``pytest_configure`` asks for the interpreter.
+        from megalodon_tasks.cuda_ops import native
+
         reason = native.why_not(native.CEMA)
         if reason is not None:
             pytest.skip(reason)

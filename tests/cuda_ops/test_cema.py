@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import cema
-from megalodon_tasks.cuda_ops.cema.torch_fast import cema_torch
+from megalodon_tasks.cuda_ops.complex_ema.torch_op import cema_torch
 from tests.cuda_ops.cema_cases import PARAMETERS, Case, cast, outputs_and_gradients
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
@@ -113,7 +113,7 @@ def test_block_length_changes_nothing(bidirectional, block):
 
 @DIRECTIONS
 def test_channels_that_are_transformed_together_change_nothing(monkeypatch, bidirectional):
-    fft = importlib.import_module("megalodon_tasks.cuda_ops.cema.fft")
+    fft = importlib.import_module("megalodon_tasks.cuda_ops.complex_ema.fft")
     inputs = Case(length=50, dim=5, bidirectional=bidirectional, padded=0.1).inputs()
     truth = outputs_and_gradients(inputs, "fft", bidirectional)
     monkeypatch.setattr(fft, "_LINE", 2)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.cuda_ops import cema
-from megalodon_tasks.cuda_ops.cema.torch_fast import cema_torch
+from megalodon_tasks.cuda_ops.complex_ema.torch_op import cema_torch
 from tests.cuda_ops.cema_cases import Case, cast, outputs_and_gradients
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 

@@ -10,7 +10,7 @@ from megalodon_tasks.cuda_ops import BackendUnavailable, cema
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
 # The package's name `cema` is the function, so that the modules below it are reached by name.
-MODULES = "megalodon_tasks.cuda_ops.cema"
+MODULES = "megalodon_tasks.cuda_ops.complex_ema"
 NAMES = ("x", "alpha", "delta", "theta", "gamma", "omega", "state")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import chunk_attention
-from megalodon_tasks.cuda_ops.attention import torch_fast
+from megalodon_tasks.cuda_ops.attention import torch_op
 from tests.cuda_ops.attention_cases import compare, make_mask, make_qkv, make_state, randn
 from tests.cuda_ops.compare import assert_close
 
@@ -53,7 +53,7 @@ def test_matches_reference_with_state(backend, chunk_size, past, mask, masked_st
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_torch_widths_of_keys_and_values(monkeypatch, key, value, long, causal):
-    monkeypatch.setattr(torch_fast, "LONG", 2 if long else 2048)
+    monkeypatch.setattr(torch_op, "LONG", 2 if long else 2048)
     compare(
         "torch",
         torch.float64,

@@ -106,7 +106,7 @@ def test_the_number_of_threads_changes_nothing_but_the_order_of_sums(bidirection
 
 @needs_a_compiler
 def test_large_outputs_are_written_around_the_caches(monkeypatch):
-    module = sys.modules["megalodon_tasks.cuda_ops.cema.native"]
+    module = sys.modules["megalodon_tasks.cuda_ops.complex_ema.native_op"]
     inputs = Case(2, 300, 32, 4, with_state=True, padded=0.1).inputs()
     usual = outputs_and_gradients(inputs, "native")
     monkeypatch.setattr(module, "_LARGE", 0)
@@ -118,7 +118,7 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch):
 def test_the_structure_of_a_call_is_that_of_the_c_file():
     import re
 
-    from megalodon_tasks.cuda_ops.cema.native import _Call
+    from megalodon_tasks.cuda_ops.complex_ema.native_op import _Call
 
     body = re.search(r"struct call \{(.*?)\n\};", native.CEMA.read_text(), re.DOTALL)[1]
     body = re.sub(r"/\*.*?\*/", "", body)

@@ -20,7 +20,12 @@ from megalodon_tasks.cuda_ops import (
 ROOT = Path(__file__).resolve().parents[2] / "cuda_ops"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-FOLDERS = {"chunk_attention": "attention"}
+FOLDERS = {
+    "cema": "complex_ema",
+    "timestep_norm": "norms/timestep",
+    "sequence_norm": "norms/sequence",
+    "chunk_attention": "attention",
+}
 
 
 def rows():
@@ -120,7 +125,7 @@ def quoted(cells):
 
 @pytest.mark.parametrize("op", list(dispatch.BACKENDS))
 def test_each_page_derives_what_the_table_quotes(op):
-    page = (ROOT / FOLDERS.get(op, op) / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / FOLDERS[op] / "README.md").read_text(encoding="utf-8")
     equations = numbered(page)
     assert equations == set(range(1, max(equations) + 1)), "numbers without a gap"
     for (of, backend), row in ROWS.items():
@@ -129,7 +134,7 @@ def test_each_page_derives_what_the_table_quotes(op):
             assert quoted(row.values()) <= equations
     headings = " ".join(re.findall(r"^## (.*)$", page, re.MULTILINE)).lower()
     assert all(part in headings for part in ("forward", "backward", "triton"))
-    kernels = (ROOT / FOLDERS.get(op, op) / "triton_kernels.py").read_text(encoding="utf-8")
+    kernels = (ROOT / FOLDERS[op] / "triton_kernels.py").read_text(encoding="utf-8")
     for kernel in re.findall(r"^def (\w+_kernel)\(", kernels, re.MULTILINE):
         assert f"`{kernel}`" in page, f"{kernel} is in no table"
 

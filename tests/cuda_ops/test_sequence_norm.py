@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalodon_tasks.cuda_ops import pieces, sequence_norm
+from megalodon_tasks.cuda_ops import sequence_norm
+from megalodon_tasks.cuda_ops.norms import splitting
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 from tests.cuda_ops.norm_cases import make_mask, randn
 
@@ -64,7 +65,7 @@ def test_half_types(backend, dtype, wide_parameters):
 @pytest.mark.parametrize("mask", ["none", "left", "right", "row"])
 @pytest.mark.parametrize("length", [13, 53])
 def test_torch_result_does_not_depend_on_the_piece_size(monkeypatch, elements, mask, length):
-    monkeypatch.setattr(pieces, "PIECE", elements)
+    monkeypatch.setattr(splitting, "PIECE", elements)
     padding = make_mask(mask, 3, length)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         compare("torch", dtype, randn(3, length, 6) + 5, 3, padding)

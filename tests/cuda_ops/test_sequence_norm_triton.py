@@ -17,8 +17,8 @@ from tests.cuda_ops.triton_cases import (
 )
 
 # The package's name `sequence_norm` is the function, so that modules below it are reached by name.
-LAUNCH = importlib.import_module("megalodon_tasks.cuda_ops.moments.triton_launch")
-OP = importlib.import_module("megalodon_tasks.cuda_ops.sequence_norm.triton_op")
+LAUNCH = importlib.import_module("megalodon_tasks.cuda_ops.norms.triton_launch")
+OP = importlib.import_module("megalodon_tasks.cuda_ops.norms.sequence.triton_op")
 STEPS = 8
 
 

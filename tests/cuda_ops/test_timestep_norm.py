@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalodon_tasks.cuda_ops import TimestepNormState, pieces, timestep_norm
+from megalodon_tasks.cuda_ops import TimestepNormState, timestep_norm
+from megalodon_tasks.cuda_ops.norms import splitting
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 from tests.cuda_ops.norm_cases import make_mask, randn, two_pass
 
@@ -102,7 +103,7 @@ def test_half_types(backend, dtype, wide_parameters):
 @pytest.mark.parametrize("elements", [4, 30, 70, 200])
 @pytest.mark.parametrize("mask", ["none", "left", "row"])
 def test_torch_result_does_not_depend_on_the_piece_size(monkeypatch, elements, mask):
-    monkeypatch.setattr(pieces, "PIECE", elements)
+    monkeypatch.setattr(splitting, "PIECE", elements)
     padding = make_mask(mask, 3, 13)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         compare("torch", dtype, randn(3, 13, 6) + 5, 3, mask=padding, state=make_state(3, 3))

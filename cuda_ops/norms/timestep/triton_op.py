@@ -9,7 +9,9 @@ from typing import Optional
 
 import torch
 
-from megalodon_tasks.cuda_ops.moments.triton_launch import (
+from megalodon_tasks.cuda_ops.norms.timestep import triton_kernels as kernels
+from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.triton_launch import (
     Plan,
     as_bytes,
     block_moments,
@@ -19,8 +21,6 @@ from megalodon_tasks.cuda_ops.moments.triton_launch import (
     scan_grid,
     scan_tile,
 )
-from megalodon_tasks.cuda_ops.timestep_norm import triton_kernels as kernels
-from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
 
 
 def timestep_norm_triton(

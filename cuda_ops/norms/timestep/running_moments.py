@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.pieces import Piece, mask_, padded_steps
+from megalodon_tasks.cuda_ops.norms.splitting import Piece, mask_, padded_steps
 
 
 class Times(NamedTuple):

@@ -1,16 +1,21 @@
 """CEMA's ``torch`` backend: matrix products over blocks, on any device.
 
 The part that does not grow with the sequence, from the logits to the matrices of a block, is left to
-autograd; ``blocks.py`` has the rest.
+autograd; ``block_product.py`` has the rest.
 """
 
 import torch
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
-from megalodon_tasks.cuda_ops.cema.blocks import block_product
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients, power, powers
-from megalodon_tasks.cuda_ops.cema.single_step import single_step
-from megalodon_tasks.cuda_ops.cema.system import block_system, write_matrix
+from megalodon_tasks.cuda_ops.complex_ema.block_operators import block_operators, write_matrix
+from megalodon_tasks.cuda_ops.complex_ema.block_product import block_product
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
+    Coefficients,
+    coefficients,
+    power,
+    powers,
+)
+from megalodon_tasks.cuda_ops.complex_ema.single_step import single_step
 
 # Longer blocks cost more multiplications per step, shorter ones more states.
 _BLOCK = 64
@@ -45,13 +50,13 @@ def cema_torch(
     parts = [coeffs.rows(0, dim), coeffs.rows(dim, 2 * dim)] if bidirectional else [coeffs]
     tables = [powers(part.log_radius, part.angle, block + 1, dtype) for part in parts]
     carries = length > block or state is not None
-    system = block_system(parts, tables, omega.to(dtype), carries)
+    operators = block_operators(parts, tables, omega.to(dtype), carries)
     state_DBN = None if state is None else state.transpose(0, 1)
-    y_BLD, last_DBW = block_product(x_BLD, system, state_DBN, padding_mask)
+    y_BLD, last_DBW = block_product(x_BLD, operators, state_DBN, padding_mask)
     if bidirectional:
         return y_BLD, None
     steps = length - (length - 1) // block * block
-    state = _final_state(last_DBW.split([system.states, block], dim=2), coeffs, tables[0], steps)
+    state = _final_state(last_DBW.split([operators.states, block], dim=2), coeffs, tables[0], steps)
     return y_BLD, state.to(dtype.to_complex())
 
 

@@ -1,16 +1,16 @@
 """CEMA cut into blocks: the matrices of a block, from the coefficients.
 
-Letters as in ``blocks.py``.
+Letters as in ``block_product.py``.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, power
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, power
 
 
-class BlockSystem(NamedTuple):
+class BlockOperators(NamedTuple):
     """A linear map along time, cut into blocks.
 
     kernel: (D, 2c - 1); entry ``c - 1 + j`` is what an input adds to the output j steps later.
@@ -39,10 +39,10 @@ class BlockSystem(NamedTuple):
         """K, the number of real columns of the states."""
         return self.read.shape[1]
 
-    def adjoint(self) -> "BlockSystem":
+    def adjoint(self) -> "BlockOperators":
         """The map of gradients, from outputs to inputs."""
         reverse = tuple(not direction for direction in self.reverse)
-        return BlockSystem(
+        return BlockOperators(
             self.kernel.flip(1), self.read.mT, self.write.mT, self.decay.conj(), reverse
         )
 
@@ -51,9 +51,9 @@ class BlockSystem(NamedTuple):
         return torch.cat([self.read, self.kernel.unfold(1, self.block, 1).flip(1)], dim=1)
 
 
-def block_system(
+def block_operators(
     parts: list[Coefficients], tables: list[torch.Tensor], omega_D1: torch.Tensor, carries: bool
-) -> BlockSystem:
+) -> BlockOperators:
     """The matrices of a block from the coefficients of each direction and their powers 0..c.
 
     Unless it ``carries`` states from block to block it has no directions.
@@ -68,10 +68,10 @@ def block_system(
     if not carries:
         nothing = kernel.new_empty(dim, block, 0)
         decay = parts[0].p.new_empty(dim, 0, order, dtype=torch.complex128)
-        return BlockSystem(kernel, nothing, nothing.mT, decay, ())
+        return BlockOperators(kernel, nothing, nothing.mT, decay, ())
     reverse = (False, True)[: len(parts)]
     each = list(zip(parts, tables, reverse, strict=True))
-    return BlockSystem(
+    return BlockOperators(
         kernel,
         torch.cat([write_matrix(part, table[:, :-1], back) for part, table, back in each], dim=2),
         torch.cat([_read_matrix(part, table, back) for part, table, back in each], dim=2).mT,

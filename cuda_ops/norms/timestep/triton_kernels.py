@@ -1,7 +1,7 @@
 """Timestep norm on a GPU: blocks of time in parallel, between them only the moments of each group.
 
-Forward: moments of each block alone, a scan over the blocks (both in ``cuda_ops/moments``), and
-:func:`timestep_norm_kernel`, which runs along the steps of each block from the moments before it.  x is
+Forward: the moments of each block, a scan over the blocks (both in ``cuda_ops/norms/triton_kernels.py``),
+and :func:`timestep_norm_kernel`, which runs along the steps of each block from the moments before it.  x is
 read twice and y written once, and nothing of the size of x is allocated but y.
 
 Backward, with ``g = grad_y * scale``, ``N_t = count_t * J`` and hats for normalised numbers::
@@ -14,13 +14,13 @@ later steps is a straight line in x, ``shift + slope (x - base)``, so that two n
 are summed backwards.  Lines of different blocks are added with regard to their own bases, which are near
 the numbers of their block.
 
-Letters as in ``cuda_ops/moments/triton_kernels.py``: B, L, D, G, J, N blocks; tiles are (T, G, J).
+Letters as in ``cuda_ops/norms/triton_kernels.py``: B, L, D, G, J, N blocks; tiles are (T, G, J).
 """
 
 import triton
 import triton.language as tl
 
-from megalodon_tasks.cuda_ops.moments.triton_kernels import real_steps, two_sum
+from megalodon_tasks.cuda_ops.norms.triton_kernels import real_steps, two_sum
 
 
 @triton.jit

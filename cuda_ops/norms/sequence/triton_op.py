@@ -9,7 +9,8 @@ from typing import Optional
 import torch
 import triton
 
-from megalodon_tasks.cuda_ops.moments.triton_launch import (
+from megalodon_tasks.cuda_ops.norms.sequence import triton_kernels as kernels
+from megalodon_tasks.cuda_ops.norms.triton_launch import (
     Plan,
     as_bytes,
     block_moments,
@@ -17,7 +18,6 @@ from megalodon_tasks.cuda_ops.moments.triton_launch import (
     plan_for,
     total_moments,
 )
-from megalodon_tasks.cuda_ops.sequence_norm import triton_kernels as kernels
 
 
 def sequence_norm_triton(

@@ -1,6 +1,6 @@
 """Walking along a sequence block by block: the change of layout, and the states between the blocks.
 
-Letters as in ``blocks.py``.
+Letters as in ``block_product.py``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.system import BlockSystem
+from megalodon_tasks.cuda_ops.complex_ema.block_operators import BlockOperators
 
 # Input numbers of a segment: what a pass over it reads and writes should stay in the caches.
 _SEGMENT = 1 << 19
@@ -38,13 +38,13 @@ class Rows:
     """
 
     def __init__(
-        self, system: BlockSystem, source_BLD: torch.Tensor, padding_mask: torch.Tensor | None
+        self, operators: BlockOperators, source_BLD: torch.Tensor, padding_mask: torch.Tensor | None
     ) -> None:
-        self.system = system
+        self.operators = operators
         self.source = source_BLD
         self.padding_mask = padding_mask
-        self.segments = _segments(*source_BLD.shape, system.block)
-        self._buffer = system.kernel.new_empty(0)
+        self.segments = _segments(*source_BLD.shape, operators.block)
+        self._buffer = operators.kernel.new_empty(0)
 
     def ordered(self, reverse: bool) -> Iterable[Segment]:
         """The segments from the first to the last, or in reverse."""
@@ -52,7 +52,7 @@ class Rows:
 
     def columns(self, direction: int) -> slice:
         """The columns of the buffer with the states of one direction."""
-        order = self.system.decay.shape[2]
+        order = self.operators.decay.shape[2]
         return slice(2 * order * direction, 2 * order * (direction + 1))
 
     def by_block(self, rows: torch.Tensor, segment: Segment) -> torch.Tensor:
@@ -62,29 +62,29 @@ class Rows:
 
     def states_of(self, buffer: torch.Tensor) -> torch.Tensor:
         """A copy of the states (D, R, K) in ``buffer``."""
-        return buffer[..., : self.system.states].clone(memory_format=torch.contiguous_format)
+        return buffer[..., : self.operators.states].clone(memory_format=torch.contiguous_format)
 
     def fill(self, segment: Segment, states_DRK: torch.Tensor | None) -> torch.Tensor:
         """The buffer, with the inputs of the segment and, if given, these states."""
         buffer = self._reuse(_odd(segment.blocks * len(self.source)))
         if states_DRK is not None:
-            buffer[..., : self.system.states] = states_DRK
+            buffer[..., : self.operators.states] = states_DRK
         # Read in order first: the copy that transposes would wait for each line of the memory.
         steps = self.source[:, segment.start : segment.stop].to(buffer.dtype, copy=True)
         if self.padding_mask is not None:
             steps.masked_fill_(self.padding_mask[:, segment.start : segment.stop, None], 0.0)
-        inputs = self.by_block(buffer, segment)[..., self.system.states :]
-        inputs[:, -1, :, steps.shape[1] - (segment.blocks - 1) * self.system.block :] = 0.0
+        inputs = self.by_block(buffer, segment)[..., self.operators.states :]
+        inputs[:, -1, :, steps.shape[1] - (segment.blocks - 1) * self.operators.block :] = 0.0
         for part, source_part in _views(inputs, steps):
             part.copy_(source_part)
         return buffer
 
     def _reuse(self, rows: int) -> torch.Tensor:
         """(D, R, W), with the channels of a row beside each other: so the copy reads whole lines."""
-        dim, width = len(self.system.kernel), self.system.states + self.system.block
+        dim, width = len(self.operators.kernel), self.operators.states + self.operators.block
         if self._buffer.shape != (dim, rows, width):
             pitch = dim * width + _GAP
-            room = self.system.kernel.new_empty(rows * pitch)
+            room = self.operators.kernel.new_empty(rows * pitch)
             self._buffer = room.as_strided((dim, rows, width), (width, pitch, 1))
             self._buffer[:, -1] = 0.0
         return self._buffer
@@ -96,14 +96,14 @@ class Rows:
             target_part.copy_(part)
 
 
-class Sweep:
+class BlockScan:
     """Iterates over the segments of ``source`` and yields each with its filled buffer (D, R, W).
 
     The states of all directions but the last are found on passes of their own before; the order is that
     of the last direction.  The next segment may overwrite the buffer.
 
     Args:
-        system: the map.
+        operators: the map.
         source_BLD: its input, any real floating dtype, taken as zero where ``padding_mask`` is True.
         padding_mask: bool (B, L) or None.
         state_DBN: complex128, the state before the first block of the only direction; None is zeros.
@@ -114,38 +114,38 @@ class Sweep:
 
     def __init__(
         self,
-        system: BlockSystem,
+        operators: BlockOperators,
         source_BLD: torch.Tensor,
         padding_mask: torch.Tensor | None,
         state_DBN: torch.Tensor | None = None,
         into_last_DBK: torch.Tensor | None = None,
     ) -> None:
-        self.system = system
-        self.rows = Rows(system, source_BLD, padding_mask)
+        self.operators = operators
+        self.rows = Rows(operators, source_BLD, padding_mask)
         self.into_last = into_last_DBK
-        dim, directions, order = system.decay.shape
+        dim, directions, order = operators.decay.shape
         if state_DBN is None:
-            state_DBN = system.decay.new_zeros(dim, len(source_BLD), order)
+            state_DBN = operators.decay.new_zeros(dim, len(source_BLD), order)
         self.carry = [state_DBN] * directions
         most = max(_group(segment.blocks) for segment in self.rows.segments)
         self._powers = [
-            _powers(system.decay[:, direction], most) for direction in range(directions)
+            _powers(operators.decay[:, direction], most) for direction in range(directions)
         ]
         # Spread out over the batch, so that a step multiplies long runs of numbers.
         self._decays = [
-            decay.to(system.kernel.dtype.to_complex())[:, None, None].repeat(
+            decay.to(operators.kernel.dtype.to_complex())[:, None, None].repeat(
                 1, 1, len(source_BLD), 1
             )
-            for decay in system.decay.unbind(1)
+            for decay in operators.decay.unbind(1)
         ]
 
     def __iter__(self) -> Iterator[tuple[Segment, torch.Tensor]]:
-        passes = self.system.reverse or (False,)
+        passes = self.operators.reverse or (False,)
         found: dict[int, torch.Tensor] = {}
         for direction, reverse in enumerate(passes):
             for segment in self.rows.ordered(reverse):
                 buffer = self.rows.fill(segment, found.pop(segment.index, None))
-                if self.system.reverse:
+                if self.operators.reverse:
                     self._scan(segment, buffer, direction)
                 if direction == len(passes) - 1:
                     yield segment, buffer
@@ -158,8 +158,8 @@ class Sweep:
         Within a group of blocks the states are summed from zero in the working precision.  What goes
         from group to group is complex128, so that no error of the decay grows along the sequence.
         """
-        reverse, columns = self.system.reverse[direction], self.rows.columns(direction)
-        sums = torch.bmm(buffer[..., self.system.states :], self.system.write[..., columns])
+        reverse, columns = self.operators.reverse[direction], self.rows.columns(direction)
+        sums = torch.bmm(buffer[..., self.operators.states :], self.operators.write[..., columns])
         sums = self.rows.by_block(sums, segment)
         if self.into_last is not None and segment.index == len(self.rows.segments) - 1:
             sums[:, -1] += self.into_last[..., columns]
@@ -187,7 +187,7 @@ class Sweep:
         """The states that reach each of I groups, from what the groups add to the state after them."""
         states = sums_DIBN.to(decay_D1N.dtype, copy=True)
         carry = self.carry[direction]
-        for group in _order(states.shape[1], self.system.reverse[direction]):
+        for group in _order(states.shape[1], self.operators.reverse[direction]):
             after = torch.addcmul(states[:, group], decay_D1N, carry)
             states[:, group] = carry
             carry = after

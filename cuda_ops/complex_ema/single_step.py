@@ -2,7 +2,7 @@
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, power
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, power
 
 
 def single_step(

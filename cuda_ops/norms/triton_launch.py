@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from megalodon_tasks.cuda_ops.moments import triton_kernels as kernels
+from megalodon_tasks.cuda_ops.norms import triton_kernels as kernels
 
 # Numbers of a tile: 32 for each thread of 8 warps.
 ELEMENTS = 8192

@@ -1,7 +1,7 @@
 """Sequence norm on a GPU: moments of blocks of time in parallel, combined, then one elementwise pass.
 
-The moments are found and combined by the kernels in ``cuda_ops/moments``; x is read twice and y written
-once.  Backward, with ``g = grad_y * scale``, hats for normalised numbers and means over the real steps
+The moments are found and combined by the kernels in ``cuda_ops/norms/triton_kernels.py``; x is read
+twice and y written once.  Backward, with ``g = grad_y * scale``, hats for normalised numbers and means over the real steps
 of the sequence and the features of the group::
 
     grad_x = rstd (g - mean(g) - xhat mean(g xhat))
@@ -9,13 +9,13 @@ of the sequence and the features of the group::
 Both means follow from sums over time of ``grad_y`` and ``grad_y * xhat`` per feature, which are also
 what the gradients of bias and scale are made of: one kernel takes these sums, one writes ``grad_x``.
 
-Letters as in ``cuda_ops/moments/triton_kernels.py``: B, L, D, G, J, N blocks; tiles are (T, D).
+Letters as in ``cuda_ops/norms/triton_kernels.py``: B, L, D, G, J, N blocks; tiles are (T, D).
 """
 
 import triton
 import triton.language as tl
 
-from megalodon_tasks.cuda_ops.moments.triton_kernels import real_steps
+from megalodon_tasks.cuda_ops.norms.triton_kernels import real_steps
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import torch
 
 from megalodon_tasks.cuda_ops import checks
 from megalodon_tasks.cuda_ops.dispatch import pick
-from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 OP = "timestep_norm"
 

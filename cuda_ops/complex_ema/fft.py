@@ -10,7 +10,12 @@ import math
 import torch
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients, power, powers
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
+    Coefficients,
+    coefficients,
+    power,
+    powers,
+)
 
 # Numbers of a transform that are worked on together, so that they stay in the caches.
 _CHUNK = 1 << 20

@@ -9,7 +9,13 @@ Legend: B batch, L length (of a piece), D dim, G groups, J = D / G features of a
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from megalodon_tasks.cuda_ops.pieces import Piece, Workspace, mask_, padded_steps, sum_over_time
+from megalodon_tasks.cuda_ops.norms.splitting import (
+    Piece,
+    Workspace,
+    mask_,
+    padded_steps,
+    sum_over_time,
+)
 
 
 def sequence_norm_torch(

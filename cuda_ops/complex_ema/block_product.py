@@ -12,31 +12,31 @@ Letters: B batch, L length, D channels, N order, G directions, c steps of a bloc
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.sweep import Rows, Sweep
-from megalodon_tasks.cuda_ops.cema.system import BlockSystem
+from megalodon_tasks.cuda_ops.complex_ema.block_operators import BlockOperators
+from megalodon_tasks.cuda_ops.complex_ema.scan import BlockScan, Rows
 
 
 def block_product(
     x_BLD: torch.Tensor,
-    system: BlockSystem,
+    operators: BlockOperators,
     state_DBN: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply ``system`` to ``x`` along time.
+    """Apply ``operators`` to ``x`` along time.
 
     Args:
         x_BLD: input, any real floating dtype; zero where ``padding_mask`` is True.
-        system: the map.
-        state_DBN: complex128 state before the first block, for a system of one forward direction.
+        operators: the map.
+        state_DBN: complex128 state before the first block, for operators of one forward direction.
         padding_mask: bool (B, L); the output is zero where it is True.
 
     Returns:
         the output (B, L, D) in the dtype of ``x``, and (D, B, W) the states before the last block and
         its inputs, with zeros behind the end of the sequence.
     """
-    tensors = (system.kernel, system.write, system.read, system.decay)
+    tensors = (operators.kernel, operators.write, operators.read, operators.decay)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return _BlockProduct.apply(x_BLD, state_DBN, *tensors, padding_mask, system.reverse, keep)
+    return _BlockProduct.apply(x_BLD, state_DBN, *tensors, padding_mask, operators.reverse, keep)
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -53,17 +53,17 @@ class _BlockProduct(torch.autograd.Function):
         reverse: tuple[bool, ...],
         keep: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        system = BlockSystem(kernel, write, read, decay, reverse)
-        matrix = system.matrix()
-        sweep = Sweep(system, x_BLD, padding_mask, state_DBN)
+        operators = BlockOperators(kernel, write, read, decay, reverse)
+        matrix = operators.matrix()
+        scan = BlockScan(operators, x_BLD, padding_mask, state_DBN)
         y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
-        kept = [None] * len(sweep.rows.segments)
-        for segment, buffer in sweep:
-            sweep.rows.empty(segment, torch.bmm(buffer, matrix), y_BLD)
+        kept = [None] * len(scan.rows.segments)
+        for segment, buffer in scan:
+            scan.rows.empty(segment, torch.bmm(buffer, matrix), y_BLD)
             if keep:
-                kept[segment.index] = sweep.rows.states_of(buffer)
+                kept[segment.index] = scan.rows.states_of(buffer)
             if segment.index == len(kept) - 1:
-                last_DBW = sweep.rows.by_block(buffer, segment)[:, -1].clone()
+                last_DBW = scan.rows.by_block(buffer, segment)[:, -1].clone()
         _mask_(y_BLD, padding_mask)
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.like = reverse, (x_BLD.shape, x_BLD.dtype, x_BLD.device)
@@ -82,23 +82,25 @@ class _BlockProduct(torch.autograd.Function):
         shape, dtype, device = ctx.like
         if grad_BLD is None:
             grad_BLD = torch.zeros(shape, dtype=dtype, device=device)
-        system = BlockSystem(kernel, write, read, decay, ctx.reverse)
-        adjoint = system.adjoint()
+        operators = BlockOperators(kernel, write, read, decay, ctx.reverse)
+        adjoint = operators.adjoint()
         grad_states, grad_inputs = None, None
         if grad_last_DBW is not None:
-            grad_states, grad_inputs = grad_last_DBW.split([system.states, system.block], dim=2)
-        sweep = Sweep(adjoint, grad_BLD, padding_mask, into_last_DBK=grad_states)
-        inputs = None if x_BLD is None else Rows(system, x_BLD, padding_mask)
+            grad_states, grad_inputs = grad_last_DBW.split(
+                [operators.states, operators.block], dim=2
+            )
+        scan = BlockScan(adjoint, grad_BLD, padding_mask, into_last_DBK=grad_states)
+        inputs = None if x_BLD is None else Rows(operators, x_BLD, padding_mask)
         grad_x = moments = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty(shape, dtype=dtype, device=device)
             matrix = adjoint.matrix()
-        for segment, buffer in sweep:
+        for segment, buffer in scan:
             if grad_x is not None:
                 product = torch.bmm(buffer, matrix)
                 if grad_inputs is not None and segment.index == len(kept) - 1:
-                    sweep.rows.by_block(product, segment)[:, -1] += grad_inputs
-                sweep.rows.empty(segment, product, grad_x)
+                    scan.rows.by_block(product, segment)[:, -1] += grad_inputs
+                scan.rows.empty(segment, product, grad_x)
             if inputs is not None:
                 rows = inputs.fill(segment, kept[segment.index]).mT
                 if moments is None:
@@ -107,8 +109,8 @@ class _BlockProduct(torch.autograd.Function):
                     moments.baddbmm_(rows, buffer)
         if grad_x is not None:
             _mask_(grad_x, padding_mask)
-        grads = (None,) * 4 if moments is None else _system_gradients(system, moments)
-        grad_state = sweep.carry[0] if ctx.needs_input_grad[1] else None
+        grads = (None,) * 4 if moments is None else _operator_gradients(operators, moments)
+        grad_state = scan.carry[0] if ctx.needs_input_grad[1] else None
         return grad_x, grad_state, *grads, None, None, None
 
 
@@ -117,13 +119,15 @@ def _mask_(tensor_BLD: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
         tensor_BLD.masked_fill_(padding_mask[:, :, None], 0.0)
 
 
-def _system_gradients(system: BlockSystem, moments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _operator_gradients(
+    operators: BlockOperators, moments: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Gradients of kernel, write, read and decay from ``moments`` (D, W, W).
 
     ``moments`` is the sum over the rows of [states | inputs]^T [their gradients' states | gradients].
     """
-    dim, states, block = system.read.shape
-    _, directions, order = system.decay.shape
+    dim, states, block = operators.read.shape
+    _, directions, order = operators.decay.shape
     by_states, by_inputs = moments.split([states, block], dim=1)
     # Row i of the Toeplitz matrix starts at entry c - 1 - i of the kernel: turned upside down and with
     # rows of 2c - 1, entries of the kernel stand below each other.

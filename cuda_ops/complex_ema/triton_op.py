@@ -13,8 +13,8 @@ from typing import Optional
 
 import torch
 
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients, power
-from megalodon_tasks.cuda_ops.cema.triton_launch import Direction, Plan, plan_for
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, coefficients, power
+from megalodon_tasks.cuda_ops.complex_ema.triton_launch import Direction, Plan, plan_for
 
 
 def cema_triton(

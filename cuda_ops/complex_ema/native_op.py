@@ -10,8 +10,8 @@ import torch
 
 from megalodon_tasks.cuda_ops import native
 from megalodon_tasks.cuda_ops.autocast import without_autocast
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients, coefficients
-from megalodon_tasks.cuda_ops.cema.single_step import single_step
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, coefficients
+from megalodon_tasks.cuda_ops.complex_ema.single_step import single_step
 
 # The C file: steps of a group of blocks; the ways to store an output.
 _GROUP = 256

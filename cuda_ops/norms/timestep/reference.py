@@ -5,7 +5,7 @@ Legend: B batch, L length, D dim, G groups, J = D / G features of a group.
 
 import torch
 
-from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 
 def timestep_norm_reference(

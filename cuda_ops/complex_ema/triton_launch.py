@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from megalodon_tasks.cuda_ops.cema import triton_kernels as kernels
-from megalodon_tasks.cuda_ops.cema.coefficients import Coefficients
+from megalodon_tasks.cuda_ops.complex_ema import triton_kernels as kernels
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients
 
 # Positions of a block and rows of a tile: the smallest that the matrix instructions take.
 BLOCK = 16

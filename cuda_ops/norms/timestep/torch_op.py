@@ -12,14 +12,14 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
-from megalodon_tasks.cuda_ops.pieces import Piece, Workspace, mask_
-from megalodon_tasks.cuda_ops.timestep_norm.running import (
+from megalodon_tasks.cuda_ops.norms.splitting import Piece, Workspace, mask_
+from megalodon_tasks.cuda_ops.norms.timestep.running_moments import (
     Later,
     Times,
     running_backward,
     running_moments,
 )
-from megalodon_tasks.cuda_ops.timestep_norm.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 
 def timestep_norm_torch(
