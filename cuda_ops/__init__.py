@@ -4,13 +4,13 @@ Each public function checks its arguments, lets ``dispatch`` choose a backend an
 that is needed; triton and CUDA are used where they are.
 """
 
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.op import chunk_attention
-from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
 from megalodon_tasks.cuda_ops.complex_ema.op import cema
 from megalodon_tasks.cuda_ops.dispatch import BackendUnavailable, use_backend
+from megalodon_tasks.cuda_ops.norms.arguments import TimestepNormState
 from megalodon_tasks.cuda_ops.norms.sequence.op import sequence_norm
 from megalodon_tasks.cuda_ops.norms.timestep.op import timestep_norm
-from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 __all__ = [
     "BackendUnavailable",

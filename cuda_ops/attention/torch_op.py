@@ -1,6 +1,6 @@
 """Chunk attention by PyTorch's fused attention: whole chunks are one batch of short sequences.
 
-A call is cut in at most three parts: the new steps that finish the chunk left open by the state, the
+A call is cut into at most three parts: the new steps that finish the chunk left open by the state, the
 whole chunks, and the steps that start the next one.  README.md says how the gradient flows.
 
 Legend: B batch, L length, N sequences in a part (B times its chunks), Q queries and S keys of each,
@@ -13,9 +13,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend
-from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
 
 # PyTorch has a fused kernel for equal widths of keys and values only.  Padding the narrower keys is
 # slower than the unfused form, but does not hold the Q x S weights, which matters from here on.
@@ -23,17 +23,10 @@ LONG = 2048
 
 
 def chunk_attention_torch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    chunk_size: int | None,
-    causal: bool,
-    dropout_p: float,
-    padding_mask: torch.Tensor | None,
-    state: ChunkAttentionState | None,
+    call: ChunkAttentionCall,
 ) -> tuple[torch.Tensor, ChunkAttentionState | None]:
-    """Equation 9 of arXiv 2404.08801 inside each chunk, see ``op.py``."""
+    """Compute equation 9 of arXiv 2404.08801 with whole chunks as a batch of their own."""
+    q, k, v, chunk_size, causal, dropout_p, padding_mask, state = call
     length = q.shape[1]
     past = 0 if state is None else state.key.shape[1]
     drop_BHLW = draw_dropkey(q, past, chunk_size, dropout_p)
@@ -61,10 +54,10 @@ def chunk_attention_torch(
     y_BLHV = _zero_steps(y_BLHV, padded_N).to(v.dtype)
     if not causal:
         return y_BLHV, None
-    kept = past + length if chunk_size is None else (past + length) % chunk
-    if past and kept == past + length:
+    left = past + length if chunk_size is None else (past + length) % chunk
+    if past and left == past + length:
         return y_BLHV, opened
-    return y_BLHV, new if kept == length else _map(lambda t: t[:, length - kept :].clone(), new)
+    return y_BLHV, new if left == length else _map(lambda t: t[:, length - left :].clone(), new)
 
 
 def _map(
@@ -74,7 +67,7 @@ def _map(
 
 
 def _zero_steps(tensor_BL: torch.Tensor, padded_N: torch.Tensor | None) -> torch.Tensor:
-    """A tensor (batch, length, ...) with zeros at the padded steps, numbered through the batch."""
+    """Put zeros at the padded steps of (batch, length, ...), numbered through the batch."""
     if padded_N is None:
         return tensor_BL
     zeroed = tensor_BL.flatten(0, 1).index_fill(0, padded_N, 0.0)
@@ -82,12 +75,12 @@ def _zero_steps(tensor_BL: torch.Tensor, padded_N: torch.Tensor | None) -> torch
 
 
 def _fold(tensor_BL: torch.Tensor, start: int, stop: int, chunk: int) -> torch.Tensor:
-    """Whole chunks as a batch of their own: (B * chunks, chunk, ...)."""
+    """Turn the whole chunks into a batch of their own: (B * chunks, chunk, ...)."""
     return tensor_BL[:, start:stop].unflatten(1, (-1, chunk)).flatten(0, 1)
 
 
 def _opened(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttentionState:
-    """The open chunk with new steps at its end, zeros at its padded steps."""
+    """Append new steps to the open chunk, with zeros at its padded steps."""
     opened = extend(state, *new)
     if state.padding_mask is None:
         return opened  # the padded ones among the new steps are zero already
@@ -103,7 +96,7 @@ def _attend(
     drop_NHQS: torch.Tensor | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Attention of the last Q steps of each sequence to all its S steps: (N, Q, H, V)."""
+    """Attend from the last Q steps of each sequence to all its S steps; return (N, Q, H, V)."""
     queries, keys = q_NQHK.shape[1], part.key.shape[1]
     # One query sees all keys before it anyway, and PyTorch's causal flag is for equal lengths.
     plain_causal = causal and queries == keys > 1 and part.padding_mask is None
@@ -119,8 +112,8 @@ def _attend(
         seen = ~drop_NHQS if seen is None else seen & ~drop_NHQS
     if seen is None or seen.dim() == 2:
         return _fused(q_NQHK, part.key, part.value, seen, plain_causal)
-    # A row that sees nothing would be 0 / 0: let it see all, and zero it after.  (``amax`` on bytes is
-    # ten times as fast as ``any``.)
+    # A query that sees no key would be 0 / 0: let it see all, and set its output to zero.  (``amax`` on
+    # bytes is ten times as fast as ``any``.)
     nothing = seen.view(torch.uint8).amax(-1, keepdim=True) == 0
     y_NQHV = _fused(q_NQHK, part.key, part.value, seen | nothing, False)
     return y_NQHV.masked_fill(nothing.transpose(1, 2), 0.0)
@@ -133,7 +126,7 @@ def _fused(
     seen: torch.Tensor | None,
     causal: bool,
 ) -> torch.Tensor:
-    """``scaled_dot_product_attention`` without temperature on this layout and any two widths."""
+    """Call ``scaled_dot_product_attention`` without temperature on any widths of keys and values."""
     wide = torch.promote_types(torch.promote_types(q_NQHK.dtype, k_NSHK.dtype), v_NSHV.dtype)
     q, k, v = (tensor.to(wide).transpose(1, 2) for tensor in (q_NQHK, k_NSHK, v_NSHV))
     missing = v.shape[-1] - q.shape[-1]

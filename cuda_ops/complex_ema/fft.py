@@ -1,8 +1,8 @@
 """CEMA's ``fft`` backend: one long convolution in the frequency domain.
 
-The form of the paper's implementation, made as good as it gets: the kernel is a product of two small
-tables of powers, both directions share one kernel that wraps around, transforms have a fast length and
-work on a part of the channels at a time, and the backward reuses the spectrum of the input.
+The paper's implementation has this form.  Here the kernel is a product of two small tables of powers,
+the two directions share one kernel that wraps around, transforms have a fast length and work on a part
+of the channels at a time, and the backward reuses the spectrum of the input.
 """
 
 import math
@@ -10,6 +10,7 @@ import math
 import torch
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
     Coefficients,
     coefficients,
@@ -17,7 +18,7 @@ from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
     powers,
 )
 
-# Numbers of a transform that are worked on together, so that they stay in the caches.
+# Numbers of a transform that are worked on together, few enough to stay in the caches.
 _CHUNK = 1 << 20
 # Channels that share a cache line of the input.
 _LINE = 16
@@ -25,30 +26,20 @@ _LINE = 16
 
 @torch.compiler.disable
 @without_autocast
-def cema_fft(
-    x_BLD: torch.Tensor,
-    alpha: torch.Tensor,
-    delta: torch.Tensor,
-    theta: torch.Tensor,
-    gamma: torch.Tensor,
-    omega: torch.Tensor,
-    *,
-    state: torch.Tensor | None = None,
-    padding_mask: torch.Tensor | None = None,
-    bidirectional: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`cema` by FFT; time and memory are in proportion to ``L log L`` and ``L``."""
+def cema_fft(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute :func:`cema` by FFT; time and memory are in proportion to ``L log L`` and ``L``."""
+    x_BLD, *_, omega, state, padding_mask, bidirectional = call
     dtype = torch.float64 if x_BLD.dtype == torch.float64 else torch.float32
-    coeffs = coefficients(alpha, delta, theta, gamma)
+    coeffs = coefficients(*call.logits)
     length, dim = x_BLD.shape[1:]
     if padding_mask is not None:
         x_BLD = x_BLD.masked_fill(padding_mask[:, :, None], 0.0)
     omega_D1 = omega.to(dtype)
     if bidirectional:
-        ahead = _Tables(coeffs.rows(0, dim), length, dtype).kernel()
-        behind = _Tables(coeffs.rows(dim, 2 * dim), length, dtype).kernel()
-        gap = ahead.new_zeros(dim, fast_length(2 * length - 1) - (2 * length - 1))
-        taps = [ahead[:, :1] + omega_D1, ahead[:, 1:], gap, behind[:, : length - 1].flip(1)]
+        forward = _Tables(coeffs.rows(0, dim), length, dtype).kernel()
+        backward = _Tables(coeffs.rows(dim, 2 * dim), length, dtype).kernel()
+        gap = forward.new_zeros(dim, fast_length(2 * length - 1) - (2 * length - 1))
+        taps = [forward[:, :1] + omega_D1, forward[:, 1:], gap, backward[:, : length - 1].flip(1)]
         y_BLD, state = _convolve(x_BLD, torch.cat(taps, dim=1)), None
     else:
         tables = _Tables(coeffs, length, dtype)
@@ -66,7 +57,7 @@ def cema_fft(
 
 
 def fast_length(least: int) -> int:
-    """The smallest even number from ``least`` on with a power of two times 1, 3, 5, 9 or 15."""
+    """Return the smallest even number >= ``least`` that is a power of two times 1, 3, 5, 9 or 15."""
     candidates = []
     for odd in (1, 3, 5, 9, 15):
         twos = max(1, math.ceil(math.log2(max(1, least / odd))))
@@ -75,7 +66,7 @@ def fast_length(least: int) -> int:
 
 
 class _Tables:
-    """q**t for t below ``length`` as ``q**(T i) q**j``: two tables of about sqrt(length) powers."""
+    """Tables of q**t for t below ``length`` as ``q**(T i) q**j``, each of about sqrt(length) powers."""
 
     def __init__(self, coeffs: Coefficients, length: int, dtype: torch.dtype) -> None:
         self.coeffs = coeffs
@@ -89,16 +80,16 @@ class _Tables:
         )
 
     def kernel(self) -> torch.Tensor:
-        """(D, L): Re sum_n eta p q**t."""
+        """Return (D, L): Re sum_n eta p q**t."""
         return self._expand(self._eta()[:, None] * self.coeffs.p[:, None])[:, 0]
 
     def response(self, state_DBN: torch.Tensor) -> torch.Tensor:
-        """(B, L, D): Re sum_n eta q**(t + 1) s_0, what the state adds to the outputs."""
+        """Return what the state adds to the outputs (B, L, D): Re sum_n eta q**(t + 1) s_0."""
         read = self._eta() * power(self.coeffs.log_radius, self.coeffs.angle, 1)
         return self._expand(read[:, None] * state_DBN).permute(1, 2, 0)
 
     def final_state(self, x_BLD: torch.Tensor, state_DBN: torch.Tensor | None) -> torch.Tensor:
-        """(B, D, N): q**L s_0 + sum_t p q**(L - 1 - t) x_t."""
+        """Return (B, D, N): q**L s_0 + sum_t p q**(L - 1 - t) x_t."""
         write = torch.view_as_real(self.fine_DTN.flip(1)).flatten(2)
         sums_DBIN = torch.view_as_complex(_BlockSums.apply(x_BLD, write).unflatten(3, (-1, 2)))
         state = (sums_DBIN * self.coarse_DIN.flip(1)[:, None]).sum(2) * self.coeffs.p[:, None]
@@ -111,7 +102,7 @@ class _Tables:
         return torch.complex(self.coeffs.eta_re, self.coeffs.eta_im)
 
     def _expand(self, weight_DMN: torch.Tensor) -> torch.Tensor:
-        """(D, M, L): Re sum_n weight q**t, by one real product of the two tables."""
+        """Return (D, M, L): Re sum_n weight q**t, by one real product of the two tables."""
         scaled = weight_DMN.to(self.coarse_DIN.dtype)[:, :, None] * self.coarse_DIN[:, None]
         rows = torch.view_as_real(scaled.conj().resolve_conj()).flatten(3).flatten(1, 2)
         product = torch.bmm(rows, torch.view_as_real(self.fine_DTN).flatten(2).mT)
@@ -124,7 +115,7 @@ def _convolve(x_BLD: torch.Tensor, taps_DT: torch.Tensor) -> torch.Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """y_t = sum_s taps_(t - s) x_s, with taps (D, n) that wrap around behind the longest reach."""
+    """Compute y_t = sum_s taps_(t - s) x_s; the taps (D, n) wrap around after the longest lag."""
 
     @staticmethod
     def forward(
@@ -135,15 +126,15 @@ class _Convolution(torch.autograd.Function):
     ) -> torch.Tensor:
         steps = taps_DT.shape[1]
         y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
-        responses, kept = [], []
+        responses, spectra = [], []
         for channels in _chunks(x_BLD, steps):
             response = torch.fft.rfft(taps_DT[channels])
             spectrum = _spectrum(x_BLD[:, :, channels], steps, taps_DT.dtype)
             _to_steps(spectrum * response, steps, y_BLD[:, :, channels])
             responses.append(response)
-            kept += [spectrum] if keep else []
+            spectra += [spectrum] if keep else []
         ctx.dtype, ctx.taps_shape = x_BLD.dtype, taps_DT.shape
-        ctx.save_for_backward(*responses, *kept)
+        ctx.save_for_backward(*responses, *spectra)
         return y_BLD
 
     @staticmethod
@@ -154,22 +145,22 @@ class _Convolution(torch.autograd.Function):
         saved = ctx.saved_tensors
         steps = ctx.taps_shape[1]
         chunks = _chunks(grad_BLD, steps)
-        responses, kept = saved[: len(chunks)], saved[len(chunks) :]
+        responses, spectra = saved[: len(chunks)], saved[len(chunks) :]
         grad_x = torch.empty_like(grad_BLD, dtype=ctx.dtype, memory_format=torch.contiguous_format)
-        grad_taps = responses[0].real.new_empty(ctx.taps_shape) if kept else None
+        grad_taps = responses[0].real.new_empty(ctx.taps_shape) if spectra else None
         for index, channels in enumerate(chunks):
             spectrum = _spectrum(grad_BLD[:, :, channels], steps, responses[0].real.dtype)
-            if kept:
-                summed = torch.linalg.vecdot(kept[index], spectrum, dim=0)
+            if spectra:
+                summed = torch.linalg.vecdot(spectra[index], spectrum, dim=0)
                 grad_taps[channels] = torch.fft.irfft(summed, steps)
             _to_steps(spectrum.mul_(responses[index].conj()), steps, grad_x[:, :, channels])
         return grad_x, grad_taps, None
 
 
 class _BlockSums(torch.autograd.Function):
-    """(D, B, I, K): each of I blocks of ``x``, with zeros before the first step, times ``write``.
+    """Multiply each of I blocks of ``x``, with zeros before the first step, by ``write``: (D, B, I, K).
 
-    Keeps nothing but ``x`` itself, because the final state is seldom differentiated.
+    Saves only ``x`` itself, because the final state is seldom differentiated.
     """
 
     @staticmethod
@@ -194,7 +185,7 @@ class _BlockSums(torch.autograd.Function):
 
 
 def _blocks(x_BLD: torch.Tensor, write_DTK: torch.Tensor) -> torch.Tensor:
-    """x as (D, B, I, T) for the T of ``write``, with zeros before the first step."""
+    """Return x as (D, B, I, T) for the T of ``write``, with zeros before the first step."""
     batch, length, dim = x_BLD.shape
     steps = write_DTK.shape[1]
     rows = write_DTK.new_zeros(dim, batch, -(-length // steps) * steps)
@@ -203,14 +194,14 @@ def _blocks(x_BLD: torch.Tensor, write_DTK: torch.Tensor) -> torch.Tensor:
 
 
 def _chunks(x_BLD: torch.Tensor, steps: int) -> list[slice]:
-    """The channels in parts that are worked on together."""
+    """Divide the channels into parts that are worked on together."""
     batch, _, dim = x_BLD.shape
     several = max(_LINE, _CHUNK // (max(batch, 1) * steps))
     return [slice(first, min(first + several, dim)) for first in range(0, dim, several)]
 
 
 def _spectrum(x_BLD: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, D, steps / 2 + 1), the transform of ``x`` followed by zeros."""
+    """Return the transform (B, D, steps / 2 + 1) of ``x`` followed by zeros."""
     batch, length, dim = x_BLD.shape
     padded = x_BLD.new_empty(batch, dim, steps, dtype=dtype)
     padded[:, :, :length].copy_(x_BLD.transpose(1, 2))

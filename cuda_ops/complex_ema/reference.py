@@ -1,35 +1,26 @@
 """CEMA as the equations are written: one step of the recurrence after another.
 
-The oracle of the other backends.  It shares no code with them and is never optimised.
+The other backends are compared with it.  It shares no code with them and is never optimised.
 """
 
 import math
 
 import torch
 
+from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 
-def cema_reference(
-    x_BLD: torch.Tensor,
-    alpha: torch.Tensor,
-    delta: torch.Tensor,
-    theta: torch.Tensor,
-    gamma: torch.Tensor,
-    omega: torch.Tensor,
-    *,
-    state: torch.Tensor | None = None,
-    padding_mask: torch.Tensor | None = None,
-    bidirectional: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Equations 2 and 3 of arXiv 2404.08801 with the coefficients of :func:`cema`, step by step.
 
-    Arguments, shapes and the returned pair are those of :func:`cema`.  float64 is computed in float64
-    and everything else in float32.
+def cema_reference(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute equations 2 and 3 of arXiv 2404.08801 step by step.
+
+    float64 is computed in float64 and everything else in float32.
     """
+    x_BLD, *_, omega, state, padding_mask, bidirectional = call
     dtype = torch.float64 if x_BLD.dtype == torch.float64 else torch.float32
     x = x_BLD.to(dtype)
     if padding_mask is not None:
         x = x.masked_fill(padding_mask[:, :, None], 0.0)
-    p, q, eta = _coefficients(*(tensor.to(dtype) for tensor in (alpha, delta, theta, gamma)))
+    p, q, eta = _coefficients(*(tensor.to(dtype) for tensor in call.logits))
     y = omega.to(dtype)[:, 0] * x
     if bidirectional:
         dim = x.shape[2]
@@ -53,7 +44,7 @@ def _coefficients(
     theta_D11: torch.Tensor,
     gamma_DN2: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """p, q and eta, each (D, N): what a step adds, what it keeps, and how the state is read."""
+    """Return p, q and eta, each (D, N): the weights of inputs, of the last state, and of outputs."""
     order = alpha_DN1.shape[1]
     p = torch.sigmoid(alpha_DN1[:, :, 0])
     radius = 1 - p * torch.sigmoid(delta_DN1[:, :, 0])
@@ -72,7 +63,7 @@ def _recurrence(
     eta_DN: torch.Tensor,
     state: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``s_t = q s_{t-1} + p x_t`` and ``y_t = Re(sum_n eta_n s_t,n)`` over the time axis."""
+    """Return ``y_t = Re(sum_n eta_n s_t,n)`` with ``s_t = q s_{t-1} + p x_t``, and the last state."""
     batch, length, dim = x_BLD.shape
     if state is None:
         state = q_DN.new_zeros(batch, dim, q_DN.shape[1])

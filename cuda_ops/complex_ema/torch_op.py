@@ -1,12 +1,13 @@
 """CEMA's ``torch`` backend: matrix products over blocks, on any device.
 
-The part that does not grow with the sequence, from the logits to the matrices of a block, is left to
-autograd; ``block_product.py`` has the rest.
+Autograd differentiates what does not grow with the sequence, from the logits to the matrices of a block;
+``block_product.py`` has the rest.
 """
 
 import torch
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.complex_ema.block_operators import block_operators, write_matrix
 from megalodon_tasks.cuda_ops.complex_ema.block_product import block_product
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
@@ -25,34 +26,23 @@ _BLOCK = 64
 @torch.compiler.disable
 @without_autocast
 def cema_torch(
-    x_BLD: torch.Tensor,
-    alpha: torch.Tensor,
-    delta: torch.Tensor,
-    theta: torch.Tensor,
-    gamma: torch.Tensor,
-    omega: torch.Tensor,
-    *,
-    state: torch.Tensor | None = None,
-    padding_mask: torch.Tensor | None = None,
-    bidirectional: bool = False,
-    block: int | None = None,
+    call: CemaCall, block: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`cema` in blocks of ``block`` steps, an even number, by default chosen from the length."""
+    """Compute :func:`cema` in blocks of ``block`` steps, an even number; None chooses by the length."""
+    x_BLD, state, bidirectional = call.x, call.state, call.bidirectional
     dtype = torch.float64 if x_BLD.dtype == torch.float64 else torch.float32
-    coeffs = coefficients(alpha, delta, theta, gamma)
+    coeffs = coefficients(*call.logits)
     length, dim = x_BLD.shape[1:]
-    if state is not None:
-        state = state.to(torch.complex128)
     if length == 1 and not bidirectional:
-        y_BLD, state = single_step(x_BLD, coeffs, omega, state, padding_mask)
+        y_BLD, state = single_step(call, coeffs)
         return y_BLD, state.to(dtype.to_complex())
     block = block or block_length(length)
     parts = [coeffs.rows(0, dim), coeffs.rows(dim, 2 * dim)] if bidirectional else [coeffs]
     tables = [powers(part.log_radius, part.angle, block + 1, dtype) for part in parts]
     carries = length > block or state is not None
-    operators = block_operators(parts, tables, omega.to(dtype), carries)
-    state_DBN = None if state is None else state.transpose(0, 1)
-    y_BLD, last_DBW = block_product(x_BLD, operators, state_DBN, padding_mask)
+    operators = block_operators(parts, tables, call.omega.to(dtype), carries)
+    state_DBN = None if state is None else state.to(torch.complex128).transpose(0, 1)
+    y_BLD, last_DBW = block_product(x_BLD, operators, state_DBN, call.padding_mask)
     if bidirectional:
         return y_BLD, None
     steps = length - (length - 1) // block * block
@@ -61,7 +51,7 @@ def cema_torch(
 
 
 def block_length(length: int) -> int:
-    """The steps of a block: near 64, and with little of the last block left over."""
+    """Choose the steps of a block: near 64, and so that the last block is nearly full."""
     blocks = max(1, round(length / _BLOCK))
     return -(-length // (8 * blocks)) * 8
 
@@ -72,7 +62,7 @@ def _final_state(
     table_DTN: torch.Tensor,
     steps: int,
 ) -> torch.Tensor:
-    """The state (B, D, N) after ``steps`` steps of the last block, from its states and inputs."""
+    """Compute the state (B, D, N) after ``steps`` steps of the last block."""
     states_DBK, inputs_DBC = last_block
     write = write_matrix(coeffs, table_DTN[:, :steps], reverse=False)
     state_DBN = torch.view_as_complex(

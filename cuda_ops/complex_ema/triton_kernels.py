@@ -1,6 +1,6 @@
 """CEMA on the tensor cores: a scan whose step is a block of C positions and whose work is ``tl.dot``.
 
-Why this form.  One step of the recurrence costs 6 N multiply-adds per number, 96 at N = 16, and a
+Reason for this form.  One step of the recurrence costs 6 N multiply-adds per number, 96 at N = 16, and a
 sequence that is cut to fill a GPU needs 4 N more for the states at the cuts: several times what a GPU
 can do on its plain units while it reads and writes that number.  Over a block of C positions the same
 map is three small matrices per channel: ``kernel`` (C x C, inputs to outputs), ``write`` (C x 2N,
@@ -28,10 +28,12 @@ M rows of a tile; i and j are positions in a block, n a component of the state.
 import triton
 import triton.language as tl
 
+from megalodon_tasks.cuda_ops.triton_helpers import dot, load_pair, not_padded, store_pair
+
 
 @triton.jit
 def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
-    """Two bf16 numbers, held in OPERAND, that add up to ``a`` within 2**-16; else ``a`` itself."""
+    """Return two bf16 numbers, held in OPERAND, that add up to ``a`` within 2**-16; else ``a`` twice."""
     high, low = a, a
     if SPLIT:
         # Cut off rather than rounded: one bit operation, and the rest is exact in float32.
@@ -43,45 +45,44 @@ def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b_high, b_low, acc, SPLIT: tl.constexpr):
-    """``acc + a b`` where ``a`` is exact as an operand."""
+def _dot(a, b, acc, SPLIT: tl.constexpr):
+    """Return ``acc + a b`` where ``a`` is exact as an operand and ``b`` comes from :func:`_split`."""
     if SPLIT:
-        acc = tl.dot(a, b_high, acc)
-        acc = tl.dot(a, b_low, acc)
+        acc = tl.dot(a, b[0], acc)
+        acc = tl.dot(a, b[1], acc)
     else:
-        acc = tl.dot(a, b_high, acc, input_precision="tf32x3")
+        acc = dot(a, b[0], acc)
     return acc
 
 
 @triton.jit
-def _dot_split(a, b_high, b_low, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
-    """``acc + a b`` for ``a`` in float32; the product of the two low halves is left out."""
+def _dot_split(a, b, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
+    """Return ``acc + a b`` for ``a`` in float32; the product of the two low halves is left out."""
     if SPLIT:
-        a_high, a_low = _split(a, SPLIT, OPERAND)
-        acc = tl.dot(a_low, b_high, acc)
-        acc = tl.dot(a_high, b_low, acc)
-        acc = tl.dot(a_high, b_high, acc)
+        high, low = _split(a, SPLIT, OPERAND)
+        acc = tl.dot(low, b[0], acc)
+        acc = tl.dot(high, b[1], acc)
+        acc = tl.dot(high, b[0], acc)
     else:
-        acc = tl.dot(a, b_high, acc, input_precision="tf32x3")
+        acc = dot(a, b[0], acc)
     return acc
 
 
 @triton.jit
 def _power(powers, o_d, exponent, o_n, D, N, C: tl.constexpr):
-    """q**exponent, real and imaginary, over the broadcast of the three offsets; zero outside."""
+    """Load q**exponent, real and imaginary, over the broadcast of the three offsets; zero outside."""
     at = powers + ((o_d * (C + 1) + exponent) * 2) * N + o_n
-    inside = (o_d < D) & (o_n < N)
-    return _load_pair(at, N, 0, inside)
+    return load_pair(at, N, 0, (o_d < D) & (o_n < N))
 
 
 @triton.jit
-def _weight(w_re, w_im, o_d, o_n, D, N):
-    """A complex weight (D, N) over the broadcast of the two offsets; zero outside."""
+def _weight(weight, o_d, o_n, D, N):
+    """Load a complex weight (D, N), a pair of pointers, over the broadcast of the two offsets."""
     inside = (o_d < D) & (o_n < N)
-    re = tl.load(w_re + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
+    re = tl.load(weight[0] + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
     im = tl.zeros_like(re)
-    if w_im is not None:
-        im = tl.load(w_im + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
+    if weight[1] is not None:
+        im = tl.load(weight[1] + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
     return re, im
 
 
@@ -91,52 +92,59 @@ def _times(a_re, a_im, b_re, b_im):
 
 
 @triton.jit
-def _load_pair(pairs, plane, at, inside):
-    """Real and imaginary part, which lie ``plane`` numbers apart; zero outside."""
-    re = tl.load(pairs + at, mask=inside, other=0.0)
-    return re, tl.load(pairs + plane + at, mask=inside, other=0.0)
+def _zeros(SHAPE: tl.constexpr):
+    """Return a complex zero of this shape, real and imaginary."""
+    return tl.zeros(SHAPE, dtype=tl.float32), tl.zeros(SHAPE, dtype=tl.float32)
 
 
 @triton.jit
-def _store_pair(pairs, plane, at, re, im, inside):
-    tl.store(pairs + at, re, mask=inside)
-    tl.store(pairs + plane + at, im, mask=inside)
+def _tile(D, S, BD: tl.constexpr, BM: tl.constexpr):
+    """Return rows and channels of this program, and sequence and segment of each row.
 
-
-@triton.jit
-def _tile(D, BD: tl.constexpr, BM: tl.constexpr):
-    """Rows and channels of this program.  Neighbouring programs share rows, and so cache lines."""
+    Neighbouring programs share rows, and so cache lines.
+    """
     groups = tl.cdiv(D, BD)
     i_m, i_d = tl.program_id(0) // groups, tl.program_id(0) % groups
-    return i_m * BM + tl.arange(0, BM), i_d * BD + tl.arange(0, BD)
+    o_m = i_m * BM + tl.arange(0, BM)
+    return o_m, i_d * BD + tl.arange(0, BD), o_m // S, o_m % S
 
 
 @triton.jit
-def _where(tau, valid, row_b, mask, L, REVERSE: tl.constexpr):
-    """Positions in time of a tile (M, C) and which of them exist and are no padding."""
+def _state_tile(o_m, d, n, rows, D, N):
+    """Return plane, offsets (BD, BM, BN) and mask of the states of a tile in (2, rows, D, N)."""
+    at = (o_m.to(tl.int64)[None, :, None] * D + d) * N + n
+    inside = (o_m < rows)[None, :, None] & (d < D) & (n < N)
+    return rows.to(tl.int64) * D * N, at, inside
+
+
+@triton.jit
+def _coefficient_tile(D, N, BD: tl.constexpr, BN: tl.constexpr):
+    """Return channels and components of this program, their offsets in (D, N) and a mask."""
+    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
+    o_n = tl.arange(0, BN)
+    at = o_d[:, None] * N + o_n[None, :]
+    return o_d, o_n, at, (o_d < D)[:, None] & (o_n < N)[None, :]
+
+
+@triton.jit
+def _positions(tau, valid, row_b, mask, L, REVERSE: tl.constexpr):
+    """Return positions in time of a tile (M, C) and which of them exist and are not padding."""
     time = tau
     if REVERSE:
         time = L - 1 - tau
-    if mask is not None:
-        at = mask + row_b.to(tl.int64)[:, None] * L + time
-        valid = valid & (tl.load(at, mask=valid, other=1) == 0)
-    return time, valid
+    return time, not_padded(mask, row_b.to(tl.int64)[:, None], time, valid, L)
 
 
 @triton.jit
-def _offsets(row_b, time, o_d, stride_b, stride_l):
-    """Where a tile (BD, M, C) lies in a tensor (B, L, D) with neighbouring channels together."""
-    row = row_b.to(tl.int64)[:, None] * stride_b + time.to(tl.int64) * stride_l
+def _offsets(row_b, time, o_d, strides):
+    """Return where a tile (BD, M, C) lies in a tensor (B, L, D) with neighbouring channels together."""
+    row = row_b.to(tl.int64)[:, None] * strides[0] + time.to(tl.int64) * strides[1]
     return row[None, :, :] + o_d[:, None, None]
 
 
 @triton.jit(do_not_specialize=["segment", "last"])
 def cema_tables_kernel(
-    p,
-    log_radius,
-    angle,
-    eta_re,
-    eta_im,
+    coeffs,
     omega,
     powers,
     kernel,
@@ -150,15 +158,14 @@ def cema_tables_kernel(
     BD: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Everything the other kernels need of the coefficients, in float64 until it is stored.
+    """Tabulate what the other kernels need of the coefficients, in float64 until it is stored.
 
-    powers (D, C + 1, 2, N) = q**m; kernel (D, C) = Re sum_n p eta q**(lag - SHIFT), plus omega at lag
-    zero unless SHIFT; segment_power (2, 2, D, N) = q**segment and q**last, real and imaginary.
+    coeffs is (p, log_radius, angle, eta_re, eta_im), each (D, N).  Writes powers (D, C + 1, 2, N) =
+    q**m; kernel (D, C) = Re sum_n p eta q**(lag - SHIFT), plus omega at lag zero unless SHIFT;
+    segment_power (2, 2, D, N) = q**segment and q**last, real and imaginary.
     """
-    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    inside = (o_d < D)[:, None] & (o_n < N)[None, :]
-    at = o_d[:, None] * N + o_n[None, :]
+    p, log_radius, angle, eta_re, eta_im = coeffs
+    o_d, o_n, at, inside = _coefficient_tile(D, N, BD, BN)
     b_log = tl.load(log_radius + at, mask=inside, other=0.0)
     b_angle = tl.load(angle + at, mask=inside, other=0.0)
     b_p = tl.load(p + at, mask=inside, other=0.0)
@@ -172,7 +179,7 @@ def cema_tables_kernel(
         size = tl.exp(steps * b_log)
         to = segment_power + k * 2 * D * N + at
         re, im = size * tl.cos(steps * b_angle), size * tl.sin(steps * b_angle)
-        _store_pair(to, D * N, 0, re.to(tl.float32), im.to(tl.float32), inside)
+        store_pair(to, D * N, 0, re.to(tl.float32), im.to(tl.float32), inside)
 
     to = powers + o_d[:, None] * (C + 1) * 2 * N + o_n[None, :]
     at_kernel = kernel + o_d * C
@@ -182,7 +189,7 @@ def cema_tables_kernel(
     power_im = tl.zeros_like(power_re)
     for m in range(C + 1):
         at_m = m * 2 * N
-        _store_pair(to, N, at_m, power_re.to(tl.float32), power_im.to(tl.float32), inside)
+        store_pair(to, N, at_m, power_re.to(tl.float32), power_im.to(tl.float32), inside)
         at_lag = tl.sum(c_re * power_re - c_im * power_im, axis=1)
         if not SHIFT:
             b_omega = tl.load(omega + o_d, mask=o_d < D, other=0.0).to(tl.float64)
@@ -204,8 +211,7 @@ def cema_ends_kernel(
     N,
     S,
     segment,
-    stride_b,
-    stride_l,
+    strides,
     OFFSET: tl.constexpr,
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -215,28 +221,24 @@ def cema_ends_kernel(
     C: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """What each segment alone adds to the state behind it, for input weight one.
+    """Write what each segment adds to the state after it, for input weight one.
 
     ends (2, B S, D, N) = sum over the segment of ``q**m x`` with m = steps to its end + OFFSET, and
     ends_log, unless None, the same with ``m q**m``, its derivative along log q.
     """
-    o_m, o_d = _tile(D, BD, BM)
+    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
-    row_b, row_s = o_m // S, o_m % S
     d, n = o_d[:, None, None], o_n[None, None, :]
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = C - 1 - o_c + OFFSET
     w_re, w_im = _power(powers, d, exponent[None, :, None], n, D, N, C)
-    wr_high, wr_low = _split(w_re, SPLIT, OPERAND)
-    wi_high, wi_low = _split(w_im, SPLIT, OPERAND)
+    write_re, write_im = _split(w_re, SPLIT, OPERAND), _split(w_im, SPLIT, OPERAND)
     if ends_log is not None:
         times = exponent.to(tl.float32)[None, :, None]
-        vr_high, vr_low = _split(w_re * times, SPLIT, OPERAND)
-        vi_high, vi_low = _split(w_im * times, SPLIT, OPERAND)
-        log_re = tl.zeros([BD, BM, BN], dtype=tl.float32)
-        log_im = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    s_re = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    s_im = tl.zeros([BD, BM, BN], dtype=tl.float32)
+        v_re = _split(w_re * times, SPLIT, OPERAND)
+        v_im = _split(w_im * times, SPLIT, OPERAND)
+        log_re, log_im = _zeros((BD, BM, BN))
+    s_re, s_im = _zeros((BD, BM, BN))
 
     # Blocks are counted from the end of the segment: a short one begins with absent positions.
     length = tl.minimum(segment, L - row_s * segment)
@@ -244,23 +246,21 @@ def cema_ends_kernel(
     for start in range(0, steps, C):
         local = (length - steps + start)[:, None] + o_c[None, :]
         valid = (local >= 0) & (o_m < rows)[:, None]
-        time, valid = _where((row_s * segment)[:, None] + local, valid, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, stride_b, stride_l)
+        time, valid = _positions((row_s * segment)[:, None] + local, valid, row_b, mask, L, REVERSE)
+        from_x = x + _offsets(row_b, time, o_d, strides)
         b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
         if ends_log is not None:
             log_re, log_im = _times(q_re, q_im, log_re + C * s_re, log_im + C * s_im)
-            log_re = _dot(b_x, vr_high, vr_low, log_re, SPLIT)
-            log_im = _dot(b_x, vi_high, vi_low, log_im, SPLIT)
+            log_re = _dot(b_x, v_re, log_re, SPLIT)
+            log_im = _dot(b_x, v_im, log_im, SPLIT)
         s_re, s_im = _times(q_re, q_im, s_re, s_im)
-        s_re = _dot(b_x, wr_high, wr_low, s_re, SPLIT)
-        s_im = _dot(b_x, wi_high, wi_low, s_im, SPLIT)
+        s_re = _dot(b_x, write_re, s_re, SPLIT)
+        s_im = _dot(b_x, write_im, s_im, SPLIT)
 
-    plane = rows.to(tl.int64) * D * N
-    to = (o_m.to(tl.int64)[None, :, None] * D + d) * N + n
-    inside = (o_m < rows)[None, :, None] & (d < D) & (n < N)
-    _store_pair(ends, plane, to, s_re, s_im, inside)
+    plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+    store_pair(ends, plane, at, s_re, s_im, inside)
     if ends_log is not None:
-        _store_pair(ends_log, plane, to, log_re, log_im, inside)
+        store_pair(ends_log, plane, at, log_re, log_im, inside)
 
 
 @triton.jit(do_not_specialize=["B", "S", "segment", "last"])
@@ -269,8 +269,7 @@ def cema_carry_kernel(
     ends_log,
     carried,
     segment_power,
-    w_re,
-    w_im,
+    weight,
     state,
     final,
     final_log,
@@ -281,49 +280,50 @@ def cema_carry_kernel(
     last,
     BLOCK: tl.constexpr,
 ):
-    """States before each segment: ``s <- q**segment s + w end``, from ``state`` or zero to ``final``.
+    """Write the state before each segment, ``s <- q**segment s + w end``, and the last one to ``final``.
 
-    ends and carried (2, B, S, D N) may be one buffer; w None is one; state and final (B, D N, 2).
+    The first state is ``state``, or zero.
+
+    ends and carried (2, B, S, D N) may be one buffer; state and final (B, D N, 2).  ``weight`` is the
+    real and the imaginary part of w, the latter None for zero; a real part of None stands for w = 1.
     ends_log, unless None, is replaced by the derivatives along log q of states for w = 1 from zero,
     ``l <- q**segment (l + segment s) + end_log``.  The last segment has its own length and power.
     """
     i_b = tl.program_id(0)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < DN
-    q_re, q_im = _load_pair(segment_power, DN, o, inside)
-    if w_re is not None:
-        b_w_re, b_w_im = _weight(w_re, w_im, 0, o, 1, DN)
-    s_re = tl.zeros([BLOCK], dtype=tl.float32)
-    s_im = tl.zeros([BLOCK], dtype=tl.float32)
-    l_re = tl.zeros([BLOCK], dtype=tl.float32)
-    l_im = tl.zeros([BLOCK], dtype=tl.float32)
+    q_re, q_im = load_pair(segment_power, DN, o, inside)
+    if weight[0] is not None:
+        w_re, w_im = _weight(weight, 0, o, 1, DN)
+    s_re, s_im = _zeros((BLOCK,))
+    l_re, l_im = _zeros((BLOCK,))
     pair = (i_b.to(tl.int64) * DN + o) * 2
     if state is not None:
-        s_re, s_im = _load_pair(state, 1, pair, inside)
+        s_re, s_im = load_pair(state, 1, pair, inside)
     steps = segment.to(tl.float32)
     at = i_b.to(tl.int64) * S * DN + o
     plane = B.to(tl.int64) * S * DN
     for i_s in range(S):
-        add_re, add_im = _load_pair(ends, plane, at, inside)
-        _store_pair(carried, plane, at, s_re, s_im, inside)
+        add_re, add_im = load_pair(ends, plane, at, inside)
+        store_pair(carried, plane, at, s_re, s_im, inside)
         if i_s == S - 1:
-            q_re, q_im = _load_pair(segment_power + 2 * DN, DN, o, inside)
+            q_re, q_im = load_pair(segment_power + 2 * DN, DN, o, inside)
             steps = last.to(tl.float32)
         if ends_log is not None:
-            log_re, log_im = _load_pair(ends_log, plane, at, inside)
-            _store_pair(ends_log, plane, at, l_re, l_im, inside)
+            log_re, log_im = load_pair(ends_log, plane, at, inside)
+            store_pair(ends_log, plane, at, l_re, l_im, inside)
             l_re, l_im = _times(q_re, q_im, l_re + steps * s_re, l_im + steps * s_im)
             l_re += log_re
             l_im += log_im
-        if w_re is not None:
-            add_re, add_im = _times(b_w_re, b_w_im, add_re, add_im)
+        if weight[0] is not None:
+            add_re, add_im = _times(w_re, w_im, add_re, add_im)
         s_re, s_im = _times(q_re, q_im, s_re, s_im)
         s_re += add_re
         s_im += add_im
         at += DN
-    _store_pair(final, 1, pair, s_re, s_im, inside)
+    store_pair(final, 1, pair, s_re, s_im, inside)
     if ends_log is not None:
-        _store_pair(final_log, 1, pair, l_re, l_im, inside)
+        store_pair(final_log, 1, pair, l_re, l_im, inside)
 
 
 @triton.jit(do_not_specialize=["rows", "L", "S"])
@@ -333,10 +333,8 @@ def cema_output_kernel(
     mask,
     powers,
     kernel,
-    write_re,
-    write_im,
-    read_re,
-    read_im,
+    write,
+    read,
     carried,
     rows,
     L,
@@ -344,8 +342,7 @@ def cema_output_kernel(
     N,
     S,
     segment,
-    stride_b,
-    stride_l,
+    strides,
     WRITE_OFFSET: tl.constexpr,
     READ_OFFSET: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -357,57 +354,51 @@ def cema_output_kernel(
     C: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Outputs of every segment from its inputs and the state carried (2, B S, D, N) into it.
+    """Write the outputs of every segment from its inputs and the state carried (2, B S, D, N) into it.
 
     Per block ``y_i = sum_j kernel[i - j] x_j + Re sum_n read_n q_n**(i + READ_OFFSET) s_n`` and
     ``s <- q**C s + sum_j write q**(C - 1 - j + WRITE_OFFSET) x_j``.  y (B, L, D) is contiguous, zero at
-    padding, and added to if ACCUMULATE.
+    padding, and added to if ACCUMULATE.  ``write`` and ``read`` are weights as in the kernel above.
     """
-    o_m, o_d = _tile(D, BD, BM)
+    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
-    row_b, row_s = o_m // S, o_m % S
     d, n = o_d[:, None, None], o_n[None, None, :]
 
     lag = (o_c[None, :] - o_c[:, None])[None, :, :]
     b_kernel = tl.load(kernel + d * C + lag, mask=(lag >= 0) & (d < D), other=0.0)
-    k_high, k_low = _split(b_kernel, SPLIT, OPERAND)
+    b_kernel = _split(b_kernel, SPLIT, OPERAND)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     t_re, t_im = _power(powers, d, (C - 1 - o_c + WRITE_OFFSET)[None, :, None], n, D, N, C)
-    v_re, v_im = _weight(write_re, write_im, d, n, D, N)
-    t_re, t_im = _times(v_re, v_im, t_re, t_im)
-    wr_high, wr_low = _split(t_re, SPLIT, OPERAND)
-    wi_high, wi_low = _split(t_im, SPLIT, OPERAND)
+    w_re, w_im = _weight(write, d, n, D, N)
+    t_re, t_im = _times(w_re, w_im, t_re, t_im)
+    write_re, write_im = _split(t_re, SPLIT, OPERAND), _split(t_im, SPLIT, OPERAND)
     n_rows = o_n[None, :, None]
     t_re, t_im = _power(powers, d, (o_c + READ_OFFSET)[None, None, :], n_rows, D, N, C)
-    v_re, v_im = _weight(read_re, read_im, d, n_rows, D, N)
-    t_re, t_im = _times(v_re, v_im, t_re, t_im)
-    rr_high, rr_low = _split(t_re, SPLIT, OPERAND)
-    ri_high, ri_low = _split(-t_im, SPLIT, OPERAND)
+    w_re, w_im = _weight(read, d, n_rows, D, N)
+    t_re, t_im = _times(w_re, w_im, t_re, t_im)
+    read_re, read_im = _split(t_re, SPLIT, OPERAND), _split(-t_im, SPLIT, OPERAND)
 
-    s_re = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    s_im = tl.zeros([BD, BM, BN], dtype=tl.float32)
+    s_re, s_im = _zeros((BD, BM, BN))
     if carried is not None:
-        at = (o_m.to(tl.int64)[None, :, None] * D + d) * N + n
-        plane = rows.to(tl.int64) * D * N
-        inside = (o_m < rows)[None, :, None] & (d < D) & (n < N)
-        s_re, s_im = _load_pair(carried, plane, at, inside)
+        plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+        s_re, s_im = load_pair(carried, plane, at, inside)
 
     for start in range(0, tl.minimum(segment, L), C):
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         exists = (tau < L) & (o_m < rows)[:, None]
-        time, valid = _where(tau, exists, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, stride_b, stride_l)
+        time, valid = _positions(tau, exists, row_b, mask, L, REVERSE)
+        from_x = x + _offsets(row_b, time, o_d, strides)
         b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
-        to_y = y + _offsets(row_b, time, o_d, L.to(tl.int64) * D, D)
+        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D))
         b_y = tl.zeros([BD, BM, C], dtype=tl.float32)
         if ACCUMULATE:
             b_y = tl.load(to_y, mask=exists[None] & (d < D), other=0.0).to(tl.float32)
-        b_y = _dot_split(s_re, rr_high, rr_low, b_y, SPLIT, OPERAND)
-        b_y = _dot_split(s_im, ri_high, ri_low, b_y, SPLIT, OPERAND)
-        b_y = _dot(b_x, k_high, k_low, b_y, SPLIT)
+        b_y = _dot_split(s_re, read_re, b_y, SPLIT, OPERAND)
+        b_y = _dot_split(s_im, read_im, b_y, SPLIT, OPERAND)
+        b_y = _dot(b_x, b_kernel, b_y, SPLIT)
         s_re, s_im = _times(q_re, q_im, s_re, s_im)
-        s_re = _dot(b_x, wr_high, wr_low, s_re, SPLIT)
-        s_im = _dot(b_x, wi_high, wi_low, s_im, SPLIT)
+        s_re = _dot(b_x, write_re, s_re, SPLIT)
+        s_im = _dot(b_x, write_im, s_im, SPLIT)
         if mask is not None:
             b_y = tl.where(valid[None], b_y, 0.0)
         tl.store(to_y, b_y.to(y.dtype.element_ty), mask=exists[None] & (d < D))
@@ -428,10 +419,8 @@ def cema_weights_kernel(
     N,
     S,
     segment,
-    x_stride_b,
-    x_stride_l,
-    grad_stride_b,
-    grad_stride_l,
+    x_strides,
+    grad_strides,
     OFFSET: tl.constexpr,
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -441,68 +430,53 @@ def cema_weights_kernel(
     C: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Sums over rows and time from which the gradients of the coefficients follow.
+    """Write sums over rows and time from which the gradients of the coefficients follow.
 
     Runs in the order of the adjoint.  With the state ``u_n = sum q_n**m grad`` of the gradients before
     a block and its derivative v along log q, a program stores for its rows (partial (groups, D,
     C + 4 N)): the products of gradients and inputs of one block by lag, then real and imaginary part of
     ``sum_i q**i x_i u`` and of ``sum_i q**i x_i (v + i u)``.
     """
-    o_m, o_d = _tile(D, BD, BM)
+    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
-    row_b, row_s = o_m // S, o_m % S
     d, n = o_d[:, None, None], o_n[None, None, :]
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = (C - 1 - o_c + OFFSET)[None, :, None]
     t_re, t_im = _power(powers, d, exponent, n, D, N, C)
-    wr_high, wr_low = _split(t_re, SPLIT, OPERAND)
-    wi_high, wi_low = _split(t_im, SPLIT, OPERAND)
-    vr_high, vr_low = _split(t_re * exponent.to(tl.float32), SPLIT, OPERAND)
-    vi_high, vi_low = _split(t_im * exponent.to(tl.float32), SPLIT, OPERAND)
+    to_u_re, to_u_im = _split(t_re, SPLIT, OPERAND), _split(t_im, SPLIT, OPERAND)
+    to_v_re = _split(t_re * exponent.to(tl.float32), SPLIT, OPERAND)
+    to_v_im = _split(t_im * exponent.to(tl.float32), SPLIT, OPERAND)
 
-    u_re = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    u_im = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    v_re = tl.zeros([BD, BM, BN], dtype=tl.float32)
-    v_im = tl.zeros([BD, BM, BN], dtype=tl.float32)
+    u_re, u_im = _zeros((BD, BM, BN))
+    v_re, v_im = _zeros((BD, BM, BN))
     if carried is not None:
-        at = (o_m.to(tl.int64)[None, :, None] * D + d) * N + n
-        plane = rows.to(tl.int64) * D * N
-        inside = (o_m < rows)[None, :, None] & (d < D) & (n < N)
-        u_re, u_im = _load_pair(carried, plane, at, inside)
-        v_re, v_im = _load_pair(carried_log, plane, at, inside)
+        plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+        u_re, u_im = load_pair(carried, plane, at, inside)
+        v_re, v_im = load_pair(carried_log, plane, at, inside)
 
     lags = tl.zeros([BD, C, C], dtype=tl.float32)
-    a_re = tl.zeros([BD, C, BN], dtype=tl.float32)
-    a_im = tl.zeros([BD, C, BN], dtype=tl.float32)
-    b_re = tl.zeros([BD, C, BN], dtype=tl.float32)
-    b_im = tl.zeros([BD, C, BN], dtype=tl.float32)
+    a_re, a_im = _zeros((BD, C, BN))
+    b_re, b_im = _zeros((BD, C, BN))
     for start in range(0, tl.minimum(segment, L), C):
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         valid = (tau < L) & (o_m < rows)[:, None]
-        time, valid = _where(tau, valid, row_b, mask, L, REVERSE)
+        time, valid = _positions(tau, valid, row_b, mask, L, REVERSE)
         keep = valid[None] & (d < D)
-        from_x = x + _offsets(row_b, time, o_d, x_stride_b, x_stride_l)
+        from_x = x + _offsets(row_b, time, o_d, x_strides)
         x_t = tl.permute(tl.load(from_x, mask=keep, other=0.0).to(OPERAND), (0, 2, 1))
-        from_grad = grad + _offsets(row_b, time, o_d, grad_stride_b, grad_stride_l)
+        from_grad = grad + _offsets(row_b, time, o_d, grad_strides)
         b_g = tl.load(from_grad, mask=keep, other=0.0).to(OPERAND)
-        if SPLIT:
-            lags = tl.dot(x_t, b_g, lags)
-        else:
-            lags = tl.dot(x_t, b_g, lags, input_precision="tf32x3")
-        high, low = _split(u_re, SPLIT, OPERAND)
-        a_re = _dot(x_t, high, low, a_re, SPLIT)
-        high, low = _split(u_im, SPLIT, OPERAND)
-        a_im = _dot(x_t, high, low, a_im, SPLIT)
-        high, low = _split(v_re, SPLIT, OPERAND)
-        b_re = _dot(x_t, high, low, b_re, SPLIT)
-        high, low = _split(v_im, SPLIT, OPERAND)
-        b_im = _dot(x_t, high, low, b_im, SPLIT)
+        lags = dot(x_t, b_g, lags)
+        a_re = _dot(x_t, _split(u_re, SPLIT, OPERAND), a_re, SPLIT)
+        a_im = _dot(x_t, _split(u_im, SPLIT, OPERAND), a_im, SPLIT)
+        b_re = _dot(x_t, _split(v_re, SPLIT, OPERAND), b_re, SPLIT)
+        b_im = _dot(x_t, _split(v_im, SPLIT, OPERAND), b_im, SPLIT)
         v_re, v_im = _times(q_re, q_im, v_re + C * u_re, v_im + C * u_im)
-        v_re = _dot(b_g, vr_high, vr_low, v_re, SPLIT)
-        v_im = _dot(b_g, vi_high, vi_low, v_im, SPLIT)
+        v_re = _dot(b_g, to_v_re, v_re, SPLIT)
+        v_im = _dot(b_g, to_v_im, v_im, SPLIT)
         u_re, u_im = _times(q_re, q_im, u_re, u_im)
-        u_re = _dot(b_g, wr_high, wr_low, u_re, SPLIT)
-        u_im = _dot(b_g, wi_high, wi_low, u_im, SPLIT)
+        u_re = _dot(b_g, to_u_re, u_re, SPLIT)
+        u_im = _dot(b_g, to_u_im, u_im, SPLIT)
 
     i_m = (tl.program_id(0) // tl.cdiv(D, BD)).to(tl.int64)
     to = partial + (i_m * D + o_d) * (C + 4 * N)
@@ -516,22 +490,16 @@ def cema_weights_kernel(
     a_re, a_im = _times(t_re, t_im, a_re, a_im)
     to = to[:, None] + C + o_n[None, :]
     inside = (o_d < D)[:, None] & (o_n < N)[None, :]
-    _store_pair(to, N, 0, tl.sum(a_re, axis=1), tl.sum(a_im, axis=1), inside)
-    _store_pair(to, N, 2 * N, tl.sum(b_re, axis=1), tl.sum(b_im, axis=1), inside)
+    store_pair(to, N, 0, tl.sum(a_re, axis=1), tl.sum(a_im, axis=1), inside)
+    store_pair(to, N, 2 * N, tl.sum(b_re, axis=1), tl.sum(b_im, axis=1), inside)
 
 
 @triton.jit
 def cema_finish_kernel(
     sums,
     powers,
-    p,
-    eta_re,
-    eta_im,
-    grad_p,
-    grad_log_radius,
-    grad_angle,
-    grad_eta_re,
-    grad_eta_im,
+    coeffs,
+    grads,
     D,
     N,
     SHIFT: tl.constexpr,
@@ -539,17 +507,17 @@ def cema_finish_kernel(
     BD: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Gradients of the coefficients (D, N) from the sums (D, C + 4 N) of :func:`cema_weights_kernel`.
+    """Write gradients of the coefficients (D, N) from the sums (D, C + 4 N) of the kernel above.
 
     With ``a = sum over lags of g q**lag`` and ``b`` its derivative along log q, where g is the product
     of gradients and inputs at a lag: ``dL = Re(a d(p eta)) + Re(p eta b d(log q))``.
     """
-    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    inside = (o_d < D)[:, None] & (o_n < N)[None, :]
+    o_d, o_n, at, inside = _coefficient_tile(D, N, BD, BN)
+    p, _, _, eta_re, eta_im = coeffs
+    grad_p, grad_log_radius, grad_angle, grad_eta_re, grad_eta_im = grads
     row = sums + o_d[:, None] * (C + 4 * N) + C + o_n[None, :]
-    a_re, a_im = _load_pair(row, N, 0, inside)
-    b_re, b_im = _load_pair(row, N, 2 * N, inside)
+    a_re, a_im = load_pair(row, N, 0, inside)
+    b_re, b_im = load_pair(row, N, 2 * N, inside)
     a_re, a_im = a_re.to(tl.float64), a_im.to(tl.float64)
     b_re, b_im = b_re.to(tl.float64), b_im.to(tl.float64)
     for m in range(C - SHIFT):
@@ -560,7 +528,6 @@ def cema_finish_kernel(
         a_im += at_lag * q_im
         b_re += m * at_lag * q_re
         b_im += m * at_lag * q_im
-    at = o_d[:, None] * N + o_n[None, :]
     b_p = tl.load(p + at, mask=inside, other=0.0)
     e_re = tl.load(eta_re + at, mask=inside, other=0.0)
     e_im = tl.load(eta_im + at, mask=inside, other=0.0)

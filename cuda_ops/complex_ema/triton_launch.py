@@ -3,20 +3,19 @@
 Letters as in ``triton_kernels``.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
 from megalodon_tasks.cuda_ops.complex_ema import triton_kernels as kernels
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients
+from megalodon_tasks.cuda_ops.triton_helpers import operand_dtype, shared_memory
 
 # Positions of a block and rows of a tile: the smallest that the matrix instructions take.
 BLOCK = 16
 ROWS = 16
-# Programs wanted of one launch, about two for each multiprocessor of a large GPU.
+# Programs that a launch should have, about two for each multiprocessor of a large GPU.
 _PROGRAMS = 256
 # A shorter segment would make the states at the cuts weigh as much as the inputs.
 LEAST_SEGMENT = 256
@@ -25,7 +24,8 @@ LEAST_SEGMENT = 256
 MOST_SEGMENT = 4096
 # Bytes of shared memory that a program needs at order 16, of all kernels and dtypes.
 _SHARED_MEMORY = 124 * 1024
-_INTERPRETED = not isinstance(kernels.cema_output_kernel, triton.JITFunction)
+# Channels of a program of the kernels that work on the coefficients.
+_CHANNELS = 16
 
 
 class Plan(NamedTuple):
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Positions of the last segment."""
+        """Number of positions of the last segment."""
         return self.length - (self.segments - 1) * self.segment
 
     @property
@@ -73,11 +73,10 @@ class Plan(NamedTuple):
 
     @property
     def constants(self) -> dict[str, object]:
-        # The interpreter multiplies bf16 as the integers that it keeps them in, hence float32 there.
-        operand = tl.bfloat16 if self.split and not _INTERPRETED else tl.float32
+        dtype = torch.bfloat16 if self.split else torch.float32
         return {
             "SPLIT": self.split,
-            "OPERAND": operand,
+            "OPERAND": operand_dtype(dtype),
             "BD": self.channels,
             "BM": ROWS,
             "C": BLOCK,
@@ -86,21 +85,22 @@ class Plan(NamedTuple):
             "num_stages": 3,
         }
 
+    @property
+    def coefficient_grid(self) -> tuple[int]:
+        """Grid of the kernels that work on the coefficients."""
+        return (triton.cdiv(self.dim, _CHANNELS),)
 
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _SHARED_MEMORY
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    @property
+    def coefficient_constants(self) -> dict[str, int]:
+        return {"C": BLOCK, "BD": _CHANNELS, "BN": self.constants["BN"]}
 
 
 def plan_for(x_BLD: torch.Tensor, order: int) -> Plan:
-    """Few enough channels for the shared memory, enough segments to fill the GPU, and no more."""
+    """Choose few enough channels for the shared memory, and just enough segments to fill the GPU."""
     batch, length, dim = x_BLD.shape
     channels = 16 if x_BLD.dtype == torch.bfloat16 else 8
     needed = _SHARED_MEMORY * max(1, triton.next_power_of_2(order) // 16)
-    while channels > 1 and needed > _shared_memory(x_BLD.device):
+    while channels > 1 and needed > shared_memory(x_BLD.device, _SHARED_MEMORY):
         channels, needed = channels // 2, needed // 2
     row_groups = triton.cdiv(_PROGRAMS, triton.cdiv(dim, channels))
     segments = max(1, ROWS * row_groups // max(1, batch))
@@ -110,7 +110,7 @@ def plan_for(x_BLD: torch.Tensor, order: int) -> Plan:
 
 
 class Direction:
-    """One direction of the op: its coefficients, their tables, and the launches."""
+    """Coefficients and their tables for one direction of the op, and its launches."""
 
     def __init__(
         self,
@@ -127,8 +127,8 @@ class Direction:
         self.powers = torch.empty(dim, BLOCK + 1, 2, order, **like)
         self.kernel = torch.empty(dim, BLOCK, **like)
         self.segment_power = torch.empty(2, 2, dim, order, **like)
-        kernels.cema_tables_kernel[(triton.cdiv(dim, 16),)](
-            *coeffs,
+        kernels.cema_tables_kernel[plan.coefficient_grid](
+            tuple(coeffs),
             omega,
             self.powers,
             self.kernel,
@@ -138,9 +138,7 @@ class Direction:
             plan.segment,
             plan.last,
             SHIFT=self.shift,
-            C=BLOCK,
-            BD=16,
-            BN=plan.constants["BN"],
+            **plan.coefficient_constants,
         )
 
     def _buffer(self) -> torch.Tensor:
@@ -150,7 +148,7 @@ class Direction:
     def ends(
         self, x_BLD: torch.Tensor, *, adjoint: bool, with_log: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What each segment alone adds to the state behind it, and its derivative along log q."""
+        """Return what each segment adds to the state after it, and its derivative along log q."""
         ends, ends_log = self._buffer(), self._buffer() if with_log else None
         kernels.cema_ends_kernel[self.plan.grid](
             x_BLD,
@@ -158,8 +156,7 @@ class Direction:
             self.powers,
             ends,
             ends_log,
-            stride_b=x_BLD.stride(0),
-            stride_l=x_BLD.stride(1),
+            strides=x_BLD.stride()[:2],
             OFFSET=int(adjoint) * (1 - self.shift),
             REVERSE=self.backward != adjoint,
             **self.plan.sizes,
@@ -174,13 +171,13 @@ class Direction:
         weight: tuple[torch.Tensor, torch.Tensor | None],
         state: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Fill ``carried`` with the states before the segments, return the one after the last."""
+        """Fill ``carried`` with the states before the segments, return the state after the last."""
         return self._carry(ends, None, carried, weight, state)[0]
 
     def carry_log(
         self, ends: torch.Tensor, ends_log: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """:meth:`carry` in place from zero, weight one, for ends and derivatives together."""
+        """Do the same in place, from zero and with weight one, for ends and derivatives together."""
         return self._carry(ends, ends_log, ends, (None, None), None)
 
     def _carry(
@@ -200,7 +197,7 @@ class Direction:
             ends_log,
             carried,
             self.segment_power,
-            *weight,
+            weight,
             state,
             final,
             final_log,
@@ -221,9 +218,9 @@ class Direction:
         *,
         adjoint: bool,
     ) -> None:
-        """Write the outputs, or the gradient of the inputs.
+        """Write the outputs, or the gradient of the inputs if ``adjoint``.
 
-        The second direction adds to the first, which in bf16 and fp16 is rounded before.
+        The second direction adds to the first, which in bf16 and fp16 has been rounded.
         """
         c = self.coeffs
         p, eta = (c.p, None), (c.eta_re, c.eta_im)
@@ -234,11 +231,10 @@ class Direction:
             self.mask,
             self.powers,
             self.kernel,
-            *write,
-            *read,
+            write,
+            read,
             carried,
-            stride_b=x_BLD.stride(0),
-            stride_l=x_BLD.stride(1),
+            strides=x_BLD.stride()[:2],
             WRITE_OFFSET=int(adjoint) * (1 - self.shift),
             READ_OFFSET=int(not adjoint) * (1 - self.shift),
             REVERSE=self.backward != adjoint,
@@ -254,7 +250,7 @@ class Direction:
         carried: torch.Tensor | None,
         carried_log: torch.Tensor | None,
     ) -> tuple[Coefficients, torch.Tensor]:
-        """Gradients of the coefficients, and of omega (D,) if this is the forward direction."""
+        """Return gradients of the coefficients, and of omega (D,) if this is the forward direction."""
         plan, c = self.plan, self.coeffs
         partial = self.powers.new_empty(plan.row_groups, plan.dim, BLOCK + 4 * plan.order)
         kernels.cema_weights_kernel[plan.grid](
@@ -265,10 +261,8 @@ class Direction:
             carried,
             carried_log,
             partial,
-            x_stride_b=x_BLD.stride(0),
-            x_stride_l=x_BLD.stride(1),
-            grad_stride_b=grad_BLD.stride(0),
-            grad_stride_l=grad_BLD.stride(1),
+            x_strides=x_BLD.stride()[:2],
+            grad_strides=grad_BLD.stride()[:2],
             OFFSET=1 - self.shift,
             REVERSE=not self.backward,
             **plan.sizes,
@@ -276,18 +270,14 @@ class Direction:
         )
         sums = partial.sum(0)
         grads = Coefficients(*(torch.empty_like(tensor) for tensor in c))
-        kernels.cema_finish_kernel[(triton.cdiv(plan.dim, 16),)](
+        kernels.cema_finish_kernel[plan.coefficient_grid](
             sums,
             self.powers,
-            c.p,
-            c.eta_re,
-            c.eta_im,
-            *grads,
+            tuple(c),
+            tuple(grads),
             plan.dim,
             plan.order,
             SHIFT=self.shift,
-            C=BLOCK,
-            BD=16,
-            BN=plan.constants["BN"],
+            **plan.coefficient_constants,
         )
         return grads, sums[:, 0]

@@ -1,4 +1,4 @@
-"""Tiles and launches that both norms share.
+"""Sizes, tiles and launches that the norms over time share.
 
 Letters as in ``triton_kernels``.
 """
@@ -16,7 +16,7 @@ ELEMENTS = 8192
 WIDTH = 64
 # The error of the running sums inside a block grows with its steps: this many cost at most 3e-5.
 MOST_STEPS = 512
-# Programs wanted of a launch whose programs each walk through several blocks and write one partial sum.
+# Programs that a launch should have if each walks through several blocks and writes one partial sum.
 PROGRAMS = 2048
 # Numbers of a tile of the scan over blocks, and its groups: one sector of memory.
 SCAN_ELEMENTS = 2048
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
     @property
     def blocks_per_program(self) -> int:
-        """Blocks that a program walks through where it writes a partial sum."""
+        """Number of blocks that a program walks through where it writes a partial sum."""
         return max(1, min(16, self.batch * self.blocks * self.columns // PROGRAMS))
 
     @property
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
     @property
     def plane(self) -> int:
-        """Numbers of one moment of all blocks."""
+        """Size of one moment of all blocks."""
         return self.batch * self.blocks * self.groups
 
     @property
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
 
 
 def plan_for(x_BLD: torch.Tensor, groups: int) -> Plan:
-    """Few neighbouring groups and as many steps as a tile holds, whatever the length."""
+    """Choose few neighbouring groups and as many steps as a tile holds, whatever the length."""
     batch, length, dim = x_BLD.shape
     features = int(dim) // groups
     wide = triton.next_power_of_2(features)
@@ -91,20 +91,10 @@ def plan_for(x_BLD: torch.Tensor, groups: int) -> Plan:
     return Plan(batch, length, groups, features, steps, tile_groups)
 
 
-def last_axis_dense(x_BLD: torch.Tensor) -> torch.Tensor:
-    """``x`` in a layout that the kernels can address: any, as long as features are neighbours."""
-    return x_BLD if x_BLD.stride(2) == 1 else x_BLD.contiguous()
-
-
-def as_bytes(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """The mask as the kernels read it."""
-    return None if mask is None else mask.contiguous().view(torch.uint8)
-
-
 def block_moments(
     plan: Plan, x_BLD: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real steps (B, N) and moments (3, B, N, G) of each block alone."""
+    """Compute real steps (B, N) and moments (3, B, N, G) of each block."""
     shape = plan.batch, plan.blocks
     steps = torch.empty(shape, dtype=torch.int32, device=x_BLD.device)
     moments = torch.empty(3, *shape, plan.groups, dtype=torch.float32, device=x_BLD.device)
@@ -113,8 +103,7 @@ def block_moments(
         mask,
         steps,
         moments,
-        stride_b=x_BLD.stride(0),
-        stride_l=x_BLD.stride(1),
+        strides=x_BLD.stride()[:2],
         plane=plan.plane,
         **plan.sizes,
         **plan.constants,
@@ -123,7 +112,7 @@ def block_moments(
 
 
 def scan_tile(plan: Plan) -> dict[str, int]:
-    """Tile of a scan over the blocks and one position more."""
+    """Return the tile of a scan over the blocks and one more position."""
     groups = min(SCAN_GROUPS, triton.next_power_of_2(plan.groups))
     positions = min(SCAN_ELEMENTS // groups, triton.next_power_of_2(plan.blocks + 1))
     return {"BN": max(2, positions), "BG": groups, "num_warps": 4}
@@ -139,9 +128,9 @@ def moments_before(
     moments: torch.Tensor,
     state: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps (B, N), and mean, its low part and variance (3, B, N, G), of all that is before a block.
+    """Compute steps (B, N), and mean, its low part and variance (3, B, N, G), of all before a block.
 
-    ``state`` is count, mean, mean_low and var before the first, or Nones.
+    ``state`` is count, mean, mean_low and var before the first block, or four times None.
     """
     before = torch.empty(plan.batch, plan.blocks, dtype=torch.int64, device=steps.device)
     prefix = torch.empty_like(moments)
@@ -152,7 +141,7 @@ def moments_before(
 def total_moments(
     plan: Plan, steps: torch.Tensor, moments: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Steps (B,), and mean, its low part and variance (3, B, G), of whole sequences."""
+    """Compute steps (B,), and mean, its low part and variance (3, B, G), of whole sequences."""
     count = torch.empty(plan.batch, dtype=torch.int64, device=steps.device)
     total = moments.new_empty(3, plan.batch, plan.groups)
     _scan(plan, steps, moments, (None, None, None, None), (None, None), (total, count))
@@ -170,7 +159,7 @@ def _scan(
     kernels.moments_scan_kernel[scan_grid(plan)](
         steps,
         moments,
-        *state,
+        state,
         *running,
         *total,
         N=plan.blocks,

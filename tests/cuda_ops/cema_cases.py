@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from megalodon_tasks.cuda_ops import cema
+from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
+from megalodon_tasks.cuda_ops.complex_ema.torch_op import cema_torch
 
 PARAMETERS = ("alpha", "delta", "theta", "gamma", "omega")
 
@@ -46,6 +48,14 @@ class Case:
 
 def complex_normal(draw: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=draw, dtype=torch.complex64)
+
+
+def in_blocks(bidirectional=False, state=None, padding_mask=None, block=None, **tensors):
+    """Backend ``torch`` in blocks of a given length."""
+    return cema_torch(
+        CemaCall(**tensors, state=state, padding_mask=padding_mask, bidirectional=bidirectional),
+        block,
+    )
 
 
 def cast(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import cema
-from megalodon_tasks.cuda_ops.complex_ema.torch_op import cema_torch
-from tests.cuda_ops.cema_cases import PARAMETERS, Case, cast, outputs_and_gradients
+from tests.cuda_ops.cema_cases import PARAMETERS, Case, cast, in_blocks, outputs_and_gradients
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
 FAST = ["torch", "native", "fft", "triton"]
@@ -106,7 +105,7 @@ def test_half_inputs_with_float32_parameters(backend, dtype):
 def test_block_length_changes_nothing(bidirectional, block):
     case = Case(length=101, bidirectional=bidirectional, with_state=not bidirectional, padded=0.1)
     inputs = case.inputs()
-    found = outputs_and_gradients(inputs, None, bidirectional, function=cema_torch, block=block)
+    found = outputs_and_gradients(inputs, None, bidirectional, function=in_blocks, block=block)
     truth = outputs_and_gradients(cast(inputs, torch.float64), "reference", bidirectional)
     assert_all_close(found, truth)
 
@@ -127,7 +126,7 @@ def test_many_segments(bidirectional):
     """More than one segment, the last of them shorter and cut within a block."""
     case = Case(1, 2 * 64 * 8 + 8 * 5 + 3, 2, 2, bidirectional, with_state=not bidirectional)
     inputs = case.inputs()
-    found = outputs_and_gradients(inputs, None, bidirectional, function=cema_torch, block=8)
+    found = outputs_and_gradients(inputs, None, bidirectional, function=in_blocks, block=8)
     assert_all_close(
         found, outputs_and_gradients(cast(inputs, torch.float64), "fft", bidirectional)
     )
@@ -288,21 +287,24 @@ def test_gradient_through_the_returned_state_alone(backend):
 def wrong_arguments():
     good = Case(with_state=True).inputs()
     x, state = good["x"], good["state"]
-    yield {"x": x[0]}, r"x has shape \(70, 3\), wanted \(any, any, any\)"
-    yield {"x": x[:, :0]}, r"x has shape \(2, 0, 3\), wanted at least one step"
+    yield {"x": x[0]}, r"x has shape \(70, 3\), expected \(any, any, any\)"
+    yield {"x": x[:, :0]}, r"x has shape \(2, 0, 3\), expected at least one step"
     yield {"x": x.long()}, "x has dtype torch.int64"
     for name in PARAMETERS:
         shape = ", ".join(map(str, good[name][1:].shape))
-        yield {name: good[name][1:]}, rf"{name} has shape \({shape}\), wanted \(3, "
-    yield {"alpha": good["alpha"][:, :0]}, "alpha has shape .* wanted an order of at least 1"
-    yield {"delta": good["delta"][:, 1:]}, r"delta has shape \(3, 3, 1\), wanted \(3, 4, 1\)"
+        yield {name: good[name][1:]}, rf"{name} has shape \({shape}\), expected \(3, "
+    yield {"alpha": good["alpha"][:, :0]}, "alpha has shape .* expected an order of at least 1"
+    yield {"delta": good["delta"][:, 1:]}, r"delta has shape \(3, 3, 1\), expected \(3, 4, 1\)"
     yield {"gamma": good["gamma"].to(torch.complex64)}, "gamma has dtype torch.complex64"
-    yield {"state": state[:1]}, r"state has shape \(1, 3, 4\), wanted \(2, 3, 4\)"
-    yield {"state": state.real}, "state has dtype torch.float32, wanted complex64 or complex128"
+    yield {"state": state[:1]}, r"state has shape \(1, 3, 4\), expected \(2, 3, 4\)"
+    yield {"state": state.real}, "state has dtype torch.float32, expected complex64 or complex128"
     yield {"padding_mask": torch.zeros(2, 69, dtype=torch.bool)}, "padding_mask has shape"
-    yield {"padding_mask": torch.zeros(2, 70)}, "padding_mask has dtype torch.float32, wanted bool"
-    yield {"omega": good["omega"].to("meta")}, "omega is on meta but x on cpu"
-    yield {"bidirectional": True, "state": None}, r"alpha has shape \(3, 4, 1\), wanted \(6, any"
+    yield (
+        {"padding_mask": torch.zeros(2, 70)},
+        "padding_mask has dtype torch.float32, expected bool",
+    )
+    yield {"omega": good["omega"].to("meta")}, "omega is on meta but x is on cpu"
+    yield {"bidirectional": True, "state": None}, r"alpha has shape \(3, 4, 1\), expected \(6, any"
     yield {"backend": "cudnn"}, "backend 'cudnn' is not one of"
 
 

@@ -7,8 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.cuda_ops import cema
-from megalodon_tasks.cuda_ops.complex_ema.torch_op import cema_torch
-from tests.cuda_ops.cema_cases import Case, cast, outputs_and_gradients
+from tests.cuda_ops.cema_cases import Case, cast, in_blocks, outputs_and_gradients
 from tests.cuda_ops.compare import BACKWARD, FORWARD, assert_close
 
 IN_FLOAT64 = ["torch", "fft"]
@@ -49,7 +48,7 @@ def test_gradcheck(backend, case):
         named = dict(zip(inputs, tensors, strict=True))
         options = {"padding_mask": mask, "bidirectional": case.bidirectional}
         if backend == "torch":
-            y, state = cema_torch(*tensors[:6], state=named.get("state"), block=4, **options)
+            y, state = in_blocks(**named, block=4, **options)
         else:
             y, state = cema(**named, **options, backend=backend)
         return y if state is None else (y, torch.view_as_real(state))

@@ -2,8 +2,8 @@
 
 import torch
 
-from megalodon_tasks.cuda_ops import checks
 from megalodon_tasks.cuda_ops.dispatch import pick
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall
 
 OP = "sequence_norm"
 
@@ -18,7 +18,7 @@ def sequence_norm(
     padding_mask: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Group norm over time and the features of a group, padding left out of the moments.
+    """Compute a group norm over time and the features of a group, without padding in the moments.
 
     The bidirectional counterpart of ``timestep_norm`` (arXiv 2404.08801, section 3.2, figure 2): each
     of the ``num_groups`` groups of ``d = D / num_groups`` features has one mean and one biased variance
@@ -32,7 +32,7 @@ def sequence_norm(
         bias: offset (D,).
         num_groups: number of groups, a divisor of D; D itself normalises each feature over time.
         eps: added to the variance inside the square root.
-        padding_mask: bool (B, L), True at padding.  A padded step counts as absent whatever ``x``
+        padding_mask: bool (B, L), True at padding.  A padded step counts as absent, whatever ``x``
             holds (NaN too), and its output is zero.
         backend: ``reference``, ``torch``, ``triton``; None chooses by device (see ``dispatch``).
 
@@ -44,6 +44,6 @@ def sequence_norm(
             or the backend is unknown.
         BackendUnavailable: the backend was asked for by name and cannot run here.
     """
-    checks.check_norm(OP, x, scale, bias, num_groups, padding_mask)
-    run = pick(OP, backend, x.device, x.dtype)
-    return run(x, scale, bias, num_groups, eps=eps, padding_mask=padding_mask)
+    call = NormCall(x, scale, bias, num_groups, eps, padding_mask)
+    call.check(OP)
+    return pick(OP, backend, x.device, x.dtype)(call)

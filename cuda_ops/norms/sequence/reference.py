@@ -1,21 +1,16 @@
-"""Sequence norm read aloud: a mean, then a variance around it, per sequence and group."""
+"""Sequence norm as the equations are written: a mean, then a variance around it."""
 
 import torch
 
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall
 
-def sequence_norm_reference(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    *,
-    eps: float,
-    padding_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Two-pass moments over the real steps, see ``op.py``.
+
+def sequence_norm_reference(call: NormCall) -> torch.Tensor:
+    """Compute a mean over the real steps of each sequence and group, then a variance around it.
 
     Half types are promoted to float32; any other dtype is used as it is.
     """
+    x, scale, bias, num_groups, eps, padding_mask, _ = call
     wide = torch.promote_types(x.dtype, torch.float32)
     batch, length, dim = x.shape
     x_BLGJ = x.to(wide).unflatten(-1, (num_groups, -1))

@@ -9,6 +9,7 @@ Legend: B batch, L length (of a piece), D dim, G groups, J = D / G features of a
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall
 from megalodon_tasks.cuda_ops.norms.splitting import (
     Piece,
     Workspace,
@@ -18,17 +19,9 @@ from megalodon_tasks.cuda_ops.norms.splitting import (
 )
 
 
-def sequence_norm_torch(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    *,
-    eps: float,
-    padding_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Group norm over the real steps of each sequence, see ``op.py``."""
-    return _SequenceNorm.apply(x, scale, bias, num_groups, padding_mask, eps)
+def sequence_norm_torch(call: NormCall) -> torch.Tensor:
+    """Compute a group norm over the real steps of each sequence."""
+    return _SequenceNorm.apply(*call[:6])
 
 
 class _SequenceNorm(torch.autograd.Function):
@@ -39,8 +32,8 @@ class _SequenceNorm(torch.autograd.Function):
         scale: torch.Tensor,
         bias: torch.Tensor,
         num_groups: int,
-        padding_mask: torch.Tensor | None,
         eps: float,
+        padding_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -4,7 +4,7 @@ import torch
 
 from megalodon_tasks.cuda_ops import checks
 from megalodon_tasks.cuda_ops.dispatch import pick
-from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
 
 OP = "timestep_norm"
 
@@ -20,7 +20,7 @@ def timestep_norm(
     padding_mask: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, TimestepNormState]:
-    """Group norm whose moments at step t cover steps 1..t, equation 4 of arXiv 2404.08801.
+    """Compute a group norm whose moments at step t cover steps 1..t, equation 4 of arXiv 2404.08801.
 
     For each group of ``d = D / num_groups`` features, with t counted over real steps::
 
@@ -33,8 +33,7 @@ def timestep_norm(
         bias: offset (D,).
         num_groups: number of groups G, a divisor of D.
         eps: added to the variance inside the square root.
-        state: moments of the steps before this piece; None is none.  The gradient reaches its
-            ``mean`` and ``var``.
+        state: moments of the steps before ``x``, or None.  Gradients flow to its ``mean`` and ``var``.
         padding_mask: bool (B, L), True at padding.  A padded step leaves the moments as they are
             whatever ``x`` holds (NaN too), and its output is zero.
         backend: ``reference``, ``torch``, ``triton``; None chooses by device (see ``dispatch``).
@@ -48,26 +47,18 @@ def timestep_norm(
             or the backend is unknown.
         BackendUnavailable: the backend was asked for by name and cannot run here.
     """
-    _check(x, scale, bias, num_groups, state, padding_mask)
-    run = pick(OP, backend, x.device, x.dtype)
-    return run(x, scale, bias, num_groups, eps=eps, state=state, padding_mask=padding_mask)
+    call = NormCall(x, scale, bias, num_groups, eps, padding_mask, state)
+    call.check(OP)
+    if state is not None:
+        _check_state(x, num_groups, state)
+    return pick(OP, backend, x.device, x.dtype)(call)
 
 
-def _check(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    state: TimestepNormState | None,
-    padding_mask: torch.Tensor | None,
-) -> None:
-    checks.check_norm(OP, x, scale, bias, num_groups, padding_mask)
-    if state is None:
-        return
+def _check_state(x: torch.Tensor, num_groups: int, state: TimestepNormState) -> None:
     batch, groups = x.shape[0], (x.shape[0], num_groups)
     checks.check_shape(OP, "state.count", state.count, (batch,), "(batch,)")
     if state.count.dtype != torch.int64:
-        raise ValueError(f"{OP}: state.count has dtype {state.count.dtype}, wanted int64")
+        raise ValueError(f"{OP}: state.count has dtype {state.count.dtype}, expected int64")
     moments = {"mean": state.mean, "var": state.var, "mean_low": state.mean_low}
     for name, tensor in moments.items():
         if tensor is not None:

@@ -1,29 +1,20 @@
-"""Timestep norm read aloud: one step at a time, one mean and one variance per group.
+"""Timestep norm as the equation is written: one step at a time, a mean and a variance per group.
 
 Legend: B batch, L length, D dim, G groups, J = D / G features of a group.
 """
 
 import torch
 
-from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
 
 
-def timestep_norm_reference(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    *,
-    eps: float,
-    state: TimestepNormState | None,
-    padding_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, TimestepNormState]:
-    """Equation 4 of arXiv 2404.08801 by Welford's recurrence (appendix B.1), see ``op.py``.
+def timestep_norm_reference(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
+    """Compute equation 4 of arXiv 2404.08801 by Welford's recurrence (appendix B.1), step by step.
 
     Half types are promoted to float32; any other dtype is used as it is.  ``mean_low`` of a given
-    state is added to its mean; that of the returned state is zero, because the mean is kept in one
-    number here.
+    state is added to its mean; that of the returned state is zero, because the mean is one number here.
     """
+    x, scale, bias, num_groups, eps, padding_mask, state = call
     wide = torch.promote_types(x.dtype, torch.float32)
     batch, length, dim = x.shape
     x_BLGJ = x.to(wide).unflatten(-1, (num_groups, -1))

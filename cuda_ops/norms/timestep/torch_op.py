@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
 from megalodon_tasks.cuda_ops.norms.splitting import Piece, Workspace, mask_
 from megalodon_tasks.cuda_ops.norms.timestep.running_moments import (
     Later,
@@ -19,20 +20,11 @@ from megalodon_tasks.cuda_ops.norms.timestep.running_moments import (
     running_backward,
     running_moments,
 )
-from megalodon_tasks.cuda_ops.norms.timestep.state import TimestepNormState
 
 
-def timestep_norm_torch(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    *,
-    eps: float,
-    state: TimestepNormState | None,
-    padding_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, TimestepNormState]:
-    """Equation 4 of arXiv 2404.08801 for all steps at once, see ``op.py``."""
+def timestep_norm_torch(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
+    """Compute equation 4 of arXiv 2404.08801 for all steps at once."""
+    x, scale, bias, num_groups, eps, padding_mask, state = call
     batch, length, _ = x.shape
     if state is None:
         zeros = x.new_zeros(batch, num_groups, dtype=torch.promote_types(x.dtype, torch.float32))

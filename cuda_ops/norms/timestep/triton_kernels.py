@@ -1,8 +1,8 @@
 """Timestep norm on a GPU: blocks of time in parallel, between them only the moments of each group.
 
-Forward: the moments of each block, a scan over the blocks (both in ``cuda_ops/norms/triton_kernels.py``),
-and :func:`timestep_norm_kernel`, which runs along the steps of each block from the moments before it.  x is
-read twice and y written once, and nothing of the size of x is allocated but y.
+Forward: the moments of each block, a scan over the blocks (see ``cuda_ops/norms/triton_kernels.py``),
+and :func:`timestep_norm_kernel`, which runs along the steps of each block from the moments before it.  x
+is read twice and y written once, and nothing of the size of x is allocated but y.
 
 Backward, with ``g = grad_y * scale``, ``N_t = count_t * J`` and hats for normalised numbers::
 
@@ -20,46 +20,36 @@ Letters as in ``cuda_ops/norms/triton_kernels.py``: B, L, D, G, J, N blocks; til
 import triton
 import triton.language as tl
 
-from megalodon_tasks.cuda_ops.norms.triton_kernels import real_steps, two_sum
+from megalodon_tasks.cuda_ops.norms.triton_kernels import (
+    group_tile,
+    load_state,
+    load_tile,
+    tile_row,
+    two_sum,
+)
+from megalodon_tasks.cuda_ops.triton_helpers import (
+    load_pair,
+    load_triple,
+    not_padded,
+    store_pair,
+    store_triple,
+)
 
 
 @triton.jit
-def _load_groups(source, i_b, i_n, o_g, N, G, plane):
-    """One number per group from each of the three planes of (3, B, N, G)."""
-    at = source + (i_b * N + i_n) * G + o_g
-    inside = o_g < G
-    first = tl.load(at, mask=inside, other=0.0)
-    return (
-        first,
-        tl.load(at + plane, mask=inside, other=0.0),
-        tl.load(at + 2 * plane, mask=inside, other=0.0),
-    )
-
-
-@triton.jit
-def _past(count, mean, mean_low, var, before, prefix, i_b, i_n, o_g, N, G, plane):
-    """Steps, mean as two numbers and variance of what is before block ``i_n``."""
-    steps = tl.zeros((1,), tl.int64)
-    high = tl.zeros_like(o_g).to(tl.float32)
-    low = high
-    past_var = high
+def _past(state, before, prefix, i_b, i_n, o_g, N, G, plane):
+    """Return steps, mean as two numbers and variance of all that comes before block ``i_n``."""
     if prefix is not None:
-        steps += tl.load(before + i_b * N + i_n)
-        high, low, past_var = _load_groups(prefix, i_b, i_n, o_g, N, G, plane)
-    elif count is not None:
-        steps += tl.load(count + i_b)
-        at, inside = i_b * G + o_g, o_g < G
-        high = tl.load(mean + at, mask=inside, other=0.0)
-        low = tl.load(mean_low + at, mask=inside, other=0.0)
-        past_var = tl.load(var + at, mask=inside, other=0.0)
-    return steps, high, low, past_var
+        steps = tl.zeros((1,), tl.int64) + tl.load(before + i_b * N + i_n)
+        high, low, var = load_triple(prefix, plane, (i_b * N + i_n) * G + o_g, o_g < G)
+    else:
+        steps, high, low, var = load_state(state, i_b, o_g, G)
+    return steps, high, low, var
 
 
 @triton.jit
-def _running(
-    b_x, inside, real, past_steps, past_high, past_low, past_var, J: tl.constexpr, BT: tl.constexpr
-):
-    """Moments up to each step of a block, with regard to a base that is one of the numbers seen.
+def _running(b_x, inside, real, past, J: tl.constexpr):
+    """Compute moments up to each step of a block, relative to a base that is one of the numbers seen.
 
     Returns ``x - base`` (BT, BG, BJ), base (BG,), ``mean - base`` and var (BT, BG), steps (BT,) int64.
 
@@ -67,6 +57,7 @@ def _running(
     up to any step contain it, squares around it exceed the variance by no more than the number of
     steps of the block, which bounds what is lost in their difference.
     """
+    past_steps, past_high, past_low, past_var = past
     taken = tl.cumsum(real.to(tl.int32), 0)
     is_first = real & (taken == 1)
     first = tl.sum(tl.where(is_first[:, None], tl.sum(b_x, 2) / J, 0.0), 0)
@@ -97,15 +88,11 @@ def _running(
 
 
 @triton.jit
-def _tile(i_n, i_g, BT: tl.constexpr, BG: tl.constexpr, BJ: tl.constexpr):
-    """Offsets of a tile along steps, groups and features."""
-    return i_n * BT + tl.arange(0, BT), i_g * BG + tl.arange(0, BG), tl.arange(0, BJ)
-
-
-@triton.jit
-def _load_tile(source, i_b, o_t, o_d, stride_b, stride_l, inside):
-    at = source + i_b * stride_b + o_t.to(tl.int64)[:, None, None] * stride_l + o_d
-    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
+def _store_tile(target, values, i_b, o_t, o_d, real, inside_d, L, D):
+    """Store a tile (BT, BG, BJ) in a contiguous tensor (B, L, D), zero at padding."""
+    values = tl.where(real[:, None, None], values, 0.0)
+    at = target + (i_b * L + o_t.to(tl.int64)[:, None, None]) * D + o_d
+    tl.store(at, values, mask=(o_t < L)[:, None, None] & inside_d)
 
 
 @triton.jit
@@ -114,17 +101,13 @@ def timestep_norm_kernel(
     scale,
     bias,
     mask,
-    count,
-    mean,
-    mean_low,
-    var,
+    state,
     before,
     prefix,
     y,
     end_count,
     end,
-    stride_b,
-    stride_l,
+    strides,
     eps,
     L,
     N,
@@ -136,41 +119,34 @@ def timestep_norm_kernel(
     BG: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """Outputs ``y`` (B, L, D), and from the last block ``end`` (3, B, G) and ``end_count`` (B,)."""
+    """Write ``y`` (B, L, D), and from the last block the state ``end`` (3, B, G), ``end_count`` (B,)."""
     i_b, i_n = (tl.program_id(0) // N).to(tl.int64), tl.program_id(0) % N
-    o_t, o_g, o_j = _tile(i_n, tl.program_id(1), BT, BG, BJ)
-    real = real_steps(mask, i_b, o_t, L)
-    inside_d = (o_g < G)[None, :, None] & (o_j < J)[None, None, :]
-    o_d = o_g[None, :, None] * J + o_j[None, None, :]
+    o_t = i_n * BT + tl.arange(0, BT)
+    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    real = not_padded(mask, i_b, o_t, o_t < L, L)
     inside = real[:, None, None] & inside_d
-    b_x = _load_tile(x, i_b, o_t, o_d, stride_b, stride_l, inside)
-    past = _past(count, mean, mean_low, var, before, prefix, i_b, i_n, o_g, N, G, plane)
-    b_x, base, b_mean, b_var, steps = _running(
-        b_x, inside, real, past[0], past[1], past[2], past[3], J, BT
-    )
+    b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
+    past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
+    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
 
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     b_bias = tl.load(bias + o_d, mask=inside_d, other=0.0).to(tl.float32)
     rstd = 1.0 / tl.sqrt(b_var + eps)
     b_y = (b_x - b_mean[:, :, None]) * rstd[:, :, None] * b_scale + b_bias
-    b_y = tl.where(inside, b_y, 0.0)
-    at = y + (i_b * L + o_t.to(tl.int64)[:, None, None]) * (G * J) + o_d
-    tl.store(at, b_y, mask=(o_t < L)[:, None, None] & inside_d)
+    _store_tile(y, b_y, i_b, o_t, o_d, real, inside_d, L, G * J)
 
     if i_n == N - 1:
         is_last = tl.arange(0, BT)[:, None] == BT - 1
         high, low = two_sum(base, tl.sum(tl.where(is_last, b_mean, 0.0), 0))
-        at_end = end + i_b * G + o_g
-        tl.store(at_end, high, mask=o_g < G)
-        tl.store(at_end + end_plane, low, mask=o_g < G)
-        tl.store(at_end + 2 * end_plane, tl.sum(tl.where(is_last, b_var, 0.0), 0), mask=o_g < G)
+        last_var = tl.sum(tl.where(is_last, b_var, 0.0), 0)
+        store_triple(end, end_plane, i_b * G + o_g, high, low, last_var, o_g < G)
         if tl.program_id(1) == 0:
             tl.store(end_count + i_b, tl.max(steps, 0))
 
 
 @triton.jit
 def _line(b_g, b_normed, b_mean, rstd, steps, real, J: tl.constexpr):
-    """What each step adds to the line of the steps before it: shift and slope (BT, BG)."""
+    """Return what each step adds to the line of the steps before it: shift and slope (BT, BG)."""
     elements = (tl.maximum(steps, 1).to(tl.float32) * J)[:, None]
     slope = -rstd * rstd * tl.sum(b_g * b_normed, 2) / elements
     shift = -rstd * tl.sum(b_g, 2) / elements - slope * b_mean
@@ -183,18 +159,13 @@ def timestep_norm_lines_kernel(
     grad,
     scale,
     mask,
-    count,
-    mean,
-    mean_low,
-    var,
+    state,
     before,
     prefix,
     lines,
     partial,
-    stride_b,
-    stride_l,
-    grad_stride_b,
-    grad_stride_l,
+    strides,
+    grad_strides,
     eps,
     L,
     N,
@@ -206,56 +177,43 @@ def timestep_norm_lines_kernel(
     BG: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """Base, shift and slope of each block alone, ``lines`` (3, B, N, G), and sums over its steps.
+    """Write base, shift and slope of each block, ``lines`` (3, B, N, G), and sums over its steps.
 
     A program walks through ``blocks`` blocks and writes ``partial`` (B, runs, 2, D): the gradients of
     scale and bias from these steps.
     """
     runs = tl.cdiv(N, blocks)
     i_b, i_r = (tl.program_id(0) // runs).to(tl.int64), tl.program_id(0) % runs
-    o_g, o_j = tl.program_id(1) * BG + tl.arange(0, BG), tl.arange(0, BJ)
-    inside_d = (o_g < G)[None, :, None] & (o_j < J)[None, None, :]
-    o_d = o_g[None, :, None] * J + o_j[None, None, :]
+    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     grad_scale = tl.zeros((BG, BJ), tl.float32)
     grad_bias = tl.zeros((BG, BJ), tl.float32)
     for i_n in range(i_r * blocks, tl.minimum(N, (i_r + 1) * blocks)):
         o_t = i_n * BT + tl.arange(0, BT)
-        real = real_steps(mask, i_b, o_t, L)
+        real = not_padded(mask, i_b, o_t, o_t < L, L)
         inside = real[:, None, None] & inside_d
-        b_x = _load_tile(x, i_b, o_t, o_d, stride_b, stride_l, inside)
-        b_grad = _load_tile(grad, i_b, o_t, o_d, grad_stride_b, grad_stride_l, inside)
-        past = _past(count, mean, mean_low, var, before, prefix, i_b, i_n, o_g, N, G, plane)
-        b_x, base, b_mean, b_var, steps = _running(
-            b_x, inside, real, past[0], past[1], past[2], past[3], J, BT
-        )
+        b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
+        b_grad = load_tile(grad, i_b, o_t, o_d, grad_strides, inside)
+        past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
+        b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
         rstd = 1.0 / tl.sqrt(b_var + eps)
         b_x = tl.where(inside, (b_x - b_mean[:, :, None]) * rstd[:, :, None], 0.0)
         grad_scale += tl.sum(b_grad * b_x, 0)
         grad_bias += tl.sum(b_grad, 0)
         shift, slope = _line(b_grad * b_scale, b_x, b_mean, rstd, steps, real, J)
-        at = lines + (i_b * N + i_n) * G + o_g
-        tl.store(at, base, mask=o_g < G)
-        tl.store(at + plane, tl.sum(shift, 0), mask=o_g < G)
-        tl.store(at + 2 * plane, tl.sum(slope, 0), mask=o_g < G)
+        at = (i_b * N + i_n) * G + o_g
+        store_triple(lines, plane, at, base, tl.sum(shift, 0), tl.sum(slope, 0), o_g < G)
 
-    D = G * J
+    D, o_j = G * J, tl.arange(0, BJ)
     o_2d, inside_2d = o_g[:, None] * J + o_j[None, :], (o_g < G)[:, None] & (o_j < J)[None, :]
-    at = partial + (i_b * runs + i_r) * 2 * D + o_2d
-    tl.store(at, grad_scale, mask=inside_2d)
-    tl.store(at + D, grad_bias, mask=inside_2d)
+    at = (i_b * runs + i_r) * 2 * D + o_2d
+    store_pair(partial, D, at, grad_scale, grad_bias, inside_2d)
 
 
 @triton.jit
 def _add_lines(a_base, a_shift, a_slope, b_base, b_shift, b_slope):
-    """The sum of two lines, with regard to the base of the second."""
+    """Return the sum of two lines, relative to the base of the second."""
     return b_base, a_shift + a_slope * (b_base - a_base) + b_shift, a_slope + b_slope
-
-
-@triton.jit
-def _row(values, o_n, row):
-    """One row of a tile (BN, BG)."""
-    return tl.sum(tl.where(o_n[:, None] == row, values, 0.0), 0)
 
 
 @triton.jit
@@ -263,11 +221,8 @@ def timestep_norm_carry_kernel(
     lines,
     end_count,
     end,
-    grad_mean,
-    grad_var,
-    count,
-    mean,
-    mean_low,
+    grads,
+    state,
     later,
     grad_start,
     N,
@@ -278,13 +233,15 @@ def timestep_norm_carry_kernel(
     BN: tl.constexpr,
     BG: tl.constexpr,
 ):
-    """Sum of the lines behind each block, from the last block to the first.
+    """Sum the lines of the steps after each block, from the last block to the first.
 
-    Position 0 of the scan is the line that the gradients of the state returned, ``grad_mean`` and
-    ``grad_var`` (B, G) or None, amount to; position i is block N - i.  Writes ``later`` (2, B, N, G),
-    shift and slope with regard to the base of the block, and ``grad_start`` (2, B, G), the gradients of
-    the mean and the variance given in a state, unless None.
+    Position 0 of the scan is the line that follows from ``grads``, the gradients of the returned mean
+    and variance (B, G) or None; position i is block N - i.  Writes ``later`` (2, B, N, G), shift and
+    slope relative to the base of the block, and ``grad_start``, the gradients (B, G) of the mean and
+    the variance given in a state, unless None.
     """
+    grad_mean, grad_var = grads
+    grad_start_mean, grad_start_var = grad_start
     i_b = tl.program_id(0).to(tl.int64)
     o_g = tl.program_id(1) * BG + tl.arange(0, BG)
     inside_g = o_g < G
@@ -308,36 +265,30 @@ def timestep_norm_carry_kernel(
         # The line at position 0 is in the carry; an empty one with its base stands for it here.
         inside = ((o_n > 0) & (o_n <= N))[:, None] & inside_g[None, :]
         at = (i_b * N + (N - o_n))[:, None] * G + o_g[None, :]
-        base = tl.load(lines + at, mask=inside, other=0.0)
+        base, shift, slope = load_triple(lines, plane, at, inside)
         base = tl.where(inside, base, c_base[None, :])
-        shift = tl.load(lines + plane + at, mask=inside, other=0.0)
-        slope = tl.load(lines + 2 * plane + at, mask=inside, other=0.0)
         base, shift, slope = tl.associative_scan((base, shift, slope), 0, _add_lines)
         base, shift, slope = _add_lines(
             c_base[None, :], c_shift[None, :], c_slope[None, :], base, shift, slope
         )
         keep = (o_n < N)[:, None] & inside_g[None, :]
         own = tl.load(lines + at - G, mask=keep, other=0.0)
-        tl.store(later + at - G, shift + slope * (own - base), mask=keep)
-        tl.store(later + plane + at - G, slope, mask=keep)
+        store_pair(later, plane, at - G, shift + slope * (own - base), slope, keep)
         last = tl.minimum(start + BN, N + 1) - 1
-        c_base, c_shift, c_slope = (
-            _row(base, o_n, last),
-            _row(shift, o_n, last),
-            _row(slope, o_n, last),
-        )
+        c_base, c_shift = tile_row(base, o_n, last), tile_row(shift, o_n, last)
+        c_slope = tile_row(slope, o_n, last)
 
-    if grad_start is not None:
-        start_steps = tl.load(count + i_b)
-        elements = start_steps.to(tl.float32) * J
+    if grad_start_mean is not None:
+        count, mean, mean_low, _ = state
+        elements = tl.load(count + i_b).to(tl.float32) * J
         offset = tl.load(mean + at_g, mask=inside_g, other=0.0) - c_base
         offset += tl.load(mean_low + at_g, mask=inside_g, other=0.0)
-        # A state that has met no step at all is handed on as it is.
+        # A state that has met no step at all is returned as it is.
         empty = total == 0
         by_mean = tl.where(empty, by_mean, elements * (c_shift + c_slope * offset))
         by_var = tl.where(empty, by_var, elements * 0.5 * c_slope)
-        tl.store(grad_start + at_g, by_mean, mask=inside_g)
-        tl.store(grad_start + end_plane + at_g, by_var, mask=inside_g)
+        tl.store(grad_start_mean + at_g, by_mean, mask=inside_g)
+        tl.store(grad_start_var + at_g, by_var, mask=inside_g)
 
 
 @triton.jit
@@ -346,18 +297,13 @@ def timestep_norm_backward_kernel(
     grad,
     scale,
     mask,
-    count,
-    mean,
-    mean_low,
-    var,
+    state,
     before,
     prefix,
     later,
     grad_x,
-    stride_b,
-    stride_l,
-    grad_stride_b,
-    grad_stride_l,
+    strides,
+    grad_strides,
     eps,
     L,
     N,
@@ -368,29 +314,22 @@ def timestep_norm_backward_kernel(
     BG: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """``grad_x`` (B, L, D) from the lines behind each block."""
+    """Write ``grad_x`` (B, L, D) from the lines of the steps after each block."""
     i_b, i_n = (tl.program_id(0) // N).to(tl.int64), tl.program_id(0) % N
-    o_t, o_g, o_j = _tile(i_n, tl.program_id(1), BT, BG, BJ)
-    real = real_steps(mask, i_b, o_t, L)
-    inside_d = (o_g < G)[None, :, None] & (o_j < J)[None, None, :]
-    o_d = o_g[None, :, None] * J + o_j[None, None, :]
+    o_t = i_n * BT + tl.arange(0, BT)
+    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    real = not_padded(mask, i_b, o_t, o_t < L, L)
     inside = real[:, None, None] & inside_d
-    b_x = _load_tile(x, i_b, o_t, o_d, stride_b, stride_l, inside)
-    b_g = _load_tile(grad, i_b, o_t, o_d, grad_stride_b, grad_stride_l, inside)
+    b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
+    b_g = load_tile(grad, i_b, o_t, o_d, grad_strides, inside)
     b_g *= tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
-    past = _past(count, mean, mean_low, var, before, prefix, i_b, i_n, o_g, N, G, plane)
-    b_x, base, b_mean, b_var, steps = _running(
-        b_x, inside, real, past[0], past[1], past[2], past[3], J, BT
-    )
+    past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
+    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
     rstd = 1.0 / tl.sqrt(b_var + eps)
     b_normed = tl.where(inside, (b_x - b_mean[:, :, None]) * rstd[:, :, None], 0.0)
     shift, slope = _line(b_g, b_normed, b_mean, rstd, steps, real, J)
-    at_g = later + (i_b * N + i_n) * G + o_g
-    shift = tl.cumsum(shift, 0, reverse=True)
-    shift += tl.load(at_g, mask=o_g < G, other=0.0)[None, :]
-    slope = tl.cumsum(slope, 0, reverse=True)
-    slope += tl.load(at_g + plane, mask=o_g < G, other=0.0)[None, :]
+    later_shift, later_slope = load_pair(later, plane, (i_b * N + i_n) * G + o_g, o_g < G)
+    shift = tl.cumsum(shift, 0, reverse=True) + later_shift[None, :]
+    slope = tl.cumsum(slope, 0, reverse=True) + later_slope[None, :]
     b_grad_x = b_g * rstd[:, :, None] + shift[:, :, None] + slope[:, :, None] * b_x
-    b_grad_x = tl.where(inside, b_grad_x, 0.0)
-    at = grad_x + (i_b * L + o_t.to(tl.int64)[:, None, None]) * (G * J) + o_d
-    tl.store(at, b_grad_x, mask=(o_t < L)[:, None, None] & inside_d)
+    _store_tile(grad_x, b_grad_x, i_b, o_t, o_d, real, inside_d, L, G * J)
