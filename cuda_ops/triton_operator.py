@@ -55,7 +55,7 @@ def differentiable_operator(
     given = ", ".join(f"Tensor? grad_{field}" for field in differentiable)
     kept = "".join(f", Tensor saved_{field}" for field in saved)
     start, stop = len(differentiable), len(differentiable) + len(types)
-    tensors = sum(kind.startswith("Tensor") for kind in types.values())
+    count = sum(kind.startswith("Tensor") for kind in types.values())
 
     def run_backward(*values: Any) -> tuple[torch.Tensor, ...]:
         call = arguments(*values[start:stop])
@@ -86,8 +86,8 @@ def differentiable_operator(
 
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
         output = results(*output)
-        ctx.save_for_backward(*inputs[:tensors], *(getattr(output, field) for field in saved))
-        ctx.numbers = inputs[tensors:]
+        ctx.save_for_backward(*inputs[:count], *(getattr(output, field) for field in saved))
+        ctx.numbers = inputs[count:]
         constant = (
             value for field, value in output._asdict().items() if field not in differentiable
         )
@@ -96,10 +96,11 @@ def differentiable_operator(
 
     def propagate(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple:
         given = [grads[results._fields.index(field)] for field in differentiable]
-        call = arguments(*ctx.saved_tensors[:tensors], *ctx.numbers)
+        tensors = ctx.saved_tensors
+        call = arguments(*tensors[:count], *ctx.numbers)
         found: dict[str, torch.Tensor] = {}
         if any(grad is not None for grad in given):
-            computed = backward_operator(*given, *call, *ctx.saved_tensors[tensors:])
+            computed = backward_operator(*given, *call, *tensors[count:])
             found = dict(zip(gradients, computed, strict=True))
         return tuple(
             None if value is None else found.get(field) for field, value in call._asdict().items()

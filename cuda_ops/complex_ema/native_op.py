@@ -146,8 +146,8 @@ class _Cema(torch.autograd.Function):
         grad_BLD: torch.Tensor | None,
         grad_last_BDN: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
-        x_BLD, padding, omega_D = ctx.saved_tensors[:3]
-        coeffs, states = ctx.saved_tensors[3:8], ctx.saved_tensors[8:]
+        x_BLD, padding, omega_D, *tensors = ctx.saved_tensors
+        coeffs, states = tensors[:5], tensors[5:]
         shape, dtype = ctx.like
         sizes = _Sizes(shape, coeffs[0].shape[1])
         grad_y = torch.zeros(shape) if grad_BLD is None else _float32(grad_BLD)

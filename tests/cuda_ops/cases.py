@@ -76,6 +76,7 @@ class Case(abc.ABC):
 
     def initial_state(self, leaves):
         """The state in ``leaves``, if any, as the op takes it."""
+        return
 
     @abc.abstractmethod
     def call(self, leaves, padding, state, backend):
@@ -214,7 +215,6 @@ class Attention(Case):
         return ChunkAttentionState(leaves["old key"], leaves["old value"], mask)
 
     def call(self, leaves, padding, state, backend):
-        torch.manual_seed(5)
         options = {"padding_mask": padding, "state": state, "backend": backend}
         options |= {"chunk_size": self.chunk_size, "causal": self.causal}
         return chunk_attention(*map(leaves.get, "qkv"), dropout_p=self.dropout_p, **options)
@@ -229,7 +229,7 @@ class Attention(Case):
 
 # One call of each kind.
 TYPICAL = (Cema(), Cema(bidirectional=True), TimestepNorm(), SequenceNorm(), RmsNorm(), Attention())
-PADDED = tuple(case for case in TYPICAL if case.op != "rms_norm")
+PADDED = (*(case for case in TYPICAL if case.op != "rms_norm"), Attention(causal=False))
 CARRYING = (Cema(state=True), TimestepNorm(state=True), Attention(state=True))
 
 
@@ -252,7 +252,7 @@ def each(cases: Iterable[Case], *without: str, dtypes: Iterable[torch.dtype] = (
 
 
 def cast(case, leaves, dtype, device="cpu"):
-    """Copies of ``leaves`` in ``dtype`` that require gradients; states of cema are complex64 or wider."""
+    """Copies of ``leaves`` in ``dtype`` that require gradients; complex ones are complex64 or wider."""
 
     def one(name, leaf):
         kind = case.dtype_of(name, dtype)
@@ -273,6 +273,7 @@ def evaluate(case, backend, dtype=FLOAT, leaves=None, *, padding=None, sizes=Non
     padding = case.padding() if padding is None else padding
     padding = None if padding is None else padding.to(device)
     state, parts = case.initial_state(leaves), []
+    torch.manual_seed(5)  # of DropKey
     sizes = sizes or [leaves[case.timed[0]].shape[1]]
     masks = [None] * len(sizes) if padding is None else padding.split(sizes, 1)
     timed = zip(*(leaves[name].split(sizes, 1) for name in case.timed), strict=True)
