@@ -142,6 +142,8 @@ def _choose(
             if default in table and _why_not(default, *tensors) is None:
                 return _load(op, default)
         return _load(op, "torch")
+    if name == "triton" and "fused" in table:
+        name = "fused"  # so that one name serves a model that calls several ops
     if name not in table:
         raise ValueError(
             f"{op}: backend {name!r} is not one of {sorted(table)}; "

@@ -13,7 +13,7 @@ from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, Chu
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
 from megalodon_tasks.cuda_ops.attention.triton_launch import Launches, OperatorArguments
 from megalodon_tasks.cuda_ops.triton_helpers import dense_features, empty_like, mask_bytes
-from megalodon_tasks.cuda_ops.triton_operator import differentiable_operator
+from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def chunk_attention_triton(
@@ -75,7 +75,7 @@ def _backward(
     return grad_q, grad_k, grad_v
 
 
-chunk_attention_op = differentiable_operator(
+chunk_attention_op = DifferentiableOperator(
     "chunk_attention",
     OperatorArguments,
     _Results,
@@ -85,4 +85,4 @@ chunk_attention_op = differentiable_operator(
     differentiable=("y",),
     saved=("y", "lse"),
     gradients=("q", "k", "v"),
-)
+).register()

@@ -1,7 +1,7 @@
-"""CEMA's heavy part: matrix products over blocks of the sequence, with a hand-written backward.
+"""Matrix products over blocks of the sequence, with a hand-written backward: most of the work of CEMA.
 
-A block of c steps is one row of a matrix per channel.  What a row does to its own outputs is a Toeplitz
-matrix; what other rows do reaches it through the carried states.  The states stand beside the inputs in
+A block of c steps is one row of a matrix per channel.  A Toeplitz matrix maps the inputs of a row to its
+outputs; earlier rows act on it through the carried states.  States and inputs are beside each other in
 one buffer ``[states | inputs]``, so that one product gives the outputs.  The adjoint has the same form
 with the roles exchanged, and the product of the two buffers holds the gradients of all coefficients.
 README.md has the derivation.
@@ -32,11 +32,11 @@ def block_product(
 
     Returns:
         the output (B, L, D) in the dtype of ``x``, and (D, B, W) the states before the last block and
-        its inputs, with zeros behind the end of the sequence.
+        its inputs, with zeros after the end of the sequence.
     """
     tensors = (operators.kernel, operators.write, operators.read, operators.decay)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return _BlockProduct.apply(x_BLD, state_DBN, *tensors, padding_mask, operators.reverse, keep)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return _BlockProduct.apply(x_BLD, state_DBN, *tensors, padding_mask, operators.reverse, save)
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -51,24 +51,24 @@ class _BlockProduct(torch.autograd.Function):
         decay: torch.Tensor,
         padding_mask: torch.Tensor | None,
         reverse: tuple[bool, ...],
-        keep: bool,
+        save: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         operators = BlockOperators(kernel, write, read, decay, reverse)
         matrix = operators.matrix()
         scan = BlockScan(operators, x_BLD, padding_mask, state_DBN)
         y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
-        kept = [None] * len(scan.rows.segments)
+        saved_states = [None] * len(scan.rows.segments)
         for segment, buffer in scan:
-            scan.rows.empty(segment, torch.bmm(buffer, matrix), y_BLD)
-            if keep:
-                kept[segment.index] = scan.rows.states_of(buffer)
-            if segment.index == len(kept) - 1:
+            scan.rows.write_outputs(segment, torch.bmm(buffer, matrix), y_BLD)
+            if save:
+                saved_states[segment.index] = scan.rows.states_of(buffer)
+            if segment.index == len(saved_states) - 1:
                 last_DBW = scan.rows.by_block(buffer, segment)[:, -1].clone()
         _mask_(y_BLD, padding_mask)
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.like = reverse, (x_BLD.shape, x_BLD.dtype, x_BLD.device)
-        inputs = x_BLD if keep else None
-        ctx.save_for_backward(kernel, write, read, decay, padding_mask, inputs, *kept)
+        inputs = x_BLD if save else None
+        ctx.save_for_backward(kernel, write, read, decay, padding_mask, inputs, *saved_states)
         return y_BLD, last_DBW
 
     @staticmethod
@@ -78,7 +78,7 @@ class _BlockProduct(torch.autograd.Function):
         grad_BLD: torch.Tensor | None,
         grad_last_DBW: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
-        kernel, write, read, decay, padding_mask, x_BLD, *kept = ctx.saved_tensors
+        kernel, write, read, decay, padding_mask, x_BLD, *saved_states = ctx.saved_tensors
         shape, dtype, device = ctx.like
         if grad_BLD is None:
             grad_BLD = torch.zeros(shape, dtype=dtype, device=device)
@@ -98,11 +98,11 @@ class _BlockProduct(torch.autograd.Function):
         for segment, buffer in scan:
             if grad_x is not None:
                 product = torch.bmm(buffer, matrix)
-                if grad_inputs is not None and segment.index == len(kept) - 1:
+                if grad_inputs is not None and segment.index == len(saved_states) - 1:
                     scan.rows.by_block(product, segment)[:, -1] += grad_inputs
-                scan.rows.empty(segment, product, grad_x)
+                scan.rows.write_outputs(segment, product, grad_x)
             if inputs is not None:
-                rows = inputs.fill(segment, kept[segment.index]).mT
+                rows = inputs.fill(segment, saved_states[segment.index]).mT
                 if moments is None:
                     moments = torch.bmm(rows, buffer)
                 else:
@@ -122,7 +122,7 @@ def _mask_(tensor_BLD: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
 def _operator_gradients(
     operators: BlockOperators, moments: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of kernel, write, read and decay from ``moments`` (D, W, W).
+    """Compute gradients of kernel, write, read and decay from ``moments`` (D, W, W).
 
     ``moments`` is the sum over the rows of [states | inputs]^T [their gradients' states | gradients].
     """

@@ -1,6 +1,6 @@
-"""From the logits of CEMA to its coefficients and their powers.
+"""Coefficients of CEMA and their powers, from its logits.
 
-What is computed here is small (channels x order x a block), so it is done in double precision: after t
+These are small tensors (channels x order x a block), so they are computed in double precision: after t
 steps an error of the angle has grown t times, and a decay next to one needs every digit of its distance
 from one.  Only tables of finished powers are rounded to the working precision.
 """
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-# Below the logarithm of the smallest double: stands for log(0) and keeps 0 * log(0) finite.
+# Replaces a radius of zero, so that 0 * log(radius) stays finite.
 _SMALLEST = 1e-300
 
 
 class Coefficients(NamedTuple):
-    """p, q and eta of :func:`cema`, float64, each (D, N); q as log of its radius, and its angle."""
+    """The p, q and eta of :func:`cema`, float64, each (D, N); q as log of its radius, and its angle."""
 
     p: torch.Tensor
     log_radius: torch.Tensor
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
     eta_im: torch.Tensor
 
     def rows(self, start: int, stop: int) -> "Coefficients":
-        """The coefficients of the channels start..stop, for one direction of two."""
+        """Return the coefficients of the channels start..stop, for one direction of two."""
         return Coefficients(*(tensor[start:stop] for tensor in self))
 
 
@@ -34,7 +34,7 @@ def coefficients(
     theta_D11: torch.Tensor,
     gamma_DN2: torch.Tensor,
 ) -> Coefficients:
-    """The coefficients of equation 2 of arXiv 2404.08801 from logits of any real dtype."""
+    """Compute the coefficients of equation 2 of arXiv 2404.08801 from logits of any real dtype."""
     order = alpha_DN1.shape[1]
     p = torch.sigmoid(alpha_DN1[:, :, 0].double())
     radius = 1 - p * torch.sigmoid(delta_DN1[:, :, 0].double())
@@ -45,14 +45,14 @@ def coefficients(
 
 
 def power(log_radius: torch.Tensor, angle: torch.Tensor, exponent: int) -> torch.Tensor:
-    """q**exponent, complex128, of the shape of ``log_radius``."""
+    """Return q**exponent, complex128, in the shape of ``log_radius``."""
     return torch.polar((exponent * log_radius).exp(), exponent * angle)
 
 
 def powers(
     log_radius_DN: torch.Tensor, angle_DN: torch.Tensor, count: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """q**0 .. q**(count - 1) as (D, count, N), complex, with parts in ``dtype``."""
+    """Return q**0 .. q**(count - 1) as (D, count, N), complex with parts in ``dtype``."""
     return _Powers.apply(log_radius_DN, angle_DN, count, dtype.to_complex())
 
 
@@ -75,8 +75,8 @@ class _Powers(torch.autograd.Function):
         steps = torch.arange(fine + coarse, dtype=torch.float64, device=angle.device)[:, None]
         steps[fine:] = fine * (steps[fine:] - fine)
         radius, turned = (log_radius[:, None] * steps).exp(), angle[:, None] * steps
-        both = torch.complex(radius * turned.cos(), radius * turned.sin())
-        table = both[:, fine:, None] * both[:, None, :fine]
+        factors = torch.complex(radius * turned.cos(), radius * turned.sin())
+        table = factors[:, fine:, None] * factors[:, None, :fine]
         result = table.flatten(1, 2)[:, :count].to(dtype)
         ctx.save_for_backward(result)
         return result

@@ -1,4 +1,4 @@
-"""Walking along a sequence block by block: the change of layout, and the states between the blocks.
+"""The scan over blocks of a sequence: the change of layout, and the states between the blocks.
 
 Letters as in ``block_product.py``.
 """
@@ -17,13 +17,13 @@ _SEGMENT = 1 << 19
 _LEAST_ROWS = 64
 # Blocks whose states are summed without going through double precision.
 _GROUP = 8
-# Numbers between the rows of a buffer, so that their distance is no multiple of a page: such rows fall
-# on the same few lines of the cache.
+# Numbers between the rows of a buffer, so that their distance is not a multiple of a page: such rows
+# share few lines of the cache.
 _GAP = 16
 
 
 class Segment(NamedTuple):
-    """Blocks that are worked on together: the steps ``start`` to ``stop``, short of the last end."""
+    """Blocks that are worked on together: the steps from ``start`` to ``stop``, which is excluded."""
 
     index: int
     start: int
@@ -47,29 +47,29 @@ class Rows:
         self._buffer = operators.kernel.new_empty(0)
 
     def ordered(self, reverse: bool) -> Iterable[Segment]:
-        """The segments from the first to the last, or in reverse."""
+        """Return the segments from the first to the last, or in reverse."""
         return reversed(self.segments) if reverse else self.segments
 
     def columns(self, direction: int) -> slice:
-        """The columns of the buffer with the states of one direction."""
+        """Return the columns of the buffer with the states of one direction."""
         order = self.operators.decay.shape[2]
         return slice(2 * order * direction, 2 * order * (direction + 1))
 
     def by_block(self, rows: torch.Tensor, segment: Segment) -> torch.Tensor:
-        """(D, R, any) as (D, blocks, B, any), without the row of zeros."""
+        """View (D, R, any) as (D, blocks, B, any), without the row of zeros."""
         batch = len(self.source)
         return rows[:, : segment.blocks * batch].unflatten(1, (segment.blocks, batch))
 
     def states_of(self, buffer: torch.Tensor) -> torch.Tensor:
-        """A copy of the states (D, R, K) in ``buffer``."""
+        """Copy the states (D, R, K) in ``buffer``."""
         return buffer[..., : self.operators.states].clone(memory_format=torch.contiguous_format)
 
     def fill(self, segment: Segment, states_DRK: torch.Tensor | None) -> torch.Tensor:
-        """The buffer, with the inputs of the segment and, if given, these states."""
+        """Return the buffer, with the inputs of the segment and, if given, these states."""
         buffer = self._reuse(_odd(segment.blocks * len(self.source)))
         if states_DRK is not None:
             buffer[..., : self.operators.states] = states_DRK
-        # Read in order first: the copy that transposes would wait for each line of the memory.
+        # Read in order first: a copy that transposes would wait for each line of memory.
         steps = self.source[:, segment.start : segment.stop].to(buffer.dtype, copy=True)
         if self.padding_mask is not None:
             steps.masked_fill_(self.padding_mask[:, segment.start : segment.stop, None], 0.0)
@@ -80,27 +80,27 @@ class Rows:
         return buffer
 
     def _reuse(self, rows: int) -> torch.Tensor:
-        """(D, R, W), with the channels of a row beside each other: so the copy reads whole lines."""
+        """Return (D, R, W) with the channels of a row together, so that copies read whole lines."""
         dim, width = len(self.operators.kernel), self.operators.states + self.operators.block
         if self._buffer.shape != (dim, rows, width):
             pitch = dim * width + _GAP
-            room = self.operators.kernel.new_empty(rows * pitch)
-            self._buffer = room.as_strided((dim, rows, width), (width, pitch, 1))
+            memory = self.operators.kernel.new_empty(rows * pitch)
+            self._buffer = memory.as_strided((dim, rows, width), (width, pitch, 1))
             self._buffer[:, -1] = 0.0
         return self._buffer
 
-    def empty(self, segment: Segment, rows: torch.Tensor, target_BLD: torch.Tensor) -> None:
-        """Write the outputs (D, R, c) of a segment to their place in ``target``."""
+    def write_outputs(self, segment: Segment, rows: torch.Tensor, target_BLD: torch.Tensor) -> None:
+        """Write the outputs (D, R, c) of a segment to ``target``."""
         target_BLD = target_BLD[:, segment.start : segment.stop]
         for part, target_part in _views(self.by_block(rows, segment), target_BLD):
             target_part.copy_(part)
 
 
 class BlockScan:
-    """Iterates over the segments of ``source`` and yields each with its filled buffer (D, R, W).
+    """Iterate over the segments of ``source`` and yield each with its filled buffer (D, R, W).
 
-    The states of all directions but the last are found on passes of their own before; the order is that
-    of the last direction.  The next segment may overwrite the buffer.
+    Separate passes compute the states of all directions but the last before; the order is that of the
+    last direction.  The next segment may overwrite the buffer.
 
     Args:
         operators: the map.
@@ -109,7 +109,7 @@ class BlockScan:
         state_DBN: complex128, the state before the first block of the only direction; None is zeros.
         into_last_DBK: added to what the last block writes; None is nothing.
 
-    After the iteration ``carry`` holds the state (D, B, N) behind the last block of each direction.
+    After the iteration ``carry`` holds the state (D, B, N) after the last block of each direction.
     """
 
     def __init__(
@@ -141,22 +141,22 @@ class BlockScan:
 
     def __iter__(self) -> Iterator[tuple[Segment, torch.Tensor]]:
         passes = self.operators.reverse or (False,)
-        found: dict[int, torch.Tensor] = {}
+        states: dict[int, torch.Tensor] = {}
         for direction, reverse in enumerate(passes):
             for segment in self.rows.ordered(reverse):
-                buffer = self.rows.fill(segment, found.pop(segment.index, None))
+                buffer = self.rows.fill(segment, states.pop(segment.index, None))
                 if self.operators.reverse:
                     self._scan(segment, buffer, direction)
                 if direction == len(passes) - 1:
                     yield segment, buffer
                 else:
-                    found[segment.index] = self.rows.states_of(buffer)
+                    states[segment.index] = self.rows.states_of(buffer)
 
     def _scan(self, segment: Segment, buffer: torch.Tensor, direction: int) -> None:
         """Fill in the states of one direction and move ``carry`` to the other side of the segment.
 
-        Within a group of blocks the states are summed from zero in the working precision.  What goes
-        from group to group is complex128, so that no error of the decay grows along the sequence.
+        Within a group of blocks the states are summed from zero in the working precision.  What is
+        passed from group to group is complex128, so that no error of the decay grows along the sequence.
         """
         reverse, columns = self.operators.reverse[direction], self.rows.columns(direction)
         sums = torch.bmm(buffer[..., self.operators.states :], self.operators.write[..., columns])
@@ -184,7 +184,7 @@ class BlockScan:
     def _between_groups(
         self, sums_DIBN: torch.Tensor, decay_D1N: torch.Tensor, direction: int
     ) -> torch.Tensor:
-        """The states that reach each of I groups, from what the groups add to the state after them."""
+        """Compute the states before each of I groups, from what each adds to the state after it."""
         states = sums_DIBN.to(decay_D1N.dtype, copy=True)
         carry = self.carry[direction]
         for group in _order(states.shape[1], self.operators.reverse[direction]):
@@ -204,24 +204,24 @@ def _order(count: int, reverse: bool) -> range:
 
 
 def _group(blocks: int) -> int:
-    """The blocks of a group of a segment."""
+    """Return the number of blocks of a group of a segment."""
     return blocks if blocks < 2 * _GROUP else _GROUP
 
 
 def _powers(decay_DN: torch.Tensor, count: int) -> torch.Tensor:
-    """decay**0 .. decay**count as (D, count + 1, 1, N)."""
+    """Return decay**0 .. decay**count as (D, count + 1, 1, N)."""
     repeated = decay_DN[:, None, None].repeat(1, count + 1, 1, 1)
     repeated[:, 0] = 1.0
     return repeated.cumprod(1)
 
 
 def _odd(rows: int) -> int:
-    """At least ``rows``.  At a distance of a power of two channels would share few cache lines."""
+    """Return an odd number >= ``rows``: channels a power of two apart would share few cache lines."""
     return rows | 1
 
 
 def _segments(batch: int, length: int, dim: int, block: int) -> list[Segment]:
-    """As many blocks as fit, in whole groups or a single one."""
+    """Divide a sequence into segments of as many blocks as fit, in whole groups or a single one."""
     batch = max(batch, 1)
     total = -(-length // block)
     most = max(_SEGMENT // (batch * dim * block), _LEAST_ROWS // batch, 1)
@@ -239,7 +239,7 @@ def _segments(batch: int, length: int, dim: int, block: int) -> list[Segment]:
 def _views(
     rows_DIBC: torch.Tensor, steps_BLD: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of views of equal shape on the same steps of both: whole blocks, and the rest of one."""
+    """Yield pairs of views on the same steps of the two tensors: whole blocks, then a partial one."""
     block = rows_DIBC.shape[3]
     full, tail = divmod(steps_BLD.shape[1], block)
     if full:

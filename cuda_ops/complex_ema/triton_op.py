@@ -22,7 +22,7 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
     empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import differentiable_operator
+from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def cema_triton(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -107,7 +107,7 @@ def _backward(
     return [grad_x, *coeffs, grad_omega, grad_state]
 
 
-cema_op = differentiable_operator(
+cema_op = DifferentiableOperator(
     "cema",
     _Arguments,
     _Results,
@@ -117,7 +117,7 @@ cema_op = differentiable_operator(
     differentiable=("y", "last"),
     saved=(),
     gradients=("x", *Coefficients._fields, "omega", "state"),
-)
+).register()
 
 
 def _prepare(call: _Arguments) -> tuple[torch.Tensor, Plan, list[Direction]]:

@@ -76,7 +76,7 @@ def test_a_table_with_the_figures_below(capsys):
         (["cuda"], "op 'cuda' is not one of cema, chunk_attention"),
         (
             ["--backend", "fast"],
-            "backend 'fast' is not one of fft, fused, native, reference, torch",
+            "backend 'fast' is not one of fft, native, reference, torch",
         ),
         (["--repeats", "0"], "--repeats 0"),
         (["--backend", "triton", "--dtype", "float64"], "backend 'triton' cannot run"),

@@ -72,6 +72,13 @@ def test_default_without_kernels_for_the_device_is_torch(device):
     assert chosen(device=torch.device(device)) == "torch"
 
 
+def test_rms_norm_is_fused_on_cuda_and_where_triton_is_named():
+    fused = pick("rms_norm", "fused", CPU)
+    assert pick("rms_norm", None, torch.device("cuda")) is fused
+    assert pick("rms_norm", "triton", CPU) is fused
+    assert pick("rms_norm", None, CPU) is pick("rms_norm", "torch", CPU)
+
+
 def test_order_of_precedence(monkeypatch):
     monkeypatch.setenv(ENV_VARIABLE, "fft")
     assert chosen() == "fft"

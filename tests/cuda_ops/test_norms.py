@@ -62,7 +62,7 @@ def test_each_step_is_group_norm_of_its_prefix(case, backend, dtype):
     ids=str,
 )
 def test_torch_result_does_not_depend_on_the_size_of_parts(monkeypatch, case, elements):
-    monkeypatch.setattr(splitting, "PIECE", elements)
+    monkeypatch.setattr(splitting, "TILE_ELEMENTS", elements)
     leaves = case.leaves()
     leaves["x"] += 5
     for dtype in (torch.float64, FLOAT, torch.bfloat16):

@@ -35,7 +35,7 @@ CEMA = [
 # (length, dim, groups): blocks of the Triton kernels have eight steps in these tests.
 SHAPES = (1, 12, 2), (7, 4, 1), (8, 6, 3), (9, 12, 4), (24, 5, 5), (29, 3, 1), (33, 6, 2)
 NORMS = [
-    norm(3, length, mask, dim=dim, groups=groups, **state)
+    norm(2, length, mask, dim=dim, groups=groups, **state)
     for norm, state in ((SequenceNorm, {}), (TimestepNorm, {}), (TimestepNorm, {"state": True}))
     for mask in PADDINGS
     for length, dim, groups in SHAPES

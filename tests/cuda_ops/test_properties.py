@@ -29,34 +29,32 @@ DOUBLE = torch.float64
 HAND_WRITTEN = "reference", "fused"  # backends that autograd differentiates
 
 
+LENGTHS_OF_PARTS = {
+    100: ([1, 99], [64, 36], [30, 1, 1, 68], [97, 3]),
+    27: ([1, 26], [8, 19], [1, 2, 5, 16, 3], [26, 1]),
+    12: ([1] * 12,),
+}
+
+
 @each(
     [
-        *(Cema(2, 100, mask, True) for mask in ("none", "random")),
-        *(TimestepNorm(2, 100, mask, state) for mask in ("none", "left") for state in (0, 1)),
+        *(Cema(2, length, mask, True) for length in (100, 12) for mask in ("none", "random")),
+        *(TimestepNorm(2, 27, mask, state) for mask in ("none", "left") for state in (False, True)),
+        TimestepNorm(2, 12, "left"),
         *(
-            Attention(2, 100, mask, chunk_size=size)
+            Attention(2, 27, mask, chunk_size=size)
             for mask in ("none", "left", "random")
-            for size in (1, 4, 30, None)
+            for size in (1, 4, 9, None)
         ),
+        Attention(2, 12, chunk_size=5),
     ],
     dtypes=(DOUBLE, FLOAT),
 )
 def test_parts_with_the_state_carried_equal_the_whole(case, backend, dtype):
     tolerances = (1e-12, 1e-11) if dtype == DOUBLE else (1e-5, 1e-4)
     whole = evaluate(case, backend, dtype)
-    for sizes in ([1, 99], [64, 36], [30, 1, 1, 68], [97, 3]):
-        parts = evaluate(case, backend, dtype, sizes=sizes)
-        assert_equal_calls(parts, whole, *tolerances)
-
-
-@each(
-    [TimestepNorm(2, 12, "left"), Attention(2, 13, chunk_size=4), Cema(2, 13)],
-    dtypes=(DOUBLE, FLOAT),
-)
-def test_single_steps_equal_the_whole(case, backend, dtype):
-    whole = evaluate(case, backend, dtype)
-    steps = evaluate(case, backend, dtype, sizes=[1] * case.length)
-    assert_equal_calls(steps, whole, *((1e-12, 1e-11) if dtype == DOUBLE else (1e-5, 1e-4)))
+    for sizes in LENGTHS_OF_PARTS[case.length]:
+        assert_equal_calls(evaluate(case, backend, dtype, sizes=sizes), whole, *tolerances)
 
 
 @each([Cema(length=130), TimestepNorm(length=30), Attention(length=30, chunk_size=None)])

@@ -23,7 +23,7 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
     empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import differentiable_operator
+from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def sequence_norm_triton(call: NormCall) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _backward(
     return grad_x, grad_scale.to(scale.dtype, copy=True), grad_bias.to(call.bias.dtype, copy=True)
 
 
-sequence_norm_op = differentiable_operator(
+sequence_norm_op = DifferentiableOperator(
     "sequence_norm",
     _Arguments,
     _Results,
@@ -107,7 +107,7 @@ sequence_norm_op = differentiable_operator(
     differentiable=("y",),
     saved=("count", "total"),
     gradients=("x", "scale", "bias"),
-)
+).register()
 
 
 def _tile_features(plan: Plan) -> int:

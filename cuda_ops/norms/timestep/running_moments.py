@@ -1,17 +1,17 @@
-"""The part of timestep norm that runs along time: moments of each step in, moments so far out, and back.
+"""The part of timestep norm that runs along time: from moments of each step to moments so far, and back.
 
-All of it works on tensors with one number per step and group; README.md has the derivation.  Float32
-serves within a piece, because moments are counted from those before it; from piece to piece the mean is
-in float64, and so are the sums of the backward, which subtract.
+It works on tensors with one number per step and group; README.md has the derivation.  Float32 is enough
+within a tile, because moments are relative to those before it.  From tile to tile the mean is in
+float64, and so are the sums of the backward, which subtract.
 
-Legend: B batch, L length (of a piece), G groups, N padded steps of a piece, counted through its rows.
+Legend: B batch, L length (of a tile), G groups, N padded steps of a tile, counted through its rows.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.norms.splitting import Piece, mask_, padded_steps
+from megalodon_tasks.cuda_ops.norms.splitting import Tile, padded_steps, zero_padded_
 
 
 class Times(NamedTuple):
@@ -20,26 +20,28 @@ class Times(NamedTuple):
     before_BL1: torch.Tensor
     count_BL1: torch.Tensor  # at least 1: it divides
     padding_mask: torch.Tensor | None
-    padded_N: torch.Tensor | None = None  # of a piece
+    padded_N: torch.Tensor | None = None  # of a tile
 
     @classmethod
     def of(
         cls, count_BL: torch.Tensor, padding_mask: torch.Tensor | None, wide: torch.dtype
     ) -> "Times":
+        """Derive them from the real steps through each step, state included (B, L)."""
         if padding_mask is None:
             return cls((count_BL - 1)[..., None].to(wide), count_BL[..., None].to(wide), None)
-        # A row without any real step keeps the moments it was given: they count as one step.
+        # A row without any real step keeps its given moments: they count as one step.
         before_BL = torch.where(count_BL[:, -1:] == 0, 1, count_BL - (~padding_mask).long())
         count_BL = count_BL.clamp(min=1)
         return cls(before_BL[..., None].to(wide), count_BL[..., None].to(wide), padding_mask)
 
-    def cut(self, piece: Piece) -> "Times":
-        mask = None if self.padding_mask is None else self.padding_mask[piece.index]
-        padded_N = padded_steps(self.padding_mask, piece)
-        return Times(self.before_BL1[piece.index], self.count_BL1[piece.index], mask, padded_N)
+    def cut(self, tile: Tile) -> "Times":
+        """Return the part that belongs to a tile."""
+        mask = None if self.padding_mask is None else self.padding_mask[tile.index]
+        padded_N = padded_steps(self.padding_mask, tile)
+        return Times(self.before_BL1[tile.index], self.count_BL1[tile.index], mask, padded_N)
 
     def base(self, mean_BG: torch.Tensor, coarse_BLG: torch.Tensor) -> torch.Tensor:
-        """What means are counted from in a piece: the mean before it, else that of its first step."""
+        """Return the base of the means in a tile: the mean before it, or else of its first step."""
         if self.padding_mask is None:
             first_BG = coarse_BLG[:, 0]
         else:
@@ -49,9 +51,9 @@ class Times(NamedTuple):
 
 
 class Later(NamedTuple):
-    """What all later steps send back: sums over them, see README.md, equation 10.
+    """Sums over all later steps that the gradients of a step need: equation 10 of README.md.
 
-    ``running_backward`` adds the steps of a piece to them in place.
+    ``running_backward`` adds the steps of a tile to them in place.
     """
 
     shift_BG: torch.Tensor
@@ -66,6 +68,7 @@ class Later(NamedTuple):
         like_BG: torch.Tensor,
         elements_B1: torch.Tensor,
     ) -> "Later":
+        """Start from the gradients of the returned moments."""
         shift, slope, way = torch.zeros(
             3, *like_BG.shape, dtype=torch.float64, device=like_BG.device
         )
@@ -75,8 +78,9 @@ class Later(NamedTuple):
             slope += 2.0 * grad_var / elements_B1
         return cls(shift, slope, way)
 
-    def of(self, piece: Piece) -> "Later":
-        return Later(*(part[piece.rows] for part in self))
+    def of(self, tile: Tile) -> "Later":
+        """Return views of the rows of a tile."""
+        return Later(*(part[tile.rows] for part in self))
 
 
 def running_moments(
@@ -91,7 +95,7 @@ def running_moments(
 ) -> torch.Tensor:
     """Write the moments of all steps up to each one: the mean as its distance from ``base``.
 
-    All steps before the piece have the mean ``base``, so they only count.  The sum of squares grows at a
+    All steps before the tile have the mean ``base``, so they only count.  The sum of squares grows at a
     step by its own and by ``before / count`` times the squared distance to the mean before it: no
     difference of large numbers.  Returns ``coarse - mean``; overwrites its first three arguments.
     """
@@ -100,12 +104,12 @@ def running_moments(
     low_BG = (base_BG - high_BG).to(wide)
     coarse_BLG.sub_(high_BG[:, None]).sub_(low_BG[:, None])
     step_BLG = rest_BLG.add_(coarse_BLG)
-    mask_(step_BLG, now.padded_N)
+    zero_padded_(step_BLG, now.padded_N)
     torch.cumsum(step_BLG, 1, out=moved_BLG).div_(now.count_BL1)
     jump_BLG = step_BLG
     jump_BLG[:, 1:] -= moved_BLG[:, :-1]
     square_BLG.addcmul_(jump_BLG.square_(), now.before_BL1 / now.count_BL1)
-    mask_(square_BLG, now.padded_N)
+    zero_padded_(square_BLG, now.padded_N)
     square_BLG[:, 0] += now.before_BL1[:, 0] * var_BG
     torch.cumsum(square_BLG, 1, out=var_BLG).div_(now.count_BL1)
     return coarse_BLG.sub_(moved_BLG)
@@ -118,14 +122,15 @@ def running_backward(
     moved_BLG: torch.Tensor,
     rstd_BLG: torch.Tensor,
     later: Later,
-    rooms: list[torch.Tensor],
+    buffers: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of an element as ``shift_i + slope_i (x_ij - mean_i) rstd_i``.
+    """Return the gradient of an element as ``shift_i + slope_i (x_ij - mean_i) rstd_i``.
 
-    This part of it comes from the moments of step i and of all after it.  ``rate`` is ``rstd / count``.
-    Overwrites its first three arguments, of which it returns two, and works in three float64 rooms.
+    This is the part that comes from the moments of step i and of all steps after it.  ``rate`` is
+    ``rstd / count``.  Overwrites its first three arguments, of which it returns two, and works in three
+    float64 buffers.
     """
-    shift_BLG, slope_BLG, sums_BLG = rooms
+    shift_BLG, slope_BLG, sums_BLG = buffers
     shift_BLG.copy_(direct_BLG.mul_(rate_BLG).neg_())
     slope_BLG.copy_(along_BLG.mul_(rate_BLG).mul_(rstd_BLG).neg_())
     torch.cumsum(shift_BLG, 1, out=sums_BLG)
@@ -134,8 +139,8 @@ def running_backward(
     torch.cumsum(slope_BLG, 1, out=sums_BLG)
     later.slope_BG.add_(sums_BLG[:, -1])
     slope_BLG.sub_(sums_BLG).add_(later.slope_BG[:, None])
-    # Later variances are taken around other means: the way from each mean to the next, weighted by
-    # the slope of all that follows it.
+    # Later variances are taken around other means: add the distance from each mean to the next, weighted
+    # by the slope of all that follows it.
     way_BLG = sums_BLG.copy_(moved_BLG)
     way_BLG[:, 1:] -= moved_BLG[:, :-1]
     way_BLG.mul_(slope_BLG).cumsum_(1)

@@ -1,11 +1,11 @@
 """Timestep norm in vectorised PyTorch with a hand-written backward; README.md has the derivation.
 
 Each step is first reduced to a mean and a mean square per group; what runs along time works on these
-small tensors only (``running.py``).  The input is walked through in pieces that fit the cache, forward
+small tensors only (``running_moments.py``).  The input is processed in tiles that fit the cache, forward
 and then backward: large tensors are read once per direction, and nothing of their size is allocated but
 the result.
 
-Legend: B batch, L length (both of a piece), D dim, G groups, J = D / G features of a group.
+Legend: B batch, L length (both of a tile), D dim, G groups, J = D / G features of a group.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
 from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
-from megalodon_tasks.cuda_ops.norms.splitting import Piece, Workspace, mask_
+from megalodon_tasks.cuda_ops.norms.splitting import Tile, Workspace, zero_padded_
 from megalodon_tasks.cuda_ops.norms.timestep.running_moments import (
     Later,
     Times,
@@ -68,26 +68,26 @@ class _TimestepNorm(torch.autograd.Function):
         scale_wide, bias_wide = scale.to(wide), bias.to(wide)
         work = Workspace(y, wide)
         bases = []
-        for piece in work.pieces:
-            now = times.cut(piece)
-            work_BLD = work.result_of(piece)
-            moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
-            coarse_BLG, rest_BLG, square_BLG = (work.room(n, piece, groups) for n in "abc")
-            _centre_steps(x[piece.index], now.padded_N, work_BLD, coarse_BLG)
-            _step_moments(work_BLD, work, piece, rest_BLG, square_BLG)
-            base_BG = now.base(mean_BG[piece.rows], coarse_BLG)
+        for tile in work.tiles:
+            now = times.cut(tile)
+            work_BLD = work.target(tile)
+            moved, rstd = moved_BLG[tile.index], rstd_BLG[tile.index]
+            coarse_BLG, rest_BLG, square_BLG = (work.buffer(n, tile, groups) for n in "abc")
+            _centre_steps(x[tile.index], now.padded_N, work_BLD, coarse_BLG)
+            _step_moments(work_BLD, work, tile, rest_BLG, square_BLG)
+            base_BG = now.base(mean_BG[tile.rows], coarse_BLG)
             offset_BLG = running_moments(
-                coarse_BLG, rest_BLG, square_BLG, base_BG, var_BG[piece.rows], now, moved, rstd
+                coarse_BLG, rest_BLG, square_BLG, base_BG, var_BG[tile.rows], now, moved, rstd
             )
             bases.append(base_BG)
-            mean_BG[piece.rows] = base_BG + moved[:, -1]
-            var_BG[piece.rows] = rstd[:, -1]
+            mean_BG[tile.rows] = base_BG + moved[:, -1]
+            var_BG[tile.rows] = rstd[:, -1]
             rstd.add_(eps).rsqrt_()
             offset_BLG.mul_(rstd)
             work_BLGJ = work_BLD.unflatten(-1, (groups, -1))
             work_BLGJ.mul_(rstd[..., None]).add_(offset_BLG[..., None])
             torch.addcmul(bias_wide, work_BLD, scale_wide, out=work_BLD)
-            work.store(piece, mask_(work_BLD, now.padded_N))
+            work.store(tile, zero_padded_(work_BLD, now.padded_N))
         ctx.save_for_backward(x, scale, moved_BLG, rstd_BLG, *times[:3], *bases)
         end_BG = mean_BG.to(wide)
         low_BG = (mean_BG - end_BG).to(wide)
@@ -117,25 +117,25 @@ class _TimestepNorm(torch.autograd.Function):
         elements_B1 = count_BL1[:, -1].double() * features
         later = Later.after_last(grad_mean, grad_var, rstd_BLG[:, -1], elements_B1)
         work = Workspace(grad_x, scale.dtype)
-        for piece, base_BG in zip(reversed(work.pieces), reversed(bases), strict=True):
-            now = times.cut(piece)
-            moved, rstd = moved_BLG[piece.index], rstd_BLG[piece.index]
-            grad_BLD = work.load("grad", piece, grad_y, now.padded_N)
-            work_BLD, scratch_BLD = work.result_of(piece), work.room("scratch", piece)
-            along_BLG, direct_BLG, spare_BLG = (work.room(n, piece, groups) for n in "abc")
-            _normalise(x[piece.index], base_BG, moved, rstd, now.padded_N, work_BLD, spare_BLG)
+        for tile, base_BG in zip(reversed(work.tiles), reversed(bases), strict=True):
+            now = times.cut(tile)
+            moved, rstd = moved_BLG[tile.index], rstd_BLG[tile.index]
+            grad_BLD = work.load("grad", tile, grad_y, now.padded_N)
+            work_BLD, scratch_BLD = work.target(tile), work.buffer("scratch", tile)
+            along_BLG, direct_BLG, spare_BLG = (work.buffer(n, tile, groups) for n in "abc")
+            _normalise(x[tile.index], base_BG, moved, rstd, now.padded_N, work_BLD, spare_BLG)
             torch.mul(grad_BLD, work_BLD, out=scratch_BLD)
             grad_bias += grad_BLD.flatten(0, 1).sum(0)
             grad_scale += scratch_BLD.flatten(0, 1).sum(0)
             _group_means(scratch_BLD.mul_(scale), along_BLG)
             _group_means(torch.mul(grad_BLD, scale, out=scratch_BLD), direct_BLG)
-            rooms = [work.room(n, piece, groups, torch.float64) for n in "def"]
+            buffers = [work.buffer(n, tile, groups, torch.float64) for n in "def"]
             rate_BLG = torch.div(rstd, now.count_BL1, out=spare_BLG)
             shift_BLG, slope_BLG = running_backward(
-                direct_BLG, along_BLG, rate_BLG, moved, rstd, later.of(piece), rooms
+                direct_BLG, along_BLG, rate_BLG, moved, rstd, later.of(tile), buffers
             )
             _combine(work_BLD, scratch_BLD, rstd, shift_BLG, slope_BLG)
-            work.store(piece, mask_(work_BLD, now.padded_N))
+            work.store(tile, zero_padded_(work_BLD, now.padded_N))
         first_B1 = before_BL1[:, 0] * features
         start_mean, start_var = later.shift_BG - later.way_BG, 0.5 * later.slope_BG
         grads = grad_x, grad_scale, grad_bias, first_B1 * start_mean, first_B1 * start_var
@@ -163,7 +163,7 @@ def _centre_steps(
 ) -> None:
     """Write a rounded mean of each step and group, and ``x`` minus it, both zero at padding."""
     if padded_N is not None or x_BLD.dtype != out_BLD.dtype:
-        x_BLD = mask_(out_BLD.copy_(x_BLD), padded_N)
+        x_BLD = zero_padded_(out_BLD.copy_(x_BLD), padded_N)
     _group_means(x_BLD, mean_BLG)
     shape = (mean_BLG.shape[-1], -1)
     torch.sub(x_BLD.unflatten(-1, shape), mean_BLG[..., None], out=out_BLD.unflatten(-1, shape))
@@ -172,7 +172,7 @@ def _centre_steps(
 def _step_moments(
     centred_BLD: torch.Tensor,
     work: Workspace,
-    piece: Piece,
+    tile: Tile,
     mean_BLG: torch.Tensor,
     square_BLG: torch.Tensor,
 ) -> None:
@@ -180,11 +180,11 @@ def _step_moments(
     _group_means(centred_BLD, mean_BLG)
     groups = mean_BLG.shape[-1]
     features = centred_BLD.shape[-1] // groups
-    if features >= 16:  # this reads once and needs no room, but is slow for short rows
+    if features >= 16:  # this reads once and needs no scratch, but is slow for short rows
         centred_BLGJ = centred_BLD.unflatten(-1, (groups, features))
         torch.linalg.vector_norm(centred_BLGJ, dim=-1, out=square_BLG).square_().div_(features)
     else:
-        squares_BLD = work.room("scratch", piece)
+        squares_BLD = work.buffer("scratch", tile)
         _group_means(torch.mul(centred_BLD, centred_BLD, out=squares_BLD), square_BLG)
     square_BLG.addcmul_(mean_BLG, mean_BLG, value=-1.0).clamp_(min=0.0)
 
@@ -198,7 +198,7 @@ def _normalise(
     out_BLD: torch.Tensor,
     offset_BLG: torch.Tensor,
 ) -> None:
-    """Write ``(x - mean) / sqrt(var + eps)``, zero at padding; ``offset`` is room to work in."""
+    """Write ``(x - mean) / sqrt(var + eps)``, zero at padding; ``offset`` is scratch."""
     shape = (rstd_BLG.shape[-1], -1)
     out_BLGJ = out_BLD.unflatten(-1, shape)
     high_BG = base_BG.to(rstd_BLG.dtype)
@@ -206,7 +206,7 @@ def _normalise(
     torch.sub(x_BLD.unflatten(-1, shape), high_BG[:, None, :, None], out=out_BLGJ)
     torch.add(moved_BLG, low_BG[:, None], out=offset_BLG).mul_(rstd_BLG)
     out_BLGJ.mul_(rstd_BLG[..., None]).sub_(offset_BLG[..., None])
-    mask_(out_BLD, padded_N)
+    zero_padded_(out_BLD, padded_N)
 
 
 def _combine(
@@ -216,7 +216,7 @@ def _combine(
     shift_BLG: torch.Tensor,
     slope_BLG: torch.Tensor,
 ) -> None:
-    """Turn ``normed`` into the gradient of x, in place; ``direct`` is the part of each step itself."""
+    """Turn ``normed`` into the gradient of x, in place; ``direct`` is each step's own part of it."""
     shape = (rstd_BLG.shape[-1], -1)
     normed_BLGJ, direct_BLGJ = normed_BLD.unflatten(-1, shape), direct_BLD.unflatten(-1, shape)
     normed_BLGJ.mul_(slope_BLG[..., None]).add_(shift_BLG[..., None])

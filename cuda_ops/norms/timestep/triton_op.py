@@ -25,7 +25,7 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
     empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import differentiable_operator
+from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def timestep_norm_triton(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
@@ -172,7 +172,7 @@ def _carry(
     return later, grad_start
 
 
-timestep_norm_op = differentiable_operator(
+timestep_norm_op = DifferentiableOperator(
     "timestep_norm",
     _Arguments,
     _Results,
@@ -182,7 +182,7 @@ timestep_norm_op = differentiable_operator(
     differentiable=("y", "mean", "var"),
     saved=("count", "mean", "mean_low", "before", "prefix"),
     gradients=("x", "scale", "bias", "mean", "var"),
-)
+).register()
 
 
 def _if_any(before: torch.Tensor, prefix: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
