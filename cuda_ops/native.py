@@ -1,4 +1,4 @@
-"""C kernels for the CPU: compiled on first use, kept in a cache, loaded with ctypes.
+"""C kernels for the CPU: compiled on first use, stored in a cache, loaded with ctypes.
 
 A kernel is a C file beside the op that uses it.  It is compiled for the CPU that it runs on, as
 PyTorch's and Triton's own compilers do, by the C compiler of the machine: ``$CC``, ``cc``, ``gcc`` or

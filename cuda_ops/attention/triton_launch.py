@@ -27,7 +27,7 @@ INTERPRETED_TILE = (32, 16)
 SHARED_MEMORY = SMALL_SHARED_MEMORY
 # GPUs with more than this have instructions for groups of warps, whose operands need no registers.
 LARGE_MEMORY = 200 * 1024
-# float32 operands are split in two for tf32, in registers: everything is taken in small pieces.
+# float32 operands are split in two for tf32, in registers: everything is taken in small parts.
 NARROW = 32
 
 

@@ -56,7 +56,7 @@ struct call {
     const float *x;          /* (B, L, D); backward: NULL if no coefficient wants a gradient */
     float *y;                /* (B, L, D) */
     const double *state;     /* (B, D, N, 2) before the first step, or NULL for zeros */
-    double *last_state;      /* (B, D, N, 2) behind the last step, or NULL */
+    double *last_state;      /* (B, D, N, 2) after the last step, or NULL */
     float *kept;             /* (B, groups, tiles, 2N, LANES) states before each group, or NULL */
     /* Backward only. */
     const float *grad_y;     /* (B, L, D) */
@@ -107,7 +107,7 @@ static struct component component_of(const struct call *call, int64_t channel, i
     return c;
 }
 
-/* Exponents of q: from step t of a block to the states behind it, and from those before to step t. */
+/* Exponents of q: from step t of a block to the states after it, and from those before to step t. */
 static int64_t write_power(int reverse, int64_t t) { return reverse ? t : STEPS - 1 - t; }
 static int64_t read_power(int reverse, int64_t t) { return reverse ? STEPS - 1 - t : t + 1; }
 /* The lag with k_m of (3), or of (4), in it. */
@@ -216,7 +216,7 @@ struct place {
     const uint8_t *padding; /* of the sequence, or NULL */
 };
 
-/* Steps -> the columns behind the states of each row; zeros at padding and behind the end. */
+/* Steps -> the columns after the states of each row; zeros at padding and after the end. */
 static void load(const float *source, const struct place *at, int64_t rows, vec *buffer, int64_t K) {
     const float *from = source + at->start * at->dim;
     for (int64_t row = 0; row < rows; row++) {
@@ -271,7 +271,7 @@ static void sum_inputs(const struct matrices *m, const vec *buffer, int64_t rows
                      sums + row * K + k, K);
 }
 
-/* Write to each row the state before it, and move `state` behind them all.
+/* Write to each row the state before it, and move `state` after them all.
  *
  * Within a group sums are of single precision.  What goes from group to group is double, so that no
  * error of the decay grows along the sequence. */
@@ -360,7 +360,7 @@ static int64_t begin_of(const struct call *call, int64_t split) {
     return call->batch * split / call->splits;
 }
 
-/* A number of a matrix that writes steps into states; in the last block for the step behind it. */
+/* A number of a matrix that writes steps into states; in the last block for the step after it. */
 static const vec *last_write(const struct matrices *m, const struct call *call, int64_t t, int64_t k) {
     t += STEPS - steps_left(call);
     return m->write + (k / TILE * STEPS + t) * TILE + k % TILE;
@@ -521,7 +521,7 @@ static void add_moments(const struct sums *t, int reverse, const vec *x_rows, co
     }
 }
 
-/* The gradient W of the state behind the last step, as it reaches what store_last_state started from:
+/* The gradient W of the state after the last step, as it reaches what store_last_state started from:
  * the states before the last block, its steps, and for the coefficients the sums. */
 static void add_last_decay(const struct matrices *adjoint, int64_t order, const vec *W, vec *sums) {
     for (int64_t n = 0; n < order; n++) {

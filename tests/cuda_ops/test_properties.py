@@ -26,7 +26,7 @@ from tests.cuda_ops.cases import (
 )
 
 DOUBLE = torch.float64
-HAND_WRITTEN = "reference", "fused"  # backends that autograd differentiates
+AUTOGRAD = "reference", "fused"  # backends that autograd differentiates
 
 
 LENGTHS_OF_PARTS = {
@@ -70,18 +70,18 @@ def test_the_future_does_not_matter(case, backend, dtype):
 @each(TYPICAL)
 def test_rows_of_a_batch_are_independent(case, backend, dtype):
     """A row beside rows of NaN and of huge numbers equals the row in a batch of one."""
-    alone = cast(case, case.leaves(), dtype)
-    together = dict(alone)
+    single = cast(case, case.leaves(), dtype)
+    together = dict(single)
     for name in case.timed:
-        row = alone[name].detach()[:1]
-        alone[name] = row.clone().requires_grad_()
+        row = single[name].detach()[:1]
+        single[name] = row.clone().requires_grad_()
         others = torch.full_like(row, torch.nan), torch.full_like(row, 1e15)
         together[name] = torch.cat([row, *others]).requires_grad_()
-    y, _ = case.call(alone, None, None, backend)
+    y, _ = case.call(single, None, None, backend)
     y_3, _ = case.call(together, None, None, backend)
     assert_close("y", y_3[:1], y, 1e-6)
     timed, grad_y = list(case.timed), randn(*y_3.shape, seed=4).float()
-    grads = torch.autograd.grad(y, [alone[name] for name in timed], grad_y[:1])
+    grads = torch.autograd.grad(y, [single[name] for name in timed], grad_y[:1])
     grads_3 = torch.autograd.grad(y_3, [together[name] for name in timed], grad_y)
     for name, grad, grad_3 in zip(timed, grads, grads_3, strict=True):
         assert_close(f"gradient of {name}", grad_3[:1], grad, 1e-5)
@@ -231,7 +231,7 @@ def test_compiled_code_may_call_it(case, backend, dtype):
     )
 
 
-@each([*TYPICAL, *CARRYING], *HAND_WRITTEN)
+@each([*TYPICAL, *CARRYING], *AUTOGRAD)
 def test_gradients_one_at_a_time(case, backend, dtype):
     truth = evaluate(case, backend, dtype)[1]
     for name in truth:
@@ -360,7 +360,7 @@ GRADCHECK = [
 ]
 
 
-@each(GRADCHECK, *HAND_WRITTEN, dtypes=(DOUBLE,))
+@each(GRADCHECK, *AUTOGRAD, dtypes=(DOUBLE,))
 def test_gradcheck(case, backend, dtype):
     leaves = cast(case, case.leaves(), dtype)
 
