@@ -113,7 +113,7 @@ def test_default_length_of_segments(case, backend, dtype, monkeypatch):
     assert_matches_reference(case, backend, dtype)
 
 
-# In float32 the reference multiplies a rounded q step by step; only in float64 is it more exact than others.
+# In float32 the reference multiplies a rounded q step by step; it is exact enough in float64 only.
 LOOSENED = {"reference": 10}
 
 
