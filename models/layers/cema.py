@@ -2,8 +2,8 @@
 
 Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as released: the input coefficient is real, only the
 decay q has a phase, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is scaled by 1/sqrt(h),
-and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this equals eq. 2 once the
-phase is moved into eta.  Legend: B batch, L length, D dim, h complex components.
+and a skip ``omega * x`` is added.  ``cuda_ops/complex_ema/README.md`` shows that this equals eq. 2
+once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex components.
 """
 
 import math

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.cuda_ops import chunk_attention
+from megalodon_tasks.cuda_ops import chunk_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
-from megalodon_tasks.models.layers.rms_norm import rms_norm
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
 
@@ -58,7 +57,7 @@ class GatedAttention(nn.Module):
         """
         z_BLHK = self.z_proj(x_BLD).unflatten(-1, (self.num_heads, -1))
         width = z_BLHK.shape[-1]
-        z_BLHK = rms_norm(z_BLHK, None, self.norm_eps)
+        z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
         scale_2HK = (self.qk_scale + 1).to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
         scale_2HK = scale_2HK / width**0.5
         bias_2HK = self.qk_bias.to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))

@@ -94,7 +94,7 @@ class MegaTokens:
         """Yield the items of a split; ``on_bytes`` is called with the number of bytes just read.
 
         Raises ``ValueError`` naming the file, and the item where it is one, for a file that was cut
-        short or is not an index of fairseq's, for files of different counts, an id that the dictionary does
+        short or is no index of fairseq, for files of different counts, an id that the dictionary does
         not have, a special symbol inside a sequence, and a label that is not one class.
         """
         data = {folder: self._open(folder, split) for folder in self._inputs}
