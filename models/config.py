@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 INIT_MODES = ("he", "bert", "xavier")
+CEMA_ACTIVATIONS = ("rmsnorm", "silu")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -30,6 +31,10 @@ class MegalodonConfig:
     value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
     ffn_hidden_dim: int = field(default=320, metadata=_help("width of the feed-forward layer"))
     cema_ndim: int = field(default=16, metadata=_help("complex components h per feature (eq. 2)"))
+    cema_activation: str = field(
+        default="rmsnorm",
+        metadata=_help(f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"),
+    )
     chunk_size: Optional[int] = field(
         default=None,
         metadata=_help("attention chunk in steps; leave out (null) for full attention"),
@@ -91,10 +96,11 @@ class MegalodonConfig:
         for name in ("norm_eps", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be greater than 0")
-        if self.init_mode not in INIT_MODES:
-            raise ValueError(
-                f"model.init_mode={self.init_mode!r} is unknown; choose one of {INIT_MODES}"
-            )
+        for name, known in (("init_mode", INIT_MODES), ("cema_activation", CEMA_ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; choose one of {known}"
+                )
 
     def _require_positive(self, name: str) -> None:
         if getattr(self, name) < 1:

@@ -2,7 +2,9 @@
 
 Source: arXiv 2404.08801, eq. 5 to 9 and 18.  Where the released code differs from the paper's text, the
 code is followed: values come from the normed input and not from CEMA's output, and the output is the sum
-of two projections, without an update gate and without an activation on the sum.
+of two projections, without an update gate and without an activation on the sum.  CEMA's output goes
+through RMSNorm, or with ``cema_activation="silu"`` through SiLU without a norm, as in Mega and, on
+Pathfinder and Path-X, in the authors' interim code.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 
@@ -34,7 +36,8 @@ class GatedAttention(nn.Module):
         d, z, v = config.model_dim, config.z_dim, config.value_dim
         self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
         self.cema = ComplexEMA(d, config.cema_ndim, bidirectional=not config.causal)
-        self.cema_norm = RMSNorm(d, config.norm_eps)
+        normalised = config.cema_activation == "rmsnorm"
+        self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)
         self.v_proj = nn.Linear(d, v)
         self.z_proj = nn.Linear(d, z)

@@ -25,6 +25,7 @@ def test_defaults_are_valid():
         ({"drop_path": 1.0}, r"model\.drop_path=1\.0 must be in"),
         ({"norm_eps": 0.0}, r"model\.norm_eps=0\.0 must be greater than 0"),
         ({"init_mode": "ones"}, r"model\.init_mode='ones'.*he"),
+        ({"cema_activation": "relu"}, r"model\.cema_activation='relu'.*rmsnorm.*silu"),
     ],
 )
 def test_impossible_values_are_named(changes, message):
