@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 INIT_MODES = ("he", "bert", "xavier")
+CEMA_INITS = ("released", "spread")
+SHORTEST_MEMORY = 4  # steps; the shortest time constant of CEMA with cema_init=spread
 
 
 def _help(text: str) -> dict[str, str]:
@@ -30,6 +32,13 @@ class MegalodonConfig:
     value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
     ffn_hidden_dim: int = field(default=320, metadata=_help("width of the feed-forward layer"))
     cema_ndim: int = field(default=16, metadata=_help("complex components h per feature (eq. 2)"))
+    cema_init: str = field(
+        default="released",
+        metadata=_help("how long CEMA remembers at the start: released = 3.5 steps, spread"),
+    )
+    cema_memory: Optional[int] = field(
+        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
+    )
     chunk_size: Optional[int] = field(
         default=None,
         metadata=_help("attention chunk in steps; leave out (null) for full attention"),
@@ -94,6 +103,19 @@ class MegalodonConfig:
         if self.init_mode not in INIT_MODES:
             raise ValueError(
                 f"model.init_mode={self.init_mode!r} is unknown; choose one of {INIT_MODES}"
+            )
+
+        self._check_cema_init()
+
+    def _check_cema_init(self) -> None:
+        if self.cema_init not in CEMA_INITS:
+            raise ValueError(
+                f"model.cema_init={self.cema_init!r} is unknown; choose one of {CEMA_INITS}"
+            )
+        if self.cema_init == "spread" and (self.cema_memory or 0) < SHORTEST_MEMORY:
+            raise ValueError(
+                f"model.cema_memory={self.cema_memory} with model.cema_init=spread: give the longest "
+                f"time constant, at least {SHORTEST_MEMORY} steps, or choose model.cema_init=released"
             )
 
     def _require_positive(self, name: str) -> None:
