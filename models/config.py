@@ -9,6 +9,8 @@ from typing import Optional
 
 INIT_MODES = ("he", "bert", "xavier")
 CEMA_ACTIVATIONS = ("rmsnorm", "silu")
+CEMA_INITS = ("released", "spread")
+SHORTEST_MEMORY = 4  # steps; the shortest time constant of CEMA with cema_init=spread
 
 
 def _help(text: str) -> dict[str, str]:
@@ -34,6 +36,15 @@ class MegalodonConfig:
     cema_activation: str = field(
         default="rmsnorm",
         metadata=_help(f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"),
+    )
+    cema_init: str = field(
+        default="released",
+        metadata=_help(
+            "CEMA's memory at the start: released (3.5 steps) or spread (to cema_memory)"
+        ),
+    )
+    cema_memory: Optional[int] = field(
+        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
     )
     chunk_size: Optional[int] = field(
         default=None,
@@ -96,11 +107,20 @@ class MegalodonConfig:
         for name in ("norm_eps", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be greater than 0")
-        for name, known in (("init_mode", INIT_MODES), ("cema_activation", CEMA_ACTIVATIONS)):
+        for name, known in (
+            ("init_mode", INIT_MODES),
+            ("cema_activation", CEMA_ACTIVATIONS),
+            ("cema_init", CEMA_INITS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} is unknown; choose one of {known}"
                 )
+        if self.cema_init == "spread" and (self.cema_memory or 0) < SHORTEST_MEMORY:
+            raise ValueError(
+                f"model.cema_memory={self.cema_memory} with model.cema_init=spread: give the longest "
+                f"time constant, at least {SHORTEST_MEMORY} steps, or choose model.cema_init=released"
+            )
 
     def _require_positive(self, name: str) -> None:
         if getattr(self, name) < 1:

@@ -35,7 +35,12 @@ class GatedAttention(nn.Module):
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
         self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
-        self.cema = ComplexEMA(d, config.cema_ndim, bidirectional=not config.causal)
+        self.cema = ComplexEMA(
+            d,
+            config.cema_ndim,
+            bidirectional=not config.causal,
+            memory=config.cema_memory if config.cema_init == "spread" else None,
+        )
         normalised = config.cema_activation == "rmsnorm"
         self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)

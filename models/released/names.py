@@ -143,7 +143,9 @@ def config_to_released(model: CausalLM) -> dict[str, object]:
             f"cema_activation={model.config.cema_activation!r}: the released model has RMSNorm after "
             "CEMA, so this model cannot be converted"
         )
-    only_here = {"causal", "cema_activation", "checkpoint_activations", "drop_path"}
+    only_here = {
+        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations", "drop_path",
+    }  # fmt: skip
     values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
     return {
         **{key: value for key, value in values.items() if key not in only_here},
