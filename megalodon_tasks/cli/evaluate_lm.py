@@ -25,7 +25,7 @@ from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
-PROGRESS_VERSION = 1
+PROGRESS_VERSION = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,9 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_checkpoint(parser)
     options.add_result(parser)
+    options.add_chunk_size(parser)
     add, positive = parser.add_argument, options.at_least(1)
     add("--piece", type=positive, default=2048, help="tokens read at a time (default: %(default)s)")
     add("--segments", type=int, help="cut the split into so many equal streams, not into documents")
+    add(
+        "--context", type=positive, metavar="N",
+        help="cut each document or stream after every N tokens and read each part from an empty state",
+    )  # fmt: skip
     add(
         "--first-context", type=positive, default=long_context.FIRST_CONTEXT,
         help="smallest context length in the table",
@@ -60,7 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
 def describe(record: dict[str, Any], info: SplitInfo, totals: Totals) -> list[str]:
     """Return the lines to print: published numbers, all measures, and the context table."""
     lines = results.summary(record, results.published(record["benchmark"]))
-    lines.append(f"{totals.documents:,} documents, {totals.tokens:,} tokens")
+    cut = record["segments"] or record["segment_tokens"]
+    lines.append(
+        f"{totals.documents:,} {'parts' if cut else 'documents'}, {totals.tokens:,} tokens"
+    )
     lines += [f"  {name:20} {value:10.4f}" for name, value in record["measures"].items()]
     if info.words:
         lines.append(f"  words: {info.words:,} ({info.words_rule})")
@@ -74,11 +82,11 @@ def main(arguments: Sequence[str]) -> None:
     given = build_parser().parse_args(arguments)
     language_model.return_large_buffers()
     device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device)
+    trained = checkpoint.load(given.checkpoint, given.data, device, chunk_size=given.chunk_size)
     model, end_token = trained.language_model, trained.task.source_dictionary.eos()
     corpus = read_corpus(Path(trained.cfg.task.data))
     split = corpus.split(given.split)
-    offsets = language_model.divide(split.offsets, given.segments)
+    offsets = language_model.divide(split.offsets, given.segments, given.context)
     metric = language_model.choose_metric(given.metric, split)
     compressed = language_model.compressed_sizes(corpus, split) if given.compressors else None
     file = given.results or given.checkpoint.parent / RESULTS
@@ -87,7 +95,8 @@ def main(arguments: Sequence[str]) -> None:
     status = trained.path.stat()
     identity = [
         PROGRESS_VERSION, status.st_size, status.st_mtime_ns, trained.update, corpus.identity,
-        given.split, given.piece, given.segments, given.first_context,
+        given.split, given.piece, given.segments, given.context, given.chunk_size,
+        given.first_context,
     ]  # fmt: skip
     progress = language_model.Progress(
         output / f"evaluation-{given.split}.progress.pt",
@@ -111,6 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         "context": [asdict(band) for band in totals.bands],
         "piece": given.piece,
         "segments": given.segments,
+        "segment_tokens": given.context,
         **trained.provenance(file),
     }
     if compressed is not None:

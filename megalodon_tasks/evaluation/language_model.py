@@ -7,6 +7,7 @@ section 4.2), ``bits_per_character = N / ln 2 / characters``, ``bits_per_byte`` 
 
 import bz2
 import ctypes
+import itertools
 import lzma
 import math
 import signal
@@ -109,11 +110,13 @@ def evaluate(
     model: LanguageModel, split: CorpusSplit, offsets: np.ndarray, piece: int, end_token: int,
     progress: Progress, first_context: int,
 ) -> Totals:  # fmt: skip
-    """Read the documents of ``split`` that lie between ``offsets`` (documents + 1,).
+    """Read the parts of ``split`` that lie between ``offsets`` (parts + 1,), each from an empty state.
 
-    piece: tokens read at a time.  end_token: what the first token of a document is predicted from.
+    piece: tokens read at a time.  end_token: what the first token of a document is predicted from; that
+    of a part inside a document is predicted from the token before it, as in a block of training.
     Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved.
     """
+    documents = frozenset(split.offsets.tolist())
     totals, position = progress.load(first_context)
     bar = progress_bar(
         total=int(offsets[-1] - offsets[0]), label=split.name, unit="token", scale=True,
@@ -127,7 +130,8 @@ def evaluate(
             def read(first: int, last: int, start: int = start) -> np.ndarray:
                 return split.tokens(start + first, start + last)
 
-            steps = read_document(model, read, stop - start, piece, end_token, position)
+            before = end_token if start in documents else int(split.tokens(start - 1, start)[0])
+            steps = read_document(model, read, stop - start, piece, before, position)
             for first, nll_L, position in steps:
                 totals.add(first, nll_L)
                 bar.update(len(nll_L))
@@ -140,13 +144,22 @@ def evaluate(
     return totals
 
 
-def divide(offsets: np.ndarray, segments: int | None) -> np.ndarray:
-    """Return ``offsets`` of the documents, or of ``segments`` equal parts of the whole split."""
-    if segments is None:
+def divide(offsets: np.ndarray, segments: int | None, context: int | None = None) -> np.ndarray:
+    """Return where reading starts from an empty state, and the number of tokens, (parts + 1,) int64.
+
+    It starts at the ``offsets`` of the documents (documents + 1,), or of ``segments`` equal parts of the
+    whole split, and after every ``context`` tokens of these.
+    """
+    if segments is not None:
+        if not 1 <= segments <= offsets[-1]:
+            raise ValueError(
+                f"--segments {segments} must be between 1 and the {offsets[-1]} tokens"
+            )
+        offsets = np.linspace(0, offsets[-1], segments + 1).round().astype(np.int64)
+    if context is None:
         return offsets
-    if not 1 <= segments <= offsets[-1]:
-        raise ValueError(f"--segments {segments} must be between 1 and the {offsets[-1]} tokens")
-    return np.linspace(0, offsets[-1], segments + 1).round().astype(np.int64)
+    cuts = [np.arange(start, stop, context) for start, stop in itertools.pairwise(offsets)]
+    return np.concatenate([*cuts, offsets[-1:]])
 
 
 def choose_metric(metric: str | None, split: CorpusSplit) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import language_model
 from megalodon_tasks.evaluation.long_context import Position
-from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
+from tests.cli.language_models import CHUNK, LENGTHS, TEXT, write_checkpoint, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [TEXT[n : n + length].encode() for n, length in enumerate(LENGTHS["test"])]
@@ -94,6 +95,40 @@ def test_segments_instead_of_documents(checkpoint):
     record = evaluated(checkpoint, "--segments", "4")
     assert record["n"] == 4
     assert max(band["high"] for band in record["context"] if band["tokens"]) == 256
+
+
+@pytest.mark.parametrize(("size", "chunk_size"), [("64", 64), ("full", None), ("5", 5)])
+def test_another_chunk_size_gives_what_a_model_of_that_size_gives(
+    checkpoint, data, tmp_path, size, chunk_size
+):
+    record = evaluated(checkpoint, "--chunk-size", size)
+    assert (record["chunk_size"], record["evaluation_chunk_size"]) == (CHUNK, chunk_size)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "checkpoint.pt"
+    write_checkpoint(other, data, chunk_size=chunk_size)
+    assert evaluated(other)["nll"] == record["nll"] != evaluated(checkpoint)["nll"]
+
+
+@pytest.mark.parametrize(("segments", "parts"), [([], 28), (["--segments", "3"], 30)])
+def test_context_cuts_documents_into_parts_read_from_an_empty_state(
+    checkpoint, data, segments, parts, capsys
+):
+    record = evaluated(checkpoint, "--context", "26", "--piece", "7", *segments)
+    model = write_checkpoint(checkpoint.parent / "same.pt", data)
+    split = read_corpus(data).split("test")
+    streams = np.split(split.tokens(0, split.info.tokens), split.offsets[1:-1])
+    if segments:
+        streams = np.split(np.concatenate(streams), [236, 471])
+    nll, count, before = 0.0, 0, 2
+    for stream in streams:
+        for part in torch.from_numpy(stream).split(26):
+            with torch.no_grad():
+                scores, _ = model(torch.cat((torch.tensor([before]), part[:-1]))[None])
+            nll += torch.nn.functional.cross_entropy(scores[0], part, reduction="sum").item()
+            count, before = count + 1, int(part[-1])
+    assert record["nll"] == pytest.approx(nll, rel=1e-6)
+    assert (record["n"], record["segment_tokens"]) == (count, 26) == (parts, 26)
+    assert f"{parts} parts" in capsys.readouterr().out
 
 
 def test_compressors_stand_beside(checkpoint, capsys):
@@ -223,7 +258,7 @@ def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
         main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(damaged)])
 
 
-@pytest.mark.parametrize("option", ["--piece", "--first-context"])
+@pytest.mark.parametrize("option", ["--piece", "--first-context", "--context"])
 def test_sizes_must_be_positive(checkpoint, option, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate-lm", str(checkpoint), option, "0"])
