@@ -203,6 +203,86 @@ def test_killed_at_any_moment_goes_on(checkpoint, data):
     assert again["context"] == whole["context"]
 
 
+DYNAMIC = ["--piece", "8", "--dynamic", "0.002", "--decay", "0.1"]
+RMS = ["--epsilon", "0.01", "--statistics-tokens", "100", "--gradient-statistics"]
+
+
+def test_dynamic_evaluation_is_another_number_and_leaves_the_checkpoint(checkpoint, capsys):
+    content = checkpoint.read_bytes()
+    static = evaluated(checkpoint, "--piece", "8")
+    sgd = evaluated(checkpoint, *DYNAMIC)
+    statistics = checkpoint.parent / "statistics.pt"
+    rms = evaluated(checkpoint, *DYNAMIC, *RMS, str(statistics))
+    assert "dynamic evaluation: RMS, rate 0.002, decay 0.1, a step after every 8 tokens" in (
+        capsys.readouterr().out
+    )
+    assert statistics.is_file()
+    assert len({record["nll"] for record in (static, sgd, rms)}) == 3
+    assert sgd["nll"] < static["nll"]
+    settings = {"rate": 0.002, "decay": 0.1, "epsilon": 1e-5, "statistics_tokens": None}
+    assert (static["dynamic"], sgd["dynamic"]) == (None, settings)
+    assert rms["dynamic"] == settings | {"epsilon": 0.01, "statistics_tokens": 100}
+    assert evaluated(checkpoint, *DYNAMIC, *RMS, str(statistics))["nll"] == rms["nll"]
+    assert checkpoint.read_bytes() == content
+    assert evaluated(checkpoint, "--dynamic", "0.002")["piece"] == 128
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("piece", [1, 20, 60])
+def test_dynamic_evaluation_stopped_and_started_again_equals_uninterrupted(
+    checkpoint, monkeypatch, piece, scaled
+):
+    options = [*DYNAMIC, *([*RMS, str(checkpoint.parent / "s.pt")] if scaled else [])]
+    whole = evaluated(checkpoint, *options)
+    Stop(monkeypatch, piece)
+    assert main([*COMMAND, str(checkpoint), *options]) == INTERRUPTED
+    again = evaluated(checkpoint, *options)
+    for key in ("nll", "tokens", "n", "measures", "context"):
+        assert again[key] == whole[key], key
+
+
+def test_dynamic_evaluation_with_other_settings_does_not_continue(checkpoint, monkeypatch, capsys):
+    expected = evaluated(checkpoint, *DYNAMIC[:-1], "0.2")
+    Stop(monkeypatch, 20)
+    assert main([*COMMAND, str(checkpoint), *DYNAMIC]) == INTERRUPTED
+    assert evaluated(checkpoint, *DYNAMIC[:-1], "0.2")["nll"] == expected["nll"]
+    assert "is of another evaluation; starting from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decay", "0.1"], "--decay 0.1 has no effect without --dynamic RATE"),
+        (["--gradient-statistics", "s.pt"], "s.pt has no effect without --dynamic RATE"),
+        (["--dynamic", "1e-3", "--epsilon", "0.1"], "--epsilon 0.1 has no effect without --grad"),
+        (
+            ["--dynamic", "1e-3", "--statistics-tokens", "9"],
+            "--statistics-tokens 9 has no effect without --gradient-statistics FILE",
+        ),
+        (["--dynamic", "-1"], "--dynamic -1.0: the learning rate must be above 0"),
+        (["--dynamic", "1e-3", "--decay", "2"], "--decay 2.0 must be between 0 and 1"),
+    ],
+)
+def test_wrong_options_of_dynamic_evaluation_are_named(checkpoint, arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(["evaluate-lm", str(checkpoint), "--cpu", *arguments])
+    assert not (checkpoint.parent / "results.jsonl").exists()
+
+
+def test_a_rate_at_which_the_weights_diverge_is_named(checkpoint):
+    with pytest.raises(UserError, match=r"--dynamic 1000.0: the weights have diverged"):
+        main([*COMMAND, str(checkpoint), "--piece", "8", "--dynamic", "1e3"])
+    assert not (checkpoint.parent / "results.jsonl").exists()
+
+
+def test_statistics_of_other_settings_are_refused(checkpoint):
+    statistics = ["--gradient-statistics", str(checkpoint.parent / "s.pt")]
+    evaluated(checkpoint, *DYNAMIC, *statistics)
+    for other in (["--chunk-size", "8"], ["--piece", "9"], ["--statistics-tokens", "50"]):
+        with pytest.raises(UserError, match="s.pt holds those of another checkpoint, data"):
+            main([*COMMAND, str(checkpoint), *DYNAMIC, *statistics, *other])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
