@@ -18,6 +18,7 @@ def install() -> None:
     from megalodon_tasks.fairseq_compat import (
         adaptive_loss,
         atomic_files,
+        best_checkpoint,
         byte_encoder,
         checkpoint_errors,
         gather_before_save,
@@ -34,6 +35,7 @@ def install() -> None:
         log_file,
         jobs,
         gather_before_save,
+        best_checkpoint,
         adaptive_loss,
         byte_encoder,
     ):
