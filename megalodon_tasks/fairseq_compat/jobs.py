@@ -52,7 +52,7 @@ def _with_clean_start(stock: Callable) -> Callable:
         if trainer.data_parallel_rank == 0 and not cfg.no_save:
             _claim(Path(cfg.save_dir))
         extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
-        if another_run:
+        if extra_state is not None and another_run:
             restoring.start_counting(trainer)
         elif extra_state is not None:
             best_checkpoint.restore_patience(extra_state)

@@ -82,6 +82,13 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
     )
+    effective_batch: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "rows or blocks of an update over all processes, tokens without batch_size; "
+            "update_freq follows from it; default: whatever results"
+        },
+    )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")
