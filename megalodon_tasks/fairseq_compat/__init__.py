@@ -21,9 +21,11 @@ def install() -> None:
         best_checkpoint,
         byte_encoder,
         checkpoint_errors,
+        epoch_position,
         gather_before_save,
         jobs,
         log_file,
+        optimizer_settings,
         safe_globals,
     )
 
@@ -36,6 +38,8 @@ def install() -> None:
         jobs,
         gather_before_save,
         best_checkpoint,
+        epoch_position,
+        optimizer_settings,
         adaptive_loss,
         byte_encoder,
     ):

@@ -47,8 +47,9 @@ def install() -> None:
 def _with_clean_start(stock: Callable) -> Callable:
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
         _forget_last_job(trainer.cfg)
-        restoring.check_settings(cfg, trainer.checkpoint_suffix)
-        another_run = restoring.is_another_run(cfg, trainer.checkpoint_suffix)
+        suffix, schedule = trainer.checkpoint_suffix, trainer.cfg.lr_scheduler._name
+        restoring.check_settings(cfg, suffix, schedule)
+        another_run = restoring.is_another_run(cfg, suffix)
         if trainer.data_parallel_rank == 0 and not cfg.no_save:
             _claim(Path(cfg.save_dir))
         extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)

@@ -6,6 +6,7 @@ logs it).  From another run's file it takes over that run's best score
 that it trained, which counts towards ``optimization.stop_time_hours`` (trainer.py:623).
 """
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file
 _RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
 
 
-def check_settings(cfg: Any, suffix: str) -> None:
+def check_settings(cfg: Any, suffix: str, schedule: str) -> None:
     """Refuse settings that fairseq ends on with a traceback, or passes over.
 
-    cfg: the section ``checkpoint``.  suffix: of the names of its files.  Raises :class:`UserError`.
+    cfg: the section ``checkpoint``.  suffix: of the names of its files.  schedule: the name of the
+    learning-rate scheduler.  Raises :class:`UserError`.
     """
+    _check_overrides(cfg.optimizer_overrides, schedule)
     restored, finetuned = cfg.restore_file != LAST, cfg.finetune_from_model is not None
     if restored and finetuned:
         raise UserError(
@@ -41,6 +44,21 @@ def check_settings(cfg: Any, suffix: str) -> None:
         for name in ("continue_once", "finetune_from_model"):
             if cfg.get(name) is not None:
                 _check_file(name, cfg[name], cfg.save_dir)
+
+
+def _check_overrides(text: str, schedule: str) -> None:
+    try:
+        overrides = dict(ast.literal_eval(text))
+    except (ValueError, TypeError, SyntaxError):
+        raise UserError(
+            f"checkpoint.optimizer_overrides={text!r} is not a dictionary; "
+            "write \"{'weight_decay': 0.1}\""
+        ) from None
+    if "lr" in overrides and schedule != "reduce_lr_on_plateau":
+        raise UserError(
+            f"checkpoint.optimizer_overrides={text!r}: the scheduler {schedule} sets the learning rate "
+            "at each update; set optimization.lr, which takes effect on resuming"
+        )
 
 
 def _check_file(name: str, value: str, save_dir: str) -> None:
