@@ -19,6 +19,7 @@ def install() -> None:
         adaptive_loss,
         atomic_files,
         best_checkpoint,
+        bf16_option,
         byte_encoder,
         checkpoint_errors,
         epoch_position,
@@ -27,6 +28,7 @@ def install() -> None:
         log_file,
         optimizer_settings,
         safe_globals,
+        training_settings,
     )
 
     errors.install_excepthook()
@@ -40,6 +42,8 @@ def install() -> None:
         best_checkpoint,
         epoch_position,
         optimizer_settings,
+        bf16_option,
+        training_settings,
         adaptive_loss,
         byte_encoder,
     ):

@@ -20,6 +20,7 @@ from fairseq.tasks import register_task
 from omegaconf import II
 
 from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
@@ -250,7 +251,7 @@ def load_dictionary(data: str | None) -> Dictionary:
             f"task.data: {path.parent} has no dict.txt; it must be a folder that "
             "fairseq-preprocess --only-source wrote"
         )
-    return Dictionary.load(str(path))
+    return read_dictionary(path)
 
 
 def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
