@@ -53,7 +53,7 @@ def _with_check(stock: Callable) -> Callable:
     return load_state_dict
 
 
-def _position(iterator: EpochBatchIterator, saved: dict[str, Any]) -> int:
+def _position(iterator: Any, saved: dict[str, Any]) -> int:
     """Return how many batches of the epoch each process of this run has to skip."""
     where = f"the checkpoint was written within epoch {saved['epoch']}, "
     if _digest(iterator) != saved["batches"]:
@@ -74,7 +74,7 @@ def _position(iterator: EpochBatchIterator, saved: dict[str, Any]) -> int:
     return read // processes
 
 
-def _digest(iterator: EpochBatchIterator) -> str:
+def _digest(iterator: Any) -> str:
     """Digest what is read in the epoch and in which order, over all processes; once per epoch."""
     batches = iterator.frozen_batches
     known = getattr(iterator, "_digested", None)
