@@ -21,7 +21,12 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.configuration import check_fields, find_recipe, training_configuration
+from megalodon_tasks.configuration import (
+    check_fields,
+    find_recipe,
+    quoted,
+    training_configuration,
+)
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import sole_writer
 from megalodon_tasks.runs import results, sweep_job, sweep_table
@@ -56,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="the recipe's small data and model")
     add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
     add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
-    add("--workers", type=options.at_least(1), default=1, help="local: runs at a time")
+    add("--workers", type=options.at_least(1), default=1,
+        help="local: runs at a time, which divide the GPUs among them")  # fmt: skip
     add("--threads", type=int, help="CPU threads of a run (default: a fair share)")
     add("--dry-run", action="store_true", help="show what would run; write nothing")
     return parser
@@ -104,7 +110,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
 
 
 def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
-    """Return hydra's overrides that choose the launcher and share the cores among its workers."""
+    """Return hydra's overrides that choose the launcher and share cores and GPUs among its workers."""
     if given.launcher != "local" and importlib.util.find_spec("submitit") is None:
         raise UserError(
             f"--launcher {given.launcher} needs submitit: pip install hydra-submitit-launcher"
@@ -115,7 +121,9 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
         runs = min(given.workers, runs)
     else:
         fields = {"name": "megalodon-sweep"}
-    share = 0 if given.launcher == "slurm" else max(1, (os.cpu_count() or 1) // runs)
+    cluster = given.launcher == "slurm"
+    share = 0 if cluster else max(1, (os.cpu_count() or 1) // runs)
+    gpus = [] if cluster else sweep_job.gpu_shares(runs)
     if given.launcher_file is not None:
         more = OmegaConf.to_container(OmegaConf.load(given.launcher_file))
         if not isinstance(more, dict):
@@ -124,7 +132,8 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
     return [
         f"hydra/launcher={LAUNCHERS[given.launcher]}",
         f"+threads={share if given.threads is None else given.threads}",
-        f"+attached={given.launcher != 'slurm'}",
+        f"+attached={not cluster}",
+        f"+gpus=[{','.join(map(quoted, gpus))}]",
         *(f"{LAUNCHER_FIELD}{name}={json.dumps(value)}" for name, value in fields.items()),
     ]
 

@@ -44,6 +44,7 @@ class SequenceDataset(EpochDataset):
         self.lengths = {name: split.lengths(name) for name in split.spec.columns}
         # an item costs, and is limited by, its longest sequence
         self.sizes = np.maximum.reduce(list(self.lengths.values()))
+        self.max_length = max_length
         if max_length is not None:
             self._check_lengths(np.arange(len(self)), max_length)
 
@@ -115,7 +116,12 @@ class SequenceDataset(EpochDataset):
         default (data/data_utils.py:357), so that a metric would be of fewer items than the split has.
         """
         multiple = required_batch_size_multiple if self.shuffle else 1
-        return super().batch_by_size(indices, max_tokens, max_sentences, multiple)
+        return super().batch_by_size(
+            indices,
+            max_tokens,
+            max_sentences=max_sentences,
+            required_batch_size_multiple=multiple,
+        )
 
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: int | float | tuple[int | float, ...] | None
@@ -134,9 +140,12 @@ class SequenceDataset(EpochDataset):
         too_long = indices[self.sizes[indices] > limit]
         if len(too_long):
             index = int(too_long.min())
+            setting = "set task.max_positions (--max-positions)"
+            if self.max_length is not None and limit < self.max_length:
+                setting = "raise dataset.max_tokens (--max-tokens), or the model's own limit,"
             raise ValueError(
                 f"split {self.split.name!r} of {self.split.folder}: item {index} has "
                 f"{self.size(index)} steps, but the limit is {limit:g}, and {len(too_long)} items in "
-                f"all exceed it; set task.max_positions (--max-positions) to at least "
-                f"{int(self.sizes.max())}, or prepare the data with shorter sequences"
+                f"all exceed it; {setting} to at least {int(self.sizes.max())}, or prepare the data "
+                "with shorter sequences"
             )

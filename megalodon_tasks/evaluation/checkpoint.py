@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf, open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
@@ -156,7 +156,7 @@ def untrained_checkpoint(model: CausalLM, data: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is missing: --data names the prepared data that goes with the model"
         )
-    symbols = len(Dictionary.load(str(path)))
+    symbols = len(read_dictionary(path))
     if symbols != model.vocab_size:
         raise ValueError(
             f"{path} has {symbols} symbols, the checkpoint {model.vocab_size}; prepare the data with "

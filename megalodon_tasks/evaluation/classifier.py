@@ -108,13 +108,16 @@ def evaluate(
 ) -> Score:
     """Run the model over all of ``split`` and reduce the statistics as validation does.
 
-    batch_size: items, by default as in training.  Raises :class:`UserError` if fairseq drops items.
+    batch_size: items, by default the limits of validation.  Raises :class:`UserError` if fairseq drops
+    items.
     """
     task, settings = trained.task, trained.cfg.dataset
     task.load_dataset(split, combine=False, epoch=1)
     dataset = task.dataset(split)
+    max_tokens = None if batch_size else settings.max_tokens_valid or settings.max_tokens
     batches = task.get_batch_iterator(
         dataset=dataset,
+        max_tokens=max_tokens,
         max_sentences=batch_size or settings.batch_size_valid or settings.batch_size,
         max_positions=utils.resolve_max_positions(
             task.max_positions(), trained.model.max_positions()

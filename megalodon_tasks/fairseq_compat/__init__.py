@@ -18,12 +18,17 @@ def install() -> None:
     from megalodon_tasks.fairseq_compat import (
         adaptive_loss,
         atomic_files,
+        best_checkpoint,
+        bf16_option,
         byte_encoder,
         checkpoint_errors,
+        epoch_position,
         gather_before_save,
         jobs,
         log_file,
+        optimizer_settings,
         safe_globals,
+        training_settings,
     )
 
     errors.install_excepthook()
@@ -34,6 +39,11 @@ def install() -> None:
         log_file,
         jobs,
         gather_before_save,
+        best_checkpoint,
+        epoch_position,
+        optimizer_settings,
+        bf16_option,
+        training_settings,
         adaptive_loss,
         byte_encoder,
     ):

@@ -27,7 +27,7 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat import frequent_last
+from megalodon_tasks.fairseq_compat import best_checkpoint, frequent_last, restoring
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
@@ -47,12 +47,18 @@ def install() -> None:
 def _with_clean_start(stock: Callable) -> Callable:
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
         _forget_last_job(trainer.cfg)
+        suffix, schedule = trainer.checkpoint_suffix, trainer.cfg.lr_scheduler._name
+        restoring.check_settings(cfg, suffix, schedule)
+        another_run = restoring.is_another_run(cfg, suffix)
         if trainer.data_parallel_rank == 0 and not cfg.no_save:
             _claim(Path(cfg.save_dir))
         extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
-        if extra_state is not None:
+        if extra_state is not None and another_run:
+            restoring.start_counting(trainer)
+        elif extra_state is not None:
+            best_checkpoint.restore_patience(extra_state)
             _restore_running_averages(cfg, extra_state)
-            _skip_if_finished(trainer)
+        _skip_if_finished(trainer)
         return extra_state, epoch_iterator
 
     return load_checkpoint
@@ -68,13 +74,13 @@ def _claim(save_dir: Path) -> None:
 
 
 def _forget_last_job(cfg: Any) -> None:
-    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    best_checkpoint.forget_scores()
     keep_file_handlers(progress_bar.logger, newest=0)
     train = sys.modules.get("fairseq_cli.train")  # not imported: it would configure logging
     if train is not None:
-        vars(train.should_stop_early).clear()
         keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
         replace(train, "get_valid_stats", _with_metric_check)
+        best_checkpoint.install_in(train)
         frequent_last.install(train)
 
 
@@ -89,6 +95,7 @@ def _skip_if_finished(trainer: Any) -> None:
     done, total = trainer.get_num_updates(), trainer.cfg.optimization.max_update
     if 0 < total <= done:
         logger.info(f"this run is finished ({done} of {total} updates): nothing is left to train")
+        best_checkpoint.warn_without_best(trainer.cfg)
         trainer.cfg.optimization.max_epoch = -1  # the loop over epochs ends before its first
 
 

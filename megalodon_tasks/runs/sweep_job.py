@@ -4,15 +4,19 @@ The hydra application :func:`app` runs one point: the recipe's script, in a proc
 fairseq keeps state between two trainings of one process.
 """
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hydra
+import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 import megalodon_tasks
@@ -22,6 +26,7 @@ from megalodon_tasks.runs.record import append
 from megalodon_tasks.runs.sweep import Sweep, SweepRun, read_sweep
 
 POLL_SECONDS = 0.5
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 APP = "from megalodon_tasks.runs.sweep_job import app; app()"
 
 
@@ -29,15 +34,18 @@ APP = "from megalodon_tasks.runs.sweep_job import app; app()"
 @hydra.main(version_base="1.1", config_path=None)
 def app(config: DictConfig) -> None:
     """Run one job of the multirun."""
-    run_point(Path(config.folder), config.run, config.threads, config.attached)
+    run_point(Path(config.folder), config.run, config.threads, config.attached, config.gpus)
 
 
-def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
+def run_point(
+    folder: Path, name: str, threads: int, attached: bool, gpus: Sequence[str] = ()
+) -> None:
     """Run the point ``name`` of the sweep in ``folder`` unless it is done, and record the attempt.
 
     ``threads``: CPU threads of the run; 0 leaves the choice to torch.  ``attached``: kill the run when
     the sweep that started this job ends; not so on a cluster, where jobs outlive the process that
-    submitted them.  A run resumes from its last checkpoint whatever ended it.
+    submitted them.  ``gpus``: the shares of the workers (:func:`gpu_shares`); the run holds one.
+    A run resumes from its last checkpoint whatever ended it.
     """
     sweep = read_sweep(folder)
     run = next(run for run in sweep.runs if run.name == name)
@@ -47,24 +55,62 @@ def run_point(folder: Path, name: str, threads: int, attached: bool) -> None:
         if run.status == 0 or abandoned:
             return
         started = time.monotonic()
-        with open(run.output, "ab") as output:
+        with _free_share(folder, gpus) as share, open(run.output, "ab") as output:
             process = subprocess.Popen(
                 sweep.command(run),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=variables(threads),
+                env=variables(threads) | share,
                 start_new_session=True,
             )
-        try:
-            while process.poll() is None and not abandoned:
-                time.sleep(POLL_SECONDS)
-                abandoned = attached and not has_writer(folder)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            status, seconds = process.wait(), time.monotonic() - started
-            append(run.attempts_file, {"status": status, "seconds": seconds})
+            try:
+                while process.poll() is None and not abandoned:
+                    time.sleep(POLL_SECONDS)
+                    abandoned = attached and not has_writer(folder)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                status, seconds = process.wait(), time.monotonic() - started
+                append(run.attempts_file, {"status": status, "seconds": seconds})
+
+
+def gpu_shares(workers: int) -> list[str]:
+    """Divide the visible GPUs among ``workers`` jobs at a time; return ``CUDA_VISIBLE_DEVICES`` of each.
+
+    All shares are of the same size, so that all runs have the same number of processes.  With fewer GPUs
+    than workers, several workers have the same GPU.  Without GPUs there are no shares.
+    """
+    visible = os.environ.get(VISIBLE_GPUS)
+    if visible is None:
+        gpus = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        gpus = list(itertools.takewhile(lambda gpu: gpu != "-1", visible.split(",")))
+        gpus = [gpu.strip() for gpu in gpus if gpu.strip()]
+    if not gpus:
+        return []
+    size = max(1, len(gpus) // workers)
+    starts = [worker * size % len(gpus) for worker in range(workers)]
+    return [",".join(gpus[start : start + size]) for start in starts]
+
+
+@contextlib.contextmanager
+def _free_share(folder: Path, gpus: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Hold a share that no other job of the sweep holds; yield the variable that it sets."""
+    locks = [FileLock(folder / f".gpus-{number}.lock") for number in range(len(gpus))]
+    while locks:
+        for lock, share in zip(locks, gpus, strict=True):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            try:
+                yield {VISIBLE_GPUS: share}
+            finally:
+                lock.release()
+            return
+        time.sleep(POLL_SECONDS)
+    yield {}
 
 
 def variables(threads: int = 0) -> dict[str, str]:

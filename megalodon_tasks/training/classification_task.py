@@ -36,6 +36,13 @@ class ClassificationConfig(FairseqDataclass):
         default=None,
         metadata={"help": "longest sequence to accept, in steps; default: the longest there is"},
     )
+    effective_batch: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "items that an update learns from over all processes, from which update_freq "
+            "follows; default: whatever results"
+        },
+    )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")

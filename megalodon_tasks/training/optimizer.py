@@ -94,10 +94,11 @@ class AdamWGroups(FairseqOptimizer):
     def load_state_dict(
         self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
     ) -> None:
-        """Restore the state; this machine decides whether to fuse, not that of the checkpoint."""
+        """Restore the state; an overriding ``weight_decay`` spares the parameters without decay."""
         super().load_state_dict(state_dict, optimizer_overrides)
         for group in self.param_groups:
-            group["fused"] = self._fused
+            if self._is_exempt(group["params"][0]):
+                group["weight_decay"] = 0.0
 
     @property
     def supports_flat_params(self) -> bool:

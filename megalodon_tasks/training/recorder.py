@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from omegaconf import OmegaConf
 from megalodon_tasks.fairseq_compat.patching import replace
 from megalodon_tasks.runs import record
 from megalodon_tasks.runs.environment import environment
+from megalodon_tasks.training.effective_batch import batch_record
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def _recording_start(stock: Callable) -> Callable:
             start = {
                 "format": record.FORMAT,
                 "params": sum(p.numel() for p in trainer.model.parameters()),
-                "processes": trainer.cfg.distributed_training.distributed_world_size,
+                **asdict(batch_record(trainer.cfg, trainer.data_parallel_world_size)),
                 **environment(trainer.device),
                 "config": _plain(trainer.cfg),
             }

@@ -96,8 +96,31 @@ class LanguageModelInference(FairseqTask):
             prefix_tokens = sample["net_input"]["src_tokens"]
             if prefix_tokens[:, 0].eq(eos).all():
                 prefix_tokens = prefix_tokens[:, 1:]
+        found: dict[int, list[dict[str, torch.Tensor]]] = {}
         with torch.no_grad():
-            return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=eos)
+            for rows, prefix in self._continued_alike(generator, sample, prefix_tokens):
+                part = _select(sample, rows)
+                parts = generator.generate(models, part, prefix_tokens=prefix, bos_token=eos)
+                found.update(zip(rows.tolist(), parts, strict=True))
+        return [found[row] for row in sorted(found)]
+
+    def _continued_alike(
+        self, generator: Any, sample: dict[str, Any], prefix_tokens: torch.Tensor | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield rows of a batch that may be continued together, and the prompts of these.
+
+        fairseq applies ``min_len`` only after the longest prompt of a batch (sequence_generator.py:395).
+        Prompts shorter than ``min_len``, among them the empty one, go with those of their own length, so
+        that they continue as each does by itself.
+        """
+        if prefix_tokens is None:
+            yield torch.arange(len(sample["net_input"]["src_tokens"])), None
+            return
+        lengths_B = prefix_tokens.ne(self.dictionary.pad()).sum(1).cpu()
+        groups_B = lengths_B.clamp(max=getattr(generator, "min_len", 0))
+        for group in groups_B.unique():
+            rows = (groups_B == group).nonzero()[:, 0]
+            yield rows, prefix_tokens[rows.to(prefix_tokens.device), : int(lengths_B[rows].max())]
 
     def eval_lm_dataloader(
         self,
@@ -133,6 +156,22 @@ class LanguageModelInference(FairseqTask):
             **settings,
         ).next_epoch_itr(shuffle=False)
         return _WithState(batches) if rows else batches
+
+
+def _select(sample: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """Return the given rows of a batch of prompts."""
+    size = len(sample["net_input"]["src_tokens"])
+    if len(rows) == size:
+        return sample
+    selected: dict[str, Any] = {}
+    for name, value in sample.items():
+        if isinstance(value, dict):
+            selected[name] = {k: v[rows.to(v.device)] for k, v in value.items()}
+        elif torch.is_tensor(value) and value.dim() and len(value) == size:
+            selected[name] = value[rows.to(value.device)]
+        else:
+            selected[name] = value
+    return selected
 
 
 class _WithState:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq.data import Dictionary
 from fairseq.tasks.fairseq_task import FairseqTask
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.corpus import DICTIONARY, Corpus, CorpusForm, Document, read_corpus
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.sources import Origin, find_files
@@ -62,7 +62,7 @@ class WikiText:
         self._articles = {split: find_articles(path) for split, path in self.files.items()}
         path = inside / DICTIONARY
         if path.is_file():
-            dictionary = Dictionary.load(str(path))
+            dictionary = read_dictionary(path)
         else:
             dictionary = FairseqTask.build_dictionary(
                 [str(self.files["train"])], workers=self.workers

@@ -20,6 +20,7 @@ from fairseq.tasks import register_task
 from omegaconf import II
 
 from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
@@ -81,6 +82,13 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
     )
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
+    )
+    effective_batch: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "rows or blocks of an update over all processes, tokens without batch_size; "
+            "update_freq follows from it; default: whatever results"
+        },
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
@@ -243,7 +251,7 @@ def load_dictionary(data: str | None) -> Dictionary:
             f"task.data: {path.parent} has no dict.txt; it must be a folder that "
             "fairseq-preprocess --only-source wrote"
         )
-    return Dictionary.load(str(path))
+    return read_dictionary(path)
 
 
 def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:

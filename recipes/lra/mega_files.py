@@ -24,6 +24,7 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import Item
 from megalodon_tasks.data.sources import Origin, Rejects
@@ -68,7 +69,7 @@ class MegaTokens:
         self._inputs = (INPUTS, SECOND_INPUTS) if pair else (INPUTS,)
         self._check_files(pair)
         self.dictionary_path = folder / INPUTS / DICTIONARY
-        self._dictionary = _load_dictionary(self.dictionary_path)
+        self._dictionary = read_dictionary(self.dictionary_path)
         self.first_symbol, self.unknown = self._dictionary.nspecial, self._dictionary.unk()
         self.symbols = _symbols(self._dictionary)
         self._class_of = self._classes(classes)
@@ -136,7 +137,7 @@ class MegaTokens:
 
     def _classes(self, classes: Mapping[str, int]) -> dict[int, int]:
         path = self.folder / LABELS / DICTIONARY
-        dictionary = _load_dictionary(path)
+        dictionary = read_dictionary(path)
         names = [_class_name(symbol) for symbol in _symbols(dictionary)]
         class_of = {dictionary.nspecial + i: classes.get(name) for i, name in enumerate(names)}
         if set(class_of.values()) != set(classes.values()):
@@ -190,14 +191,6 @@ def _class_name(symbol: str) -> str:
     except ValueError:
         return symbol
     return str(int(number)) if number.is_integer() else symbol
-
-
-def _load_dictionary(path: Path) -> Dictionary:
-    try:
-        path.read_text(encoding="utf-8")  # fairseq raises plain Exception where it is not UTF-8
-        return Dictionary.load(str(path))
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} is not a dictionary of fairseq: {error}") from None
 
 
 def _check_index(prefix: Path) -> None:

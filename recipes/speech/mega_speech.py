@@ -131,4 +131,9 @@ def _load(path: Path) -> torch.Tensor:
         raise ValueError(
             f"{path} holds {type(found).__name__}, expected a tensor with at least one item"
         )
-    return found
+    if found.layout != torch.strided or found.is_complex():
+        raise ValueError(
+            f"{path} holds a tensor of {found.dtype} and layout {found.layout}, expected a dense one of "
+            "real numbers"
+        )
+    return found.detach()  # one that was saved as a parameter has no numpy()

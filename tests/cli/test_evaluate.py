@@ -13,6 +13,7 @@ from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import checkpoint as checkpoints
 from megalodon_tasks.evaluation import classifier
 from tests import toy_plugin
+from tests.toy_plugin import runs
 
 RECORDED = {
     "benchmark", "split", "metric", "value", "loss", "n", "best_constant", "checkpoint", "update",
@@ -52,6 +53,28 @@ def test_numbers_equal_those_by_hand(run_copy, split, batch_size):
     assert record["loss"] == pytest.approx(loss, abs=1e-4)
     assert record["best_constant"] == pytest.approx(constant)
     assert record["n"] == toy_plugin.SIZES[split]
+
+
+@pytest.mark.parametrize("option", ["--max-tokens", "--max-tokens-valid"])
+def test_a_limit_in_tokens_holds_in_evaluation_too(tmp_path, monkeypatch, option):
+    at = runs.SETTINGS.index("--batch-size")
+    settings = runs.SETTINGS[:at] + runs.SETTINGS[at + 2 :]
+    monkeypatch.setattr(runs, "SETTINGS", [*settings, "--max-tokens", "64"])
+    runs.train(tmp_path, "--max-epoch", "1", option, "24")
+    sizes, collate = [], toy_plugin.ToyDataset.collater
+
+    def collater(self, items):
+        sizes.append(len(items))
+        return collate(self, items)
+
+    monkeypatch.setattr(toy_plugin.ToyDataset, "collater", collater)
+    assert main(["evaluate", str(tmp_path / "checkpoint_best.pt"), "--cpu"]) == 0
+    assert max(sizes) == 3
+    sizes.clear()
+    assert (
+        main(["evaluate", str(tmp_path / "checkpoint_best.pt"), "--cpu", "--batch-size", "7"]) == 0
+    )
+    assert max(sizes) == 7
 
 
 def test_the_record_says_what_was_evaluated(run_copy):

@@ -172,3 +172,15 @@ def test_what_the_model_cannot_take_is_refused_not_dropped(prepared, max_positio
         with pytest.raises(ValueError, match="but the limit is 3"):
             batches(dataset, 1, max_positions=max_positions, ignore_invalid_inputs=ignore)
     assert len(batches(dataset, 1, max_positions=9)) == 6
+
+
+def test_a_limit_in_tokens_is_named_as_such(prepared):
+    dataset = SequenceDataset(prepared.split("train"), shuffle=True, max_length=100)
+    order, longest = dataset.ordered_indices(), int(dataset.sizes.max())
+    with pytest.raises(ValueError, match=f"limit is 3, .*raise dataset.max_tokens.* {longest}"):
+        dataset.filter_indices_by_size(order, 3)
+    with pytest.raises(
+        ValueError, match=rf"max_tokens=3 .*item of {longest} tokens fits in no batch"
+    ):
+        dataset.batch_by_size(order, max_tokens=3)
+    assert len(np.concatenate(dataset.batch_by_size(order, max_tokens=longest))) == 40

@@ -80,6 +80,13 @@ def test_too_long_blocks_are_refused():
         dataset.filter_indices_by_size(dataset.ordered_indices(), 20)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_batch_too_small_for_a_block_is_refused(shuffle):
+    dataset = blocks(shuffle=shuffle)
+    with pytest.raises(ValueError, match="max_tokens=20 .*item of 32 tokens fits in no batch"):
+        dataset.batch_by_size(dataset.ordered_indices(), max_tokens=20)
+
+
 def test_batch_holds_what_the_model_and_the_criterion_need():
     dataset = BlockDataset(lines_stream("line"), BlockLength(8))
     last = len(dataset) - 1

@@ -144,6 +144,7 @@ def test_command_line_and_yaml_build_the_same_configuration():
         --criterion classification --optimizer adamw_groups --adam-betas (0.9,0.98)
         --weight-decay 0.01 --clip-norm 1.0 --lr 0.001 --lr-scheduler linear_decay
         --warmup-updates 3000 --max-update 90000 --batch-size 64 --batch-size-valid 32
+        --effective-batch 64
         --required-batch-size-multiple 1 --num-workers 2 --seed 1 --save-dir outputs/lra/listops
         --keep-last-epochs 1 --best-checkpoint-metric accuracy --log-format json
         --maximize-best-checkpoint-metric"""

@@ -62,6 +62,7 @@ def test_two_processes_train_and_resume_as_one_run(tmp_path):
         f"""exec {sys.executable} -m megalodon_tasks train --config-dir {SCRIPT.parent} \\
         --config-name imagenet_demo --data index --save-dir run "$@" common.cpu=true \\
         model.num_layers=1 dataset.num_workers=0 dataset.validate_interval=1 ema.store_ema=true \\
+        task.effective_batch=128 \\
         checkpoint.load_checkpoint_on_all_dp_ranks=true distributed_training.distributed_world_size=2 \\
         distributed_training.distributed_rank=$RANK distributed_training.distributed_no_spawn=true \\
         distributed_training.distributed_init_method=env:// \\
@@ -72,7 +73,7 @@ def test_two_processes_train_and_resume_as_one_run(tmp_path):
     for port, updates in ((29611, 12), (29612, 25)):
         run(*launch, f"--master-port={port}", "--no-python", "bash", str(worker),
             f"optimization.max_update={updates}")  # fmt: skip
-    # 1,280 of 1,297 images, 640 for each process: 10 updates of 64 an epoch
+    # 1,280 of 1,297 images, 640 for each process: 10 updates of 128 an epoch
     epochs = read_run(tmp_path / "run").train
     assert epochs[10]["epoch"] == 1
     state = torch.load(tmp_path / "run" / "checkpoint_last.pt")

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -160,11 +161,17 @@ def test_state_is_carried_between_updates_and_dropped_at_the_end_of_an_epoch(dat
     assert states("checkpoint_last.pt") == [None]
 
 
-def test_resume_with_other_rows_continues_without_state(data, tmp_path, caplog):
+def test_resume_with_other_rows_is_refused(data, tmp_path, caplog):
     arguments = [*STREAM, "--save-interval-updates", "3", "--max-update", "8"]
     train(data, tmp_path / "two", *arguments)
     middle = str(tmp_path / "two" / "checkpoint_1_3.pt")
-    train(data, tmp_path / "one", *arguments, "--batch-size", "1", "--restore-file", middle)
+    other_rows = [*arguments, "--batch-size", "1", "--restore-file", middle]
+    with pytest.raises(UserError, match="items would be left out or read twice"):
+        train(data, tmp_path / "one", *other_rows)
+    state = torch.load(middle)
+    del state["extra_state"]["train_iterator"]["batches"]  # as earlier versions wrote it
+    torch.save(state, middle)
+    train(data, tmp_path / "one", *other_rows)
     assert "the checkpoint has no state for the rows" in caplog.text
 
 
@@ -191,6 +198,40 @@ def test_interactive_continues_prompts_of_any_length(data, run, tmp_path, capsys
     found = hypotheses(capsys.readouterr().out)
     assert [found[str(i)].startswith(p) for i, p in enumerate(prompts)] == [True] * 3
     assert found["0"] != prompts[0]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "min_len"),
+    [(["alpha beta", "", "gamma delta epsilon"], 3), (["", "alpha", "alpha beta", ""], 2)],
+)
+def test_a_prompt_continues_in_a_batch_as_by_itself(data, run, tmp_path, capsys, prompts, min_len):
+    def continued(*lines):
+        (tmp_path / "prompts").write_text("".join(f"{line}\n" for line in lines))
+        settings = f"--buffer-size 4 --batch-size 4 --beam 2 --max-len-b 12 --min-len {min_len}"
+        interactive(data, run, "--input", str(tmp_path / "prompts"), *settings.split())
+        found = hypotheses(capsys.readouterr().out)
+        return [found[str(number)] for number in range(len(lines))]
+
+    assert continued(*prompts) == [continued(prompt)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("mode", ["none", "complete"])
+def test_a_block_that_fits_in_no_batch_is_named(data, run, mode):
+    blocks = ("--eval-mode", "blocks", "--sample-break-mode", mode, "--tokens-per-sample", "16")
+    with pytest.raises(
+        UserError, match="dataset.max_tokens=10 .*item of 16 tokens fits in no batch"
+    ):
+        eval_lm(data, run, *blocks, "--max-tokens", "10")
+
+
+@pytest.mark.parametrize("fault", ["a duplicate", "a blank line"])
+def test_a_damaged_dictionary_is_named(data, run, tmp_path, fault):
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / "dict.txt"
+    first = path.read_text().splitlines()[0]
+    path.write_text(path.read_text() + (f"{first}\n" if fault == "a duplicate" else "\n"))
+    with pytest.raises(UserError, match=rf"{path}, line \d+ (repeats the symbol|is blank)"):
+        eval_lm(tmp_path / "data", run)
 
 
 def test_generate_continues_lines(data, run, capsys):

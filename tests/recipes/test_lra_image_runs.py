@@ -21,7 +21,7 @@ RESOLUTION = {"pathfinder": "32", "pathx": "128"}
 SMALL = {
     "model.model_dim": 16, "model.num_layers": 1, "model.value_dim": 32, "model.z_dim": 16,
     "model.ffn_hidden_dim": 32, "model.cema_ndim": 4, "model.chunk_size": 64, "dataset.batch_size": 8,
-    "dataset.num_workers": 0, "optimization.update_freq": "[1]", "optimization.max_update": 4,
+    "dataset.num_workers": 0, "task.effective_batch": "null", "optimization.max_update": 4,
     "common.cpu": "true",
 }  # fmt: skip
 

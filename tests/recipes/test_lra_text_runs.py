@@ -58,7 +58,7 @@ def test_demo_learns(tmp_path, name):
 SMALL = {
     "model.model_dim": 16, "model.num_layers": 1, "model.value_dim": 32, "model.z_dim": 16,
     "model.ffn_hidden_dim": 32, "model.cema_ndim": 4, "model.chunk_size": 16, "dataset.batch_size": 2,
-    "dataset.num_workers": 0, "optimization.update_freq": "[1]", "optimization.max_update": 4,
+    "dataset.num_workers": 0, "task.effective_batch": "null", "optimization.max_update": 4,
     "common.cpu": "true",
 }  # fmt: skip
 

@@ -52,6 +52,25 @@ def test_the_format_of_old_torch_is_read(tmp_path):
     assert len(prepared(tmp_path, tmp_path / "out").split("valid")) == 10
 
 
+def test_tensors_saved_as_parameters_are_read(tmp_path):
+    tensors = write_tensors(tmp_path / "raw")
+    for name in ("train_X", "val_X", "test_X"):
+        trainable = torch.nn.Parameter(tensors[name])
+        saved = trainable if name != "val_X" else trainable * 1
+        torch.save(saved, tmp_path / "raw" / f"{name}.pt")
+    assert len(prepared(tmp_path, tmp_path / "out").split("train")) == 40
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda x: x.to(torch.complex64)])
+def test_tensors_of_another_kind_are_named(tmp_path, change):
+    tensors = write_tensors(tmp_path / "raw")
+    torch.save(change(tensors["test_X"]), tmp_path / "raw" / "test_X.pt")
+    with pytest.raises(
+        ValueError, match=r"test_X.pt holds a tensor of .*expected a dense one of real"
+    ):
+        prepare(tmp_path, tmp_path / "out", hidden=True)
+
+
 def test_a_clip_that_is_not_finite_is_left_out(tmp_path):
     tensors = write_tensors(tmp_path / "raw")
     tensors["train_X"][7, 0, 3] = float("nan")

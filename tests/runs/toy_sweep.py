@@ -12,6 +12,7 @@ mkdir -p "$2"
 [[ $* != *seed=13* ]] || { echo "the loss is nan"; exit 3; }
 [[ $* != *seed=99* ]] || { touch "$2/started"; until [[ -f $1/go ]]; do sleep 0.05; done; }
 echo "OMP $OMP_NUM_THREADS" > "$2/threads"
+echo "${CUDA_VISIBLE_DEVICES-none}" > "$2/gpus"
 echo '{"benchmark": "toy/listops", "split": "test", "metric": "accuracy", "value": 50.0, "params": 7}' \\
     >> "$2/results.jsonl"
 """

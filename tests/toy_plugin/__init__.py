@@ -6,6 +6,7 @@ form that all classification tasks of this project share.
 """
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 import torch
@@ -72,6 +73,7 @@ class ToyDataset(FairseqDataset):
 @dataclass
 class ToyTaskConfig(FairseqDataclass):
     data: str = field(default=".", metadata={"help": "not read"})
+    effective_batch: Optional[int] = field(default=None, metadata={"help": "items of an update"})
 
 
 @register_task("toy", dataclass=ToyTaskConfig)
