@@ -21,7 +21,7 @@ from megalodon_tasks.cli import options
 from megalodon_tasks.data.corpus import SplitInfo, read_corpus
 from megalodon_tasks.evaluation import checkpoint, language_model, long_context
 from megalodon_tasks.evaluation.long_context import Totals
-from megalodon_tasks.runs import results
+from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         "segments": given.segments,
         **trained.provenance(file),
     }
+    record |= comparability.judge(record, trained.cfg)
     if compressed is not None:
         record["compressors"] = compressed
     append(file, record)

@@ -22,6 +22,8 @@ from megalodon_tasks.data.sources import Origin, Rejects, describe
 from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, write_unpublished
 
 T = TypeVar("T")
+# What a manifest says of its source that must be as it is now for the data to be taken as it is.
+_RECORDED = ("settings", "origin", "split_rule", "published")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Preparation:
         details = _details(found.form, found)
         if any(details.get(key) != value for key, value in self._known_details().items()):
             return False
-        if found.source.get("settings") != self.form.source.get("settings"):
+        if any(found.source.get(key) != self.form.source.get(key) for key in _RECORDED):
             return False
         if self.rejects.strict and found.source.get("left_out"):
             return False

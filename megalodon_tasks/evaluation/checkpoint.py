@@ -15,10 +15,12 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf, open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
+from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
+from megalodon_tasks.runs.comparability import describe_training
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.runs.record import relative
 
@@ -49,14 +51,20 @@ class Trained:
         return found
 
     def provenance(self, file: Path) -> dict[str, Any]:
-        """Return what every result in ``file`` records: the model, its training, and this machine."""
+        """Return what every result in ``file`` records: model, data, training, and this machine."""
+        chunk_size = self.cfg.model.get("chunk_size")
         return {
             "checkpoint": relative(self.path, file.parent),
             "update": self.update,
             "epoch": self.epoch,
             "params": sum(p.numel() for p in self.model.parameters()),
-            "chunk_size": self.cfg.model.get("chunk_size"),
+            "chunk_size": chunk_size,
+            "evaluation_chunk_size": chunk_size,
             "seed": self.cfg.common.seed,
+            "data": describe_data(self.cfg.task.get("data") or ""),
+            "normalisation": self.cfg.task.get("normalisation"),
+            "training": describe_training(self.path.parent, self.cfg),
+            "precision": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             **environment(self.device),
         }
 

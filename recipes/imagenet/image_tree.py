@@ -19,11 +19,14 @@ import numpy as np
 
 from megalodon_tasks.data.manifest import Manifest, OnBytes, damaged, no_progress
 from megalodon_tasks.data.preparing import Preparation
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin
 from megalodon_tasks.data.writer import Form
 from megalodon_tasks.files import sole_writer
 
 BENCHMARK = "imagenet"
+# ImageNet-1K (ILSVRC 2012)
+PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
 FOLDERS = {"train": "train", "valid": "val", "test": "test"}
 NAMED_AT_MOST = 5
 # torchvision's (datasets/folder.py), which would take a second to import
@@ -213,7 +216,12 @@ def index_of(source: Path, out: Path) -> Preparation:
         form=TreeForm(
             classes=tuple(classes),
             root=os.path.relpath(source.resolve(), out.resolve()),
-            source={"origin": "release", "split_rule": "the folders", "settings": {}},
+            source={
+                "origin": origin_of(source, "release"),
+                "split_rule": "the folders",
+                "settings": {},
+                "published": {"counts": {"counts": PUBLISHED_COUNTS}},
+            },
         ),
         origins=origins,
         splits={name: folders.read for name, folders in origins.items()},

@@ -22,11 +22,14 @@ from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.sources import Rejects, describe
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit, ImageTree, index_of
+from megalodon_tasks.recipes.imagenet.image_tree import (
+    PUBLISHED_COUNTS,
+    ImageSplit,
+    ImageTree,
+    index_of,
+)
 from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_with_mode
 
-# ImageNet-1K (ILSVRC 2012)
-PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
 PUBLISHED_CLASSES = 1000
 DECODED = {"none": (), "val": ("valid", "test"), "all": ("train", "valid", "test")}
 # Every photograph is of one of these; other modes are worth listing.

@@ -24,6 +24,11 @@ NAME = "pg19"
 MODEL = "sentencepiece.model"
 BOOKS = {"train": 28_602, "valid": 50, "test": 100}
 WORDS = {"train": 1_973_136_207, "valid": 3_007_061, "test": 6_966_499}
+# That of the Block-Recurrent Transformer (arXiv 2203.07852), which the paper takes: spiece.model of T5.
+VOCABULARY = {
+    "name": "T5's SentencePiece model",
+    "sha256": "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86",
+}
 
 
 def prepare(
@@ -47,6 +52,7 @@ def prepare(
         workers=workers,
         rejects=Rejects() if rejects is None else rejects,
         origin="release",
+        published={"counts": {"documents": BOOKS}, "vocabulary": VOCABULARY},
         published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
         published_in="Rae et al., section 4.2",
     ).prepare(out, hidden=hidden)

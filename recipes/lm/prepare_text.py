@@ -12,11 +12,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.corpus import Corpus, CorpusForm, Document, read_corpus
 from megalodon_tasks.data.manifest import OnBytes, sha256_of
 from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.data.tokenizers import (
     MODEL_FILE,
@@ -64,8 +66,8 @@ class Vocabulary:
 class TextCorpus:
     """A corpus of text files.
 
-    source: where they are, see ``text_files``.  origin: see ``Manifest``.  published_words: see
-    ``CorpusForm``.
+    source: where they are, see ``text_files``.  origin: see ``Manifest``.  published: see
+    ``data.provenance``.  published_words: see ``CorpusForm``.
     """
 
     name: str
@@ -74,6 +76,7 @@ class TextCorpus:
     workers: int = 1
     rejects: Rejects = field(default_factory=Rejects)
     origin: str = "text"
+    published: dict[str, Any] | None = None
     published_words: dict[str, tuple[int, int]] = field(default_factory=dict)
     published_in: str = ""
 
@@ -86,9 +89,10 @@ class TextCorpus:
         form = CorpusForm(
             benchmark=self.name,
             source={
-                "origin": self.origin,
+                "origin": origin_of(self.source, self.origin),
                 "split_rule": "the folders",
                 "settings": self.vocabulary.settings,
+                "published": self.published,
             },
             words_rule=text_files.WORDS_RULE,
             published_words=self.published_words,

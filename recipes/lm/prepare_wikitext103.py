@@ -23,6 +23,7 @@ from megalodon_tasks.data import preparing
 from megalodon_tasks.data.corpus import DICTIONARY, Corpus, CorpusForm, Document, read_corpus
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, find_files
 from megalodon_tasks.data.tokenizers import WordTokenizer, with_tokenizer
 from megalodon_tasks.recipes.lm import prepare_text, text_files
@@ -125,7 +126,18 @@ def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) 
     text = WikiText(source, workers)
     form = CorpusForm(
         benchmark=NAME,
-        source={"origin": "release", "split_rule": "the files", "settings": {}},
+        source={
+            "origin": origin_of(source, "release"),
+            "split_rule": "the files",
+            "settings": {},
+            "published": {
+                "counts": {"tokens": PUBLISHED},
+                "vocabulary": {
+                    "name": f"{PUBLISHED_VOCABULARY:,} words",
+                    "symbols": PUBLISHED_VOCABULARY,
+                },
+            },
+        },
         words_rule=WORDS_RULE,
         one_item_each=False,
     )

@@ -17,7 +17,8 @@ from tests import toy_plugin
 RECORDED = {
     "benchmark", "split", "metric", "value", "loss", "n", "best_constant", "checkpoint", "update",
     "epoch", "params", "chunk_size", "seed", "date", "device", "versions", "commit",
-    "task_overrides", "time_step", "files",
+    "task_overrides", "time_step", "files", "evaluation_chunk_size", "data", "normalisation",
+    "training", "precision", "changed_settings", "compared_with", "comparable",
 }  # fmt: skip
 
 

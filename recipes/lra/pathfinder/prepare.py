@@ -123,12 +123,21 @@ def prepare(
 def _spec(
     options: Options, settings: dict[str, Any], origin: str, split_rule: str, **source: Any
 ) -> DatasetSpec:
+    published: dict[str, Any] = {"side": BENCHMARKS[options.benchmark].side}
+    if settings["form"] == "images":
+        published |= {"images": Options.images, "splits": Options.splits}
     return DatasetSpec(
         benchmark=options.benchmark,
         kind="pixels",
         columns={"inputs": ColumnSpec("uint8", options.pixels_wide**2)},
         classes=CLASSES,
-        source={"settings": settings, "origin": origin, "split_rule": split_rule, **source},
+        source={
+            "settings": settings | {"side": options.pixels_wide},
+            "origin": origin,
+            "split_rule": split_rule,
+            "published": {"settings": published, "counts": {"items": RELEASED}},
+            **source,
+        },
         scale=_SCALE,
     )
 
