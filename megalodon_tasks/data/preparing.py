@@ -18,7 +18,7 @@ from tqdm import tqdm
 from megalodon_tasks.data.manifest import Manifest, OnBytes, is_prepared
 from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.sequences import PreparedDataset
-from megalodon_tasks.data.sources import Origin, Rejects, describe
+from megalodon_tasks.data.sources import LIMIT, Origin, Rejects, describe
 from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, write_unpublished
 
 T = TypeVar("T")
@@ -110,7 +110,8 @@ class Preparation:
             return False
         if any(found.source.get(key) != self.form.source.get(key) for key in _RECORDED):
             return False
-        if self.rejects.strict and found.source.get("left_out"):
+        allowed = 0 if self.rejects.strict else self.rejects.limit
+        if len(found.source.get("left_out", {})) > allowed:
             return False
         known = found.source.get("files", {})
         return known.keys() == self.origins.keys() and all(
@@ -201,11 +202,25 @@ def command_line(recipe: str, description: str, source_help: str) -> argparse.Ar
     return parser
 
 
-def add_strict_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses what is done with a damaged item."""
+def add_rejects_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what is done with damaged items."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse a damaged item instead of leaving it out"
     )
+    parser.add_argument(
+        "--max-rejects",
+        type=int,
+        default=LIMIT,
+        metavar="N",
+        help="refuse the data if more items are damaged (default: %(default)s)",
+    )
+
+
+def rejects_of(options: argparse.Namespace) -> Rejects:
+    """Return what collects damaged items as the options say; raise ``ValueError`` for a bad limit."""
+    if options.max_rejects < 0:
+        raise ValueError(f"--max-rejects {options.max_rejects} must be at least 0")
+    return Rejects(strict=options.strict, limit=options.max_rejects)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,10 @@ class SplitWriter:
                     self._save()
                 raise
             self._save()
-        self._form.finish(self._folder, self._split, self.counts)
+        try:
+            self._form.finish(self._folder, self._split, self.counts)
+        except ValueError as error:
+            raise self._rejects.explain(error) from None
         self.finished = True
         self._save_journal()
 

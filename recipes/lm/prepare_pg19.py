@@ -62,7 +62,7 @@ def _check_metadata(source: Path) -> None:
     path = source / "metadata.csv"
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", newline="") as stream:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
         listed = {row[0].strip() for row in csv.reader(stream) if row}
     files = text_files.find_files(source)
     unknown = [p for paths in files.values() for p in paths if p.stem not in listed]
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def run() -> bool:
         vocabulary = prepare_text.vocabulary_of(options)
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         return prepare(options.source, options.out, vocabulary, options.workers, rejects)
 
     return preparing.run(parser, options, run, report, read_corpus)

@@ -146,7 +146,7 @@ def command_line(recipe: str, description: str, tokens: str) -> argparse.Argumen
         "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
     )
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     return parser
 
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def prepare() -> bool:
         name = options.name or options.source.resolve().name
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         corpus = TextCorpus(name, options.source, vocabulary_of(options), options.workers, rejects)
         return corpus.prepare(options.out)
 

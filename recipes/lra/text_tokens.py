@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from megalodon_tasks.data.manifest import OnBytes
-from megalodon_tasks.data.preparing import Preparation, add_strict_option, from_the_start
+from megalodon_tasks.data.preparing import Preparation, add_rejects_options, from_the_start
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item
 from megalodon_tasks.data.sources import Rejects
@@ -70,7 +70,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         default=MAX_BYTES,
         help="bytes (of Mega's files: symbols) that are read of a text (default: %(default)s)",
     )
-    add_strict_option(parser)
+    add_rejects_options(parser)
 
 
 def mega_preparation(

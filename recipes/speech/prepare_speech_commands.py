@@ -219,13 +219,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     options = parser.parse_args(arguments)
     names = ("words", "splits", "lengths", "sample_rate", "seconds")
     choices = Options(**{name: getattr(options, name) for name in names})
 
     def run() -> bool:
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         return prepare(
             options.source, options.out, choices, workers=options.workers, rejects=rejects
         )

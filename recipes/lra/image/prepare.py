@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         default=cifar.SIDE,
         help="height and width of the images in Mega's form (default: %(default)s)",
     )
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     options = parser.parse_args(arguments)
 
     def run() -> bool:
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             options.out,
             validation=options.validation,
             side=options.side,
-            rejects=Rejects(strict=options.strict),
+            rejects=preparing.rejects_of(options),
         )
 
     return preparing.run(parser, options, run, report)

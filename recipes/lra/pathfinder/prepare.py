@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") 
     )
     add("--splits", choices=tuple(SPLIT_RULES), default="random", help="default: %(default)s")
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     generator.add_options(parser)
     given = parser.parse_args(arguments)
 
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") 
         options = Options(benchmark, given.side, given.images, given.splits)
         if folder := generator.generate(given):
             options = replace(options, images=folder.name)
-        rejects = Rejects(strict=given.strict)
+        rejects = preparing.rejects_of(given)
         return prepare(given.source, given.out, options, workers=given.workers, rejects=rejects)
 
     return preparing.run(parser, given, run, report)

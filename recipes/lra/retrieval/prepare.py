@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
 
     def run() -> bool:
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         return prepare(options.source, options.out, rejects, max_bytes=options.max_bytes)
 
     return preparing.run(parser, options, run, report)

@@ -204,6 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def run() -> bool:
         options = Options(given.validation, given.held_out, given.subset, given.max_bytes)
-        return prepare(given.source, given.out, options, Rejects(strict=given.strict))
+        return prepare(given.source, given.out, options, preparing.rejects_of(given))
 
     return preparing.run(parser, given, run, report)
