@@ -42,7 +42,7 @@ class Manifest:
     user's own files); ``split_rule`` says how items were assigned to splits; ``settings`` is what the
     result depends on beside the files; ``published`` is the form that publications use, see
     ``provenance``; ``files`` are the source files with size and checksum; ``left_out`` names damaged
-    items, with the reason.
+    items, with the reason; ``duplicates`` counts equal items, see ``writer.duplicates``.
     splits: the counts of each split.  files: path below ``folder`` -> ``bytes`` and ``sha256``.
     """
 

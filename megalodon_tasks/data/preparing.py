@@ -59,6 +59,7 @@ class Preparation:
         identity = {
             "benchmark": self.form.benchmark,
             "form": self._known_details(),
+            "content": self.form.content,
             "settings": self.form.source.get("settings"),
             "files": {key: origin.status() for key, origin in self.origins.items()},
         }
@@ -184,6 +185,16 @@ def describe_splits(
     return lines
 
 
+def describe_duplicates(counts: Mapping[str, int]) -> list[str]:
+    """Return a line for each split, or pair of splits, of ``writer.duplicates``."""
+    return [
+        f"duplicates: {' and '.join(names.split(', '))} share {count:,} items"
+        if ", " in names
+        else f"duplicates: {names} has {count:,} items that it has already"
+        for names, count in counts.items()
+    ]
+
+
 def command_line(recipe: str, description: str, source_help: str) -> argparse.ArgumentParser:
     """Build the parser of ``megalodon prepare recipe`` with what all preparations have."""
     parser = argparse.ArgumentParser(
@@ -276,6 +287,7 @@ def run(
             with progress_bar(total=total, label="verifying", unit="B", scale=True) as bar:
                 manifest.verify(bar.update)
         lines = report(opened(folder))
+    lines += describe_duplicates(manifest.source.get("duplicates", {}))
     print("\n".join([f"{folder}: {state}", *lines, *describe(manifest.source["left_out"])]))
     return folder
 
