@@ -37,6 +37,7 @@ class Preparation:
     on the data (a value scale, a vocabulary); returns the form with it.  Files that it leaves in the
     folder are there again after an interruption.
     total, unit: of the progress, where it is not measured in bytes of the origins.
+    replaces: whether data that was prepared with other settings is replaced, or refused.
     """
 
     title: str
@@ -47,15 +48,19 @@ class Preparation:
     complete: Callable[[Form, Path], Form] | None = None
     total: int | None = None
     unit: str = "B"
+    replaces: bool = True
 
     def write(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the data; return False if ``out`` already holds it, made from the same files.
 
         ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files, as the reading functions
-        do, and if ``out`` holds another benchmark; ``out`` is then as it was before.
+        do, and if ``out`` holds another benchmark, or data of other settings that is not to be replaced;
+        ``out`` is then as it was before.
         """
         if self._is_current(out):
             return False
+        if not self.replaces and is_prepared(out):
+            self._refuse_other_settings(out)
         identity = {
             "benchmark": self.form.benchmark,
             "form": self._known_details(),
@@ -68,6 +73,15 @@ class Preparation:
                 self._write(inside, hidden)
             publish(out, inside)
         return True
+
+    def _refuse_other_settings(self, out: Path) -> None:
+        found = Manifest.read(out).source.get("settings")
+        expected = self.form.source.get("settings")
+        if found != expected:
+            raise ValueError(
+                f"{out} holds {self.title} prepared with {found}, where {expected} is asked for; choose "
+                "another folder, or replace it with --replace"
+            )
 
     def _write(self, inside: Path, hidden: bool) -> None:
         form = self.form if self.complete is None else self.complete(self.form, inside)

@@ -38,11 +38,13 @@ def prepare(
     workers: int = 1,
     rejects: Rejects | None = None,
     *,
+    replace: bool = False,
     hidden: bool = False,
 ) -> bool:
     """Prepare PG-19 in ``out``; return False if it is there already, from the same files.
 
-    Raises ``ValueError`` for missing or damaged books, and for books that metadata.csv does not list.
+    ``replace`` replaces data with another vocabulary, which is refused otherwise.  Raises ``ValueError``
+    for missing or damaged books, and for books that metadata.csv does not list.
     """
     _check_metadata(source)
     return prepare_text.TextCorpus(
@@ -54,6 +56,7 @@ def prepare(
         origin="release",
         published={"counts": {"documents": BOOKS}, "vocabulary": VOCABULARY},
         published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
+        replace=replace,
         published_in="Rae et al., section 4.2",
     ).prepare(out, hidden=hidden)
 
@@ -105,6 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     def run() -> bool:
         vocabulary = prepare_text.vocabulary_of(options)
         rejects = preparing.rejects_of(options)
-        return prepare(options.source, options.out, vocabulary, options.workers, rejects)
+        return prepare(
+            options.source,
+            options.out,
+            vocabulary,
+            options.workers,
+            rejects,
+            replace=options.replace,
+        )
 
     return preparing.run(parser, options, run, report, read_corpus)

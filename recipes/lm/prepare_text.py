@@ -67,7 +67,8 @@ class TextCorpus:
     """A corpus of text files.
 
     source: where they are, see ``text_files``.  origin: see ``Manifest``.  published: see
-    ``data.provenance``.  published_words: see ``CorpusForm``.
+    ``data.provenance``.  published_words: see ``CorpusForm``.  replace: data that was prepared with
+    another vocabulary, instead of refusing to.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TextCorpus:
     published: dict[str, Any] | None = None
     published_words: dict[str, tuple[int, int]] = field(default_factory=dict)
     published_in: str = ""
+    replace: bool = False
 
     def prepare(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the corpus in ``out``; return False if it is there already, from the same files.
@@ -105,6 +107,7 @@ class TextCorpus:
             splits={split: functools.partial(self._read, split) for split in self._files},
             rejects=self.rejects,
             complete=self._with_tokenizer,
+            replaces=self.replace,
         ).write(out, hidden=hidden)
 
     def _with_tokenizer(self, form: CorpusForm, inside: Path) -> CorpusForm:
@@ -145,6 +148,9 @@ def command_line(recipe: str, description: str, tokens: str) -> argparse.Argumen
     parser.add_argument(
         "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace data in OUT that has another vocabulary"
+    )
     preparing.add_workers_option(parser)
     preparing.add_rejects_options(parser)
     return parser
@@ -170,7 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     def prepare() -> bool:
         name = options.name or options.source.resolve().name
         rejects = preparing.rejects_of(options)
-        corpus = TextCorpus(name, options.source, vocabulary_of(options), options.workers, rejects)
+        corpus = TextCorpus(
+            name,
+            options.source,
+            vocabulary_of(options),
+            options.workers,
+            rejects,
+            replace=options.replace,
+        )
         return corpus.prepare(options.out)
 
     return preparing.run(parser, options, prepare, report, read_corpus)
