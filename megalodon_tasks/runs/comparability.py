@@ -22,7 +22,7 @@ _SECTIONS = ("task", "model", "criterion", "optimization", "optimizer", "lr_sche
 # Fields that decide neither what is learned nor what is scored, and those that a run fills in itself.
 # The batch is compared as a whole, so update_freq may differ.
 _WITHOUT_EFFECT = {
-    "data", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq", "stop_time_hours",
+    "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq", "stop_time_hours",
     "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams", "eval_multiple",
     "ema_fp32", "ema_seed_model", "ema_update_freq",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
     return {
         "updates": run.updates if run else None,
         "max_update": settings["optimization"].get("max_update"),
-        "batch": start.get("effective_batch") or batch_of(settings, start.get("processes")),
+        "batch": _recorded_batch(start) or batch_of(settings, start.get("processes")),
         "processes": start.get("processes"),
         "device": start.get("device"),
         "precision": used[0] if used else "float32",
@@ -51,15 +51,22 @@ def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
     }
 
 
+def _recorded_batch(start: Mapping[str, Any]) -> dict[str, int] | None:
+    size = start.get("effective_batch")
+    return {start["effective_batch_unit"]: size} if size else None
+
+
 def batch_of(config: Mapping[str, Any], processes: int | None) -> dict[str, int] | None:
-    """Return the effective batch, ``{"items": n}`` or ``{"tokens": n}``; None if it is not known."""
-    dataset = config["dataset"]
+    """Return the effective batch, ``{"items": n}`` or ``{"tokens": n}``; None if it is not known.
+
+    It is ``task.effective_batch`` where that is set, else what ``processes`` read for an update.
+    """
+    dataset, effective = config["dataset"], config["task"].get("effective_batch")
     accumulated = config["optimization"].get("update_freq") or [1]
-    if processes is None:
-        return None
     for unit, field in (("items", "batch_size"), ("tokens", "max_tokens")):
-        if dataset.get(field):
-            return {unit: dataset[field] * processes * accumulated[-1]}
+        size = dataset.get(field)
+        if size and (effective or processes):
+            return {unit: effective or size * (processes or 1) * accumulated[-1]}
     return None
 
 

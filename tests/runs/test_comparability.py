@@ -3,10 +3,11 @@
 import functools
 
 import pytest
-from omegaconf import OmegaConf
 
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.runs.record import METRICS, append
+from tests.runs.records import start
 
 BATCHES = {"lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32}}
 
@@ -95,12 +96,38 @@ def test_batch_and_length_of_training_are_compared():
     assert found == "trained for 10 of 90,000 updates; batch 512 items (recipe: 64 items)"
 
 
-def test_the_effective_batch_counts_processes_and_accumulated_steps():
-    config = OmegaConf.to_container(config_of("lra/pathx", "optimization.update_freq=[8]"))
-    assert comparability.batch_of(config, 8) == {"items": 128}
-    tokens = OmegaConf.to_container(config_of("lm/wikitext103", "optimization.update_freq=[3]"))
-    assert comparability.batch_of(tokens, 8) == {"tokens": 147_456}
-    assert comparability.batch_of(config, None) is None
+@pytest.mark.parametrize(
+    ("dataset", "update_freq", "task", "processes", "expected"),
+    [
+        ({"batch_size": 2}, [8], {}, 8, {"items": 128}),
+        ({"batch_size": 64, "max_tokens": 9}, None, {}, 1, {"items": 64}),
+        ({"batch_size": None, "max_tokens": 6144}, [3], {}, 8, {"tokens": 147_456}),
+        ({"batch_size": 64}, [1], {"effective_batch": 128}, None, {"items": 128}),
+        ({"max_tokens": 10}, [1], {"effective_batch": 80}, 2, {"tokens": 80}),
+        ({"batch_size": 64}, [1], {}, None, None),
+    ],
+)
+def test_the_effective_batch(dataset, update_freq, task, processes, expected):
+    config = {"dataset": dataset, "optimization": {"update_freq": update_freq}, "task": task}
+    assert comparability.batch_of(config, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({"effective_batch": 256, "effective_batch_unit": "items"}, {"items": 256}),
+        ({"effective_batch": 512, "effective_batch_unit": "tokens"}, {"tokens": 512}),
+        ({"processes": 4}, {"items": 256}),
+        ({}, None),
+    ],
+)
+def test_the_batch_of_a_training_is_that_of_its_record(tmp_path, recorded, expected):
+    config = config_of("lra/listops").copy()
+    config.task.pop("effective_batch", None)
+    append(tmp_path / METRICS, start(**recorded))
+    found = comparability.describe_training(tmp_path, config)
+    assert found["batch"] == expected
+    assert found["updates"] == 0
 
 
 def test_what_is_wrong_with_the_data_comes_first():
