@@ -1,5 +1,5 @@
 # Set-up, demo, tests.  `make` alone lists the targets.
-#   PYTHON   the interpreter that .venv is made with (>= 3.11); by default python3 or the first that serves
+#   PYTHON   the interpreter that .venv is made with (>= 3.11); by default python3 or the first that works
 #   WORKERS  processes that the tests run in
 
 SHELL := bash
@@ -16,7 +16,7 @@ PYTEST := $(ONE_THREAD) $(VENV)/bin/python -m pytest
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-venv:  ## create .venv and install everything, or nothing if it is current
+venv:  ## create .venv and install everything, or nothing if it is up to date
 	@bash tools/make_venv.sh $(VENV)
 
 demo: venv  ## generate short ListOps data, train a small Megalodon, evaluate it (about 5 minutes)

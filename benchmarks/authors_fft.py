@@ -3,8 +3,8 @@
 The kernel comes from all powers of q, one by one, the convolution from ``rfft`` and ``irfft`` of twice
 the length, and every gradient from autograd, as in ``fft_conv`` of
 https://github.com/XuezheMax/megalodon.  The code is this project's own.  It holds complex tensors of
-(D, N, L), gives no state, and takes no care of saturated logits; ``cuda_ops/cema/fft.py`` is the same
-convolution made as good as it gets.
+(D, N, L), gives no state, and takes no care of saturated logits; ``cuda_ops/complex_ema/fft.py`` is the
+same convolution made as good as it gets.
 """
 
 import math

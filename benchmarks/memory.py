@@ -35,7 +35,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int | No
     """Bytes that ``function`` holds at its peak beyond what was held before, results included.
 
     On CUDA by the allocator.  On the CPU by the resident memory of the process, which Linux can be asked
-    to record anew; None elsewhere.  Pages are counted when they are touched and the threads' own room
+    to record again; None elsewhere.  Pages are counted when they are touched and the threads' own room
     is in it, so that it means little below some megabytes.
     """
     if device.type == "cuda":

@@ -246,7 +246,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ops", description=__doc__.splitlines()[0]
     )
-    ops = list(dispatch.BACKENDS)
+    ops = list(dict.fromkeys(case.op for case in cases_for("cpu", quick=False)))
     parser.add_argument("op", nargs="*", metavar="OP", help=f"of {', '.join(ops)} (default: all)")
     parser.add_argument("--backend", action="append", metavar="NAME", help="may be repeated")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -256,13 +256,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only see whether it runs")
     parser.add_argument("--json", action="store_true", help="one JSON line per case and backend")
     args = parser.parse_args(arguments)
-    known = {name for table in dispatch.BACKENDS.values() for name in table}
+    known = {name for op in ops for name in dispatch.BACKENDS[op]}
     for given, choices, what in ((args.op, ops, "op"), (args.backend or [], known, "backend")):
         for name in given:
             if name not in choices:
                 parser.error(f"{what} {name!r} is not one of {', '.join(sorted(choices))}")
     if args.repeats < 1 or args.threads < 1:
-        parser.error(f"--repeats {args.repeats} and --threads {args.threads}: wanted at least 1")
+        parser.error(
+            f"--repeats {args.repeats} and --threads {args.threads}: both must be at least 1"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     args.op = args.op or ops

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.limits import Work
 from megalodon_tasks.cuda_ops import cema, chunk_attention, sequence_norm, timestep_norm
-from megalodon_tasks.cuda_ops.cema.torch_fast import block_length
+from megalodon_tasks.cuda_ops.complex_ema.torch_op import block_length
 
 # Steps of a block of the compiled kernels of cema.
 _KERNEL_BLOCK = 16

@@ -20,7 +20,7 @@ def authors(case: CemaCase, tensors: dict[str, torch.Tensor]) -> Contender:
 
 
 def layer_norm(case: NormCase, tensors: dict[str, torch.Tensor]) -> Contender:
-    """Each step alone, as in a Transformer.  Equal to the op for sequences of one step, one group."""
+    """Norm each step, as in a Transformer.  Equal to the op for sequences of one step and one group."""
 
     def run(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, (case.dim,), scale, bias)

@@ -1,4 +1,4 @@
-"""The one form of argument errors of the op library: op, tensor, shape it got, shape it wanted."""
+"""Checks of the arguments of ops.  Every error names the op, the tensor, its value and what to pass."""
 
 import torch
 
@@ -12,18 +12,25 @@ def check_shape(op: str, name: str, tensor: torch.Tensor, expected: tuple, layou
     """
     shape = tuple(tensor.shape)
     fits = len(shape) == len(expected) and all(
-        want is None or got == want for got, want in zip(shape, expected, strict=True)
+        size is None or actual == size for actual, size in zip(shape, expected, strict=True)
     )
     if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in expected)
-        raise ValueError(f"{op}: {name} has shape {shape}, wanted ({wanted}) = {layout}")
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(f"{op}: {name} has shape {shape}, expected ({sizes}) = {layout}")
+
+
+def check_length(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise ``ValueError`` if ``tensor`` (batch, length, ...) has no step of time."""
+    if tensor.shape[1] < 1:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{op}: {name} has shape {shape}, expected at least one step of time")
 
 
 def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise ``ValueError`` unless ``tensor`` is of a real floating dtype."""
+    """Raise ``ValueError`` unless ``tensor`` has a real floating dtype."""
     if tensor.dtype not in FLOATS:
         raise ValueError(
-            f"{op}: {name} has dtype {tensor.dtype}, wanted one of "
+            f"{op}: {name} has dtype {tensor.dtype}, expected one of "
             f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
         )
 
@@ -38,7 +45,7 @@ def check_same_device(op: str, **tensors: torch.Tensor | None) -> None:
             first = (name, tensor.device)
         elif tensor.device != first[1]:
             raise ValueError(
-                f"{op}: {name} is on {tensor.device} but {first[0]} on {first[1]}; "
+                f"{op}: {name} is on {tensor.device} but {first[0]} is on {first[1]}; "
                 "move them to one device"
             )
 
@@ -50,37 +57,6 @@ def check_padding_mask(op: str, mask: torch.Tensor | None, batch: int, length: i
     check_shape(op, "padding_mask", mask, (batch, length), "(batch, length)")
     if mask.dtype != torch.bool:
         raise ValueError(
-            f"{op}: padding_mask has dtype {mask.dtype}, wanted bool with True at padding; "
+            f"{op}: padding_mask has dtype {mask.dtype}, expected bool with True at padding; "
             "a mask of ones at real tokens is padding_mask = (mask == 0)"
         )
-
-
-def check_groups(op: str, dim: int, num_groups: int) -> None:
-    """Raise ``ValueError`` unless ``num_groups`` is a positive divisor of ``dim``."""
-    if num_groups < 1 or dim % num_groups:
-        raise ValueError(
-            f"{op}: num_groups={num_groups} does not divide dim {dim}; choose a divisor of {dim}"
-        )
-
-
-def check_norm(
-    op: str,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    num_groups: int,
-    padding_mask: torch.Tensor | None,
-) -> None:
-    """Raise ``ValueError`` unless the arguments that both norms over time share fit each other."""
-    check_shape(op, "x", x, (None, None, None), "(batch, length, dim)")
-    batch, length, dim = x.shape
-    if length < 1:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, wanted at least one step of time")
-    check_groups(op, dim, num_groups)
-    tensors = {"x": x, "scale": scale, "bias": bias}
-    for name, tensor in tensors.items():
-        check_float(op, name, tensor)
-    check_shape(op, "scale", scale, (dim,), "(dim,)")
-    check_shape(op, "bias", bias, (dim,), "(dim,)")
-    check_padding_mask(op, padding_mask, batch, length)
-    check_same_device(op, **tensors, padding_mask=padding_mask)

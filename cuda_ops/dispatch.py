@@ -1,10 +1,9 @@
-"""Choosing a backend for an op.  The only file of the library that looks at devices.
+"""The choice of a backend for an op.  Only this file of the library looks at devices.
 
 Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
-environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first
-tensor: ``triton`` on CUDA, ``native`` on a CPU where the op has it, ``torch`` elsewhere.  A default
-that cannot serve falls back to ``torch``; a backend asked for by name that cannot serve raises
-:class:`BackendUnavailable`.
+environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor:
+``triton`` or else ``fused`` on CUDA, ``native`` on a CPU, ``torch`` where the op has none of these or
+they cannot run.  A backend that was given by name and cannot run raises :class:`BackendUnavailable`.
 """
 
 import contextlib
@@ -20,37 +19,42 @@ from megalodon_tasks.cuda_ops import native
 
 ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 
-# op -> backend -> "module:function", below this package.  Modules are imported on first use, so
-# that a machine without triton imports everything else.
+# op -> backend -> "module:function", below this package.  Modules are imported on first use, so that
+# everything else can be imported on a machine without triton.
 BACKENDS: dict[str, dict[str, str]] = {
     "cema": {
-        "reference": "cema.reference:cema_reference",
-        "torch": "cema.torch_fast:cema_torch",
-        "native": "cema.native:cema_native",
-        "fft": "cema.fft:cema_fft",
-        "triton": "cema.triton_op:cema_triton",
+        "reference": "complex_ema.reference:cema_reference",
+        "torch": "complex_ema.torch_op:cema_torch",
+        "native": "complex_ema.native_op:cema_native",
+        "fft": "complex_ema.fft:cema_fft",
+        "triton": "complex_ema.triton_op:cema_triton",
     },
     "timestep_norm": {
-        "reference": "timestep_norm.reference:timestep_norm_reference",
-        "torch": "timestep_norm.torch_fast:timestep_norm_torch",
-        "triton": "timestep_norm.triton_op:timestep_norm_triton",
+        "reference": "norms.timestep.reference:timestep_norm_reference",
+        "torch": "norms.timestep.torch_op:timestep_norm_torch",
+        "triton": "norms.timestep.triton_op:timestep_norm_triton",
     },
     "sequence_norm": {
-        "reference": "sequence_norm.reference:sequence_norm_reference",
-        "torch": "sequence_norm.torch_fast:sequence_norm_torch",
-        "triton": "sequence_norm.triton_op:sequence_norm_triton",
+        "reference": "norms.sequence.reference:sequence_norm_reference",
+        "torch": "norms.sequence.torch_op:sequence_norm_torch",
+        "triton": "norms.sequence.triton_op:sequence_norm_triton",
+    },
+    "rms_norm": {
+        "reference": "norms.rms.reference:rms_norm_reference",
+        "torch": "norms.rms.torch_op:rms_norm_torch",
+        "fused": "norms.rms.fused:rms_norm_fused",
     },
     "chunk_attention": {
         "reference": "attention.reference:chunk_attention_reference",
-        "torch": "attention.torch_fast:chunk_attention_torch",
+        "torch": "attention.torch_op:chunk_attention_torch",
         "triton": "attention.triton_op:chunk_attention_triton",
     },
 }
 
-# By type of device; ``torch`` where an op has no such backend, or the backend cannot serve.
-_DEFAULTS = {"cuda": "triton", "cpu": "native"}
+# By type of device, in order of preference; last comes ``torch``, which every op has and runs anywhere.
+_DEFAULTS = {"cuda": ("triton", "fused"), "cpu": ("native",)}
 
-# Features per head of q and k beyond which the kernels have no room for a tile of anything else.
+# Features per head of q and k beyond which the kernels have no room for any other tile.
 WIDEST_KEY = 512
 
 _loaded: dict[tuple[str, str], Callable] = {}
@@ -58,12 +62,12 @@ _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend"
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot run this call on this machine."""
+    """A backend was given by name and cannot run this call on this machine."""
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run the ops inside the ``with`` block on backend ``name`` unless a call says otherwise."""
+    """Run the ops inside the ``with`` block on backend ``name``, except calls that name another."""
     token = _override.set(name)
     try:
         yield
@@ -74,7 +78,7 @@ def use_backend(name: str) -> Iterator[None]:
 def _why_not(
     backend: str, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str | None:
-    """The reason why ``backend`` cannot serve such tensors on ``device`` here, or None if it can."""
+    """Return why ``backend`` cannot run such tensors on ``device``, or None if it can."""
     if backend == "native":
         return _why_not_native(device, dtype)
     if backend != "triton":
@@ -115,9 +119,9 @@ def pick(
     dtype: torch.dtype | None = None,
     key_width: int = 0,
 ) -> Callable:
-    """The implementation of ``op`` for tensors on ``device`` and, if it is given, of ``dtype``.
+    """Return the implementation of ``op`` for tensors on ``device`` and, if given, of ``dtype``.
 
-    ``key_width`` is the number of features per head of the keys, for an op that has any.
+    ``key_width`` is the number of features per head of the keys, for an op that has keys.
 
     Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
     for one that cannot run here.
@@ -130,21 +134,23 @@ def pick(
 def _choose(
     op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str:
-    asked = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
+    name = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]
     tensors = device, dtype, key_width
-    if asked is None:
-        default = _DEFAULTS.get(device.type, "torch")
-        if default not in table or _why_not(default, *tensors) is not None:
-            default = "torch"
-        return _load(op, default)
-    if asked not in table:
+    if name is None:
+        for default in _DEFAULTS.get(device.type, ()):
+            if default in table and _why_not(default, *tensors) is None:
+                return _load(op, default)
+        return _load(op, "torch")
+    if name == "triton" and "fused" in table:
+        name = "fused"  # so that one name serves a model that calls several ops
+    if name not in table:
         raise ValueError(
-            f"{op}: backend {asked!r} is not one of {sorted(table)}; "
+            f"{op}: backend {name!r} is not one of {sorted(table)}; "
             f"pass one of these as backend= or in {ENV_VARIABLE}"
         )
-    reason = _why_not(asked, *tensors)
+    reason = _why_not(name, *tensors)
     if reason is not None:
-        usable = [name for name in table if _why_not(name, *tensors) is None]
-        raise BackendUnavailable(f"{op}: backend {asked!r} cannot run: {reason}; usable: {usable}")
-    return _load(op, asked)
+        usable = [other for other in table if _why_not(other, *tensors) is None]
+        raise BackendUnavailable(f"{op}: backend {name!r} cannot run: {reason}; usable: {usable}")
+    return _load(op, name)

@@ -1,6 +1,6 @@
-"""C kernels for the CPU: compiled on first use, kept in a cache, loaded with ctypes.
+"""C kernels for the CPU: compiled on first use, stored in a cache, loaded with ctypes.
 
-A kernel is a C file beside the op that uses it.  It is compiled for the very CPU that it runs on, as
+A kernel is a C file beside the op that uses it.  It is compiled for the CPU that it runs on, as
 PyTorch's and Triton's own compilers do, by the C compiler of the machine: ``$CC``, ``cc``, ``gcc`` or
 ``clang``.  Its loops share PyTorch's threads: the OpenMP functions are not linked but found in the
 runtime that PyTorch has loaded, so that no second pool of threads competes for the cores.
@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-CEMA = Path(__file__).with_name("cema") / "native_kernels.c"
+CEMA = Path(__file__).with_name("complex_ema") / "native_kernels.c"
 
 CACHE_VARIABLE = "MEGALODON_CACHE_DIR"
 
@@ -30,7 +30,7 @@ class NoKernels(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$MEGALODON_CACHE_DIR``, or a folder of the user's cache."""
+    """Return where compiled kernels are stored: ``$MEGALODON_CACHE_DIR``, or in the user's cache."""
     folder = os.environ.get(CACHE_VARIABLE)
     if folder:
         return Path(folder)
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL:
-    """The functions of the C file ``source``.  Raises :class:`NoKernels`."""
+    """Compile the C file ``source`` if needed and load it.  Raises :class:`NoKernels`."""
     compiler = _compiler()
     errors = []
     for threading in _THREADING:
@@ -52,7 +52,7 @@ def load(source: Path) -> ctypes.CDLL:
 
 @functools.cache
 def why_not(source: Path) -> str | None:
-    """The reason why ``source`` cannot be used here, or None if it can."""
+    """Return why ``source`` cannot be used on this machine, or None if it can."""
     try:
         load(source)
     except NoKernels as error:
@@ -63,16 +63,16 @@ def why_not(source: Path) -> str | None:
 def _compiler() -> str:
     names = (os.environ["CC"],) if os.environ.get("CC") else _COMPILERS
     for name in names:
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     raise NoKernels(
         f"no C compiler was found (looked for {', '.join(names)}); install one or set CC"
     )
 
 
 def _compiled(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
-    """The shared library of ``source``, from the cache or made now.  Raises OSError."""
+    """Return the shared library of ``source``, from the cache or compiled now.  Raises OSError."""
     # What the compiler defines names its version and the instructions of this CPU: a home folder may
     # be shared by machines that differ.
     defined = _run(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)

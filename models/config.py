@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 INIT_MODES = ("he", "bert", "xavier")
+CEMA_ACTIVATIONS = ("rmsnorm", "silu")
+CEMA_INITS = ("released", "spread")
+SHORTEST_MEMORY = 4  # steps; the shortest time constant of CEMA with cema_init=spread
 
 
 def _help(text: str) -> dict[str, str]:
@@ -30,6 +33,19 @@ class MegalodonConfig:
     value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
     ffn_hidden_dim: int = field(default=320, metadata=_help("width of the feed-forward layer"))
     cema_ndim: int = field(default=16, metadata=_help("complex components h per feature (eq. 2)"))
+    cema_activation: str = field(
+        default="rmsnorm",
+        metadata=_help(f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"),
+    )
+    cema_init: str = field(
+        default="released",
+        metadata=_help(
+            "CEMA's memory at the start: released (3.5 steps) or spread (to cema_memory)"
+        ),
+    )
+    cema_memory: Optional[int] = field(
+        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
+    )
     chunk_size: Optional[int] = field(
         default=None,
         metadata=_help("attention chunk in steps; leave out (null) for full attention"),
@@ -91,9 +107,19 @@ class MegalodonConfig:
         for name in ("norm_eps", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be greater than 0")
-        if self.init_mode not in INIT_MODES:
+        for name, known in (
+            ("init_mode", INIT_MODES),
+            ("cema_activation", CEMA_ACTIVATIONS),
+            ("cema_init", CEMA_INITS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; choose one of {known}"
+                )
+        if self.cema_init == "spread" and (self.cema_memory or 0) < SHORTEST_MEMORY:
             raise ValueError(
-                f"model.init_mode={self.init_mode!r} is unknown; choose one of {INIT_MODES}"
+                f"model.cema_memory={self.cema_memory} with model.cema_init=spread: give the longest "
+                f"time constant, at least {SHORTEST_MEMORY} steps, or choose model.cema_init=released"
             )
 
     def _require_positive(self, name: str) -> None:

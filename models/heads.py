@@ -47,11 +47,13 @@ class ClassHead(nn.Module):
 class PairHead(nn.Module):
     """Score a pair of sequences from ``[a, b, a * b, a - b]`` through one hidden layer.
 
-    Source: the authors' interim code for the Retrieval task.
+    Dropout acts on that vector and on the hidden layer.  Source: the authors' interim code for the
+    Retrieval task.
     """
 
     def __init__(self, dim: int, num_classes: int, dropout: float, init_mode: str) -> None:
         super().__init__()
+        self.dropout = dropout
         self.hidden = nn.Linear(4 * dim, dim)
         init_linear(self.hidden, init_mode)
         self.head = ClassHead(dim, num_classes, dropout)
@@ -59,6 +61,7 @@ class PairHead(nn.Module):
     def forward(self, a_BD: torch.Tensor, b_BD: torch.Tensor) -> torch.Tensor:
         """Map two (B, D) to (B, classes)."""
         joined = torch.cat((a_BD, b_BD, a_BD * b_BD, a_BD - b_BD), dim=-1)
+        joined = F.dropout(joined, self.dropout, self.training)
         return self.head(F.gelu(self.hidden(joined)))
 
 

@@ -52,7 +52,7 @@ class Source:
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text, self.name)
         self.lines = len(self.text.splitlines())
-        self.holds_kernels = path.name == "triton_kernels.py"
+        self.holds_kernels = path.name in ("triton_kernels.py", "triton_helpers.py")
 
     def functions(self) -> Iterator[ast.FunctionDef]:
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef))

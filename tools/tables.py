@@ -58,8 +58,6 @@ def results_table(prefix: str) -> str:
         chunk = f"{pair['paper_value']} (chunk {_CHUNKED.search(pair['id'])[1]})" if pair else "-"
         ours = f"{row['our_mean']} ± {row['our_std']}" if row["our_std"] else row["our_mean"] or "-"
         paper = row["paper_value"] or "-"
-        if row["paper_source"].startswith("Mega,"):
-            paper += " (Mega)"
         parameters = f"{int(row['params']):,}"
         metric = _METRICS[row["metric"]]
         lines.append([_recipe(row["id"]), metric, parameters, paper, chunk, ours, row["status"]])

@@ -1,6 +1,6 @@
 """DropKey (arXiv 2404.08801, appendix B.1): which scores are masked before the softmax.
 
-The one place that draws them, so that backends which compute in different layouts agree under a seed.
+Backends that compute in PyTorch all draw the mask here, so that they agree under a seed.
 """
 
 import math
@@ -15,12 +15,12 @@ def draw_dropkey(
 
     q_BLHK:    (B, L, H, K), only its shape and device are read.
     past:      number of steps of the open chunk that come before the first query.
-    Returns bool (B, H, L, W), True where the key is dropped, or None if ``dropout_p`` rounds to zero:
-    entry w is the key at offset w of the query's own chunk, W the length of the longest chunk, that is
-    the lesser of ``chunk_size`` and ``past + L``.
+    Returns bool (B, H, L, W), True where the key is dropped, or None if ``dropout_p`` rounds to zero.
+    Entry w is the key at offset w of the query's own chunk; W is the length of the longest chunk, the
+    lesser of ``chunk_size`` and ``past + L``.
 
-    One random word serves four keys, which is several times faster than a float or a Bernoulli draw each
-    and rounds the probability to a multiple of 2^-16.
+    One random word serves four keys.  That is several times faster than a float or a Bernoulli draw for
+    each key, and rounds the probability to a multiple of 2^-16.
     """
     if dropout_p < 2**-17:
         return None

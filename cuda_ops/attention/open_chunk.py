@@ -1,8 +1,8 @@
-"""Keys and values across calls: put the open chunk before the new steps, keep the one left open."""
+"""Keys and values across calls: put the open chunk before the new steps, take the one left open."""
 
 import torch
 
-from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionState
 
 
 def extend(
@@ -11,7 +11,7 @@ def extend(
     v_BLHV: torch.Tensor,
     padding_mask: torch.Tensor | None,
 ) -> ChunkAttentionState:
-    """The open chunk with the new steps at its end, in the dtypes of ``k`` and ``v``.
+    """Append new steps to the open chunk, in the dtypes of ``k`` and ``v``.
 
     The mask is None where neither part has one.  Without a state nothing is copied.
     """
@@ -28,10 +28,10 @@ def extend(
     return ChunkAttentionState(key, value, torch.cat(masks, dim=1))
 
 
-def keep_open(seen: ChunkAttentionState, chunk_size: int | None) -> ChunkAttentionState:
-    """The part of ``seen``, which starts with a chunk, that is in its unfinished chunk.
+def take_open(seen: ChunkAttentionState, chunk_size: int | None) -> ChunkAttentionState:
+    """Return the unfinished chunk of ``seen``, which starts with a chunk.
 
-    Padded steps are zeroed, so that what they held is gone.
+    Padded steps are set to zero, whatever they held.
     """
     steps = seen.key.shape[1]
     start = 0 if chunk_size is None else steps - steps % chunk_size

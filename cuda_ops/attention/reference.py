@@ -1,33 +1,26 @@
-"""Chunk attention read aloud: all scores, one table of what each query may see, softmax, sum.
+"""Chunk attention as the equations are written: all scores, a mask of what each query sees, softmax.
 
 Legend: B batch, L queries, S keys (state and new), H heads, K key width, V value width per head.
 """
 
 import torch
 
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
-from megalodon_tasks.cuda_ops.attention.state import ChunkAttentionState
 from megalodon_tasks.cuda_ops.autocast import without_autocast
 
 
 @without_autocast
 def chunk_attention_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    chunk_size: int | None,
-    causal: bool,
-    dropout_p: float,
-    padding_mask: torch.Tensor | None,
-    state: ChunkAttentionState | None,
+    call: ChunkAttentionCall,
 ) -> tuple[torch.Tensor, ChunkAttentionState | None]:
-    """Equation 9 of arXiv 2404.08801 inside each chunk, see ``op.py``.
+    """Compute equation 9 of arXiv 2404.08801 inside each chunk, from all scores.
 
     Half types are promoted to float32; any other dtype is used as it is.
     """
+    q, k, v, chunk_size, causal, dropout_p, padding_mask, state = call
     wide = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
-    q_BLHK, k_BSHK, v_BSHV, padded_BS = _join(q, k, v, padding_mask, state)
+    q_BLHK, k_BSHK, v_BSHV, padded_BS = _join(call)
     past = k_BSHK.shape[1] - q.shape[1]
     seen = _seen(q_BLHK, padded_BS, past, chunk_size, causal)
     drop_BHLW = draw_dropkey(q, past, chunk_size, dropout_p)
@@ -35,7 +28,7 @@ def chunk_attention_reference(
         offset_S = torch.arange(past + q.shape[1], device=q.device) % drop_BHLW.shape[-1]
         seen = seen & ~drop_BHLW[..., offset_S]
     scores_BHLS = torch.einsum("blhk,bshk->bhls", q_BLHK.to(wide), k_BSHK.to(wide))
-    # A row that sees nothing would be 0 / 0: give it equal weights here and zero them after.
+    # A query that sees no key would be 0 / 0: give it equal weights here and set them to zero below.
     nothing = ~seen.any(-1, keepdim=True)
     weights = scores_BHLS.masked_fill(~(seen | nothing), -torch.inf).softmax(-1)
     weights = weights.masked_fill(nothing, 0.0)
@@ -49,14 +42,9 @@ def chunk_attention_reference(
     return y_BLHV.to(v.dtype), ChunkAttentionState(k_BSHK[:, start:], v_BSHV[:, start:], mask)
 
 
-def _join(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    padding_mask: torch.Tensor | None,
-    state: ChunkAttentionState | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Put the open chunk before the new keys and values; zeros at padding, whatever was there."""
+def _join(call: ChunkAttentionCall) -> tuple[torch.Tensor, ...]:
+    """Put the open chunk before the new keys and values, with zeros at padding; also return the mask."""
+    q, k, v, *_, padding_mask, state = call
     new = torch.zeros(k.shape[:2], dtype=torch.bool, device=k.device)
     padded_BS = new if padding_mask is None else padding_mask
     q = q.masked_fill(padded_BS[:, :, None, None], 0.0)
@@ -78,7 +66,7 @@ def _seen(
     chunk_size: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Bool (B, 1, L, S): the key is in the query's chunk, not later if causal, and not padding."""
+    """Return the mask (B, 1, L, S) of keys in the query's chunk, not later if causal, not padded."""
     key_at = torch.arange(padded_BS.shape[1], device=q_BLHK.device)
     query_at = key_at[past:, None]
     seen = torch.ones_like(query_at == key_at)

@@ -3,14 +3,19 @@
 Letters as in ``triton_kernels``.
 """
 
-import functools
+import operator
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
 from megalodon_tasks.cuda_ops.attention import triton_kernels as kernels
+from megalodon_tasks.cuda_ops.triton_helpers import (
+    INTERPRETED,
+    SMALL_SHARED_MEMORY,
+    operand_dtype,
+    shared_memory,
+)
 
 # Rows that a program owns and rows that it walks over at a time, largest first; the first pair whose
 # operands fit the shared memory is taken.
@@ -18,19 +23,19 @@ TILES = ((128, 64), (128, 32), (64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
 STAGES = 2
 # Under the interpreter: small, so that short sequences have several, and unequal.
 INTERPRETED_TILE = (32, 16)
-# Shared memory assumed where there is no GPU to ask, that of the smaller GPUs of today.
-SHARED_MEMORY = 99 * 1024
+# Bytes of shared memory assumed where there is no GPU to ask.
+SHARED_MEMORY = SMALL_SHARED_MEMORY
 # GPUs with more than this have instructions for groups of warps, whose operands need no registers.
 LARGE_MEMORY = 200 * 1024
-# float32 operands are split in two for tf32, in registers: everything is taken in small pieces.
+# float32 operands are split in two for tf32, in registers: everything is taken in small parts.
 NARROW = 32
-_INTERPRETED = not isinstance(kernels.chunk_attention_kernel, triton.JITFunction)
 
 
 class Operands(NamedTuple):
-    """Features per row: of operands that stay, of those loaded ahead, and of the accumulators.
+    """Features per row of what a tile holds; pairs are per row owned and per row walked over.
 
-    Each as a pair, per row owned and per row walked over.
+    staying: of operands that stay for all steps.  loaded: of operands loaded ahead of each step.
+    accumulated: of the accumulators.
     """
 
     staying: tuple[int, int]
@@ -39,59 +44,46 @@ class Operands(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows owned and walked over, features of keys and values, and of a piece of a product."""
+    """Rows owned and walked over, features of keys and values, features multiplied at a time, warps."""
 
     own: int
     other: int
     key_width: int
     value_width: int
-    piece: int
+    part: int
     warps: int
 
     def constants(self, dtype: torch.dtype, *, owns_keys: bool = False) -> dict[str, object]:
-        # The interpreter multiplies bf16 as the integers that it keeps them in, hence float32 there.
-        operand = tl.float32 if _INTERPRETED else getattr(tl, str(dtype).removeprefix("torch."))
+        """Return the compile-time constants of a kernel for tensors of ``dtype``."""
         queries, keys = (self.other, self.own) if owns_keys else (self.own, self.other)
         return {
-            "OPERAND": operand,
+            "OPERAND": operand_dtype(dtype),
             "BM": queries,
             "BN": keys,
             "BK": self.key_width,
             "BV": self.value_width,
-            "BC": self.piece,
+            "BC": self.part,
             "num_warps": self.warps,
             "num_stages": STAGES,
         }
 
 
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return SHARED_MEMORY
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", SHARED_MEMORY)
-
-
 def _fit(
     like: torch.Tensor, key_width: int, value_width: int, operands: Operands, most: tuple[int, int]
 ) -> Tile:
-    """The largest tile, up to ``most``, whose operands fit the shared memory."""
+    """Return the largest tile, up to ``most``, whose operands fit the shared memory."""
     size, narrow = like.element_size(), like.element_size() > 2
     for rows in TILES:
-        staying = sum(map(_times, rows, operands.staying))
-        loaded = sum(map(_times, rows, operands.loaded))
-        fits = size * (staying + STAGES * loaded) <= _shared_memory(like.device)
+        staying = sum(map(operator.mul, rows, operands.staying))
+        loaded = sum(map(operator.mul, rows, operands.loaded))
+        fits = size * (staying + STAGES * loaded) <= shared_memory(like.device, SHARED_MEMORY)
         if rows[0] <= most[0] and rows[1] <= most[1] and fits:
             break
     numbers = rows[0] * operands.accumulated + 2 * rows[0] * rows[1]
     warps = 4 if numbers <= 12288 and not narrow else 8
-    if _INTERPRETED:
+    if INTERPRETED:
         rows = INTERPRETED_TILE
     return Tile(*rows, key_width, value_width, NARROW if narrow else key_width, warps)
-
-
-def _times(rows: int, width: int) -> int:
-    return rows * width
 
 
 def _power(width: int) -> int:
@@ -99,52 +91,53 @@ def _power(width: int) -> int:
 
 
 def _value_width(key_width: int, width: int, widest: int) -> int:
-    """The split of the values that costs least, as each part computes the scores again."""
+    """Return the width of a part of the values that costs least, as each part computes the scores."""
     choices = [size for size in (16, 32, 64, 128, 256) if size <= widest]
     return min(choices, key=lambda size: triton.cdiv(width, size) * (key_width + size))
 
 
-class Call:
-    """Sizes of one call, and its launches.
+class OperatorArguments(NamedTuple):
+    """Arguments of the operator; the last L of the S steps are the queries.  Dense in the last axis."""
 
-    q (B, L, H, K), k (B, S, H, K), v (B, S, H, V) of one dtype, mask (B, S) as bytes or None, seed (1,)
-    or None.  The last axis of each is dense.
-    """
+    q: torch.Tensor  # (B, L, H, K)
+    k: torch.Tensor  # (B, S, H, K), of the dtype of q
+    v: torch.Tensor  # (B, S, H, V), of the dtype of q
+    padding_mask: torch.Tensor | None  # (B, S)
+    seed: torch.Tensor | None  # (1,) int64
+    chunk: int
+    causal: bool
+    dropout_p: float
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        seed: torch.Tensor | None,
-        chunk: int,
-        causal: bool,
-        dropout_p: float,
-    ) -> None:
-        self.inputs = q, k, v
-        self.mask, self.seed = mask, seed
+
+class Launches:
+    """The launches of one call of the operator; its mask is in bytes here."""
+
+    def __init__(self, call: OperatorArguments) -> None:
+        q, k, v = self.inputs = call[:3]
+        self.mask, self.seed = call.padding_mask, call.seed
         self.batch, self.queries, self.heads, self.key = q.shape
         self.keys, self.value = v.shape[1], v.shape[3]
-        self.chunk = chunk
+        self.chunk = call.chunk
         self.narrow = q.element_size() > 2
-        self.large = _shared_memory(q.device) > LARGE_MEMORY
+        self.large = shared_memory(q.device, SHARED_MEMORY) > LARGE_MEMORY
         self.key_width = _power(self.key)
         self.arguments = {
-            **_strides(q=q, k=k, v=v),
-            "dropout_p": dropout_p,
+            "q_strides": q.stride()[:3],
+            "k_strides": k.stride()[:3],
+            "v_strides": v.stride()[:3],
+            "dropout_p": call.dropout_p,
             "L": self.queries,
             "S": self.keys,
             "H": self.heads,
-            "C": chunk,
+            "C": call.chunk,
             "past": self.keys - self.queries,
             "K": self.key,
             "V": self.value,
-            "CAUSAL": causal,
+            "CAUSAL": call.causal,
         }
 
     def blocks(self, rows: int) -> int:
-        """Blocks of so many rows in all chunks, which each chunk starts anew."""
+        """Return the number of blocks of ``rows`` in all chunks; each chunk starts a block."""
         return triton.cdiv(self.keys, self.chunk) * triton.cdiv(min(self.chunk, self.keys), rows)
 
     def _grid(self, blocks: int) -> tuple[int, int]:
@@ -175,25 +168,25 @@ class Call:
         )
 
     def delta(self, y: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        """Sum over features of ``y`` and its gradient, (B, H, L)."""
+        """Return the sum over features of ``y`` times its gradient, (B, H, L)."""
         delta = y.new_empty(self.batch, self.heads, self.queries, dtype=torch.float32)
         shared = {name: self.arguments[name] for name in ("L", "S", "H", "past", "V")}
         kernels.chunk_attention_delta_kernel[self._grid(triton.cdiv(self.queries, 32))](
-            y, grad, self.mask, delta, **_strides(grad=grad), **shared, BM=32, BV=128
+            y, grad, self.mask, delta, grad_strides=grad.stride()[:3], **shared, BM=32, BV=128
         )
         return delta
 
-    def _piece(self, whole: int) -> int:
-        """Features of the values in a piece of a product: all of them up to ``whole``."""
+    def _value_part(self) -> int:
+        """Return how many features of the values are multiplied at a time: all of them up to 256."""
         if self.narrow:
             return NARROW
         width = _power(self.value)
-        return width if width <= whole else 64
+        return width if width <= 256 else 64
 
     def grad_queries(self, known: tuple[torch.Tensor, ...], grad_q: torch.Tensor) -> None:
-        """Fill ``grad_q`` (B, L, H, K); ``known`` is the gradient of y, lse and delta."""
+        """Fill ``grad_q`` (B, L, H, K); ``known`` are the gradient of y, lse and delta."""
         grad, *per_query = known
-        key, value = self.key_width, self._piece(256)
+        key, value = self.key_width, self._value_part()
         operands = Operands((key, key), (value, value), key)
         if value >= self.value:
             operands = Operands((key + value, 0), (0, key + value), key)
@@ -208,7 +201,7 @@ class Call:
             *per_query,
             grad_q,
             blocks=blocks,
-            **_strides(grad=grad),
+            grad_strides=grad.stride()[:3],
             **self.arguments,
             **tile.constants(grad_q.dtype),
         )
@@ -217,7 +210,7 @@ class Call:
         self, known: tuple[torch.Tensor, ...], grad_k: torch.Tensor, grad_v: torch.Tensor
     ) -> None:
         """Fill ``grad_k`` (B, S, H, K) and ``grad_v`` (B, S, H, V), at once if a tile holds both."""
-        key, value = self.key_width, self._piece(256)
+        key, value = self.key_width, self._value_part()
         if value >= self.value and not self.narrow and (self.large or key + value <= 192):
             operands = Operands((key + value, 0), (0, key + value), key + value)
             tile = _fit(grad_k, key, value, operands, (64, 32))
@@ -252,23 +245,14 @@ class Call:
             *per_query,
             grad_k,
             grad_v,
-            **_strides(grad=grad),
+            grad_strides=grad.stride()[:3],
             **self.arguments,
             **tile.constants(grad.dtype, owns_keys=True),
         )
 
 
-def _strides(**tensors: torch.Tensor) -> dict[str, int]:
-    """Strides of the first three axes, as the kernels name them."""
-    return {
-        f"{name}_stride_{axis}": stride
-        for name, tensor in tensors.items()
-        for axis, stride in zip("blh", tensor.stride(), strict=False)
-    }
-
-
 def dropkey(seed: torch.Tensor, shape: tuple[int, int, int, int], dropout_p: float) -> torch.Tensor:
-    """The mask that a call with this seed draws, bool (B, H, L, W), as ``draw_dropkey`` describes it."""
+    """Return the mask that a call with this seed draws, (B, H, L, W) as in ``draw_dropkey``."""
     batch, heads, length, width = shape
     drop = torch.empty(shape, dtype=torch.uint8, device=seed.device)
     grid = (batch * heads, triton.cdiv(length, 32), triton.cdiv(width, 32))

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_checkpoint(parser)
     options.add_result(parser)
+    options.add_chunk_size(parser)
     add = parser.add_argument
     add("--batch-size", type=int, help="items per batch (default: as in training)")
     add("--num-workers", type=int, default=0, help="data loading processes")
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     given = build_parser().parse_args(arguments)
     overrides = task_overrides(given.task_override)
     device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device, given.ema, overrides)
+    trained = checkpoint.load(
+        given.checkpoint, given.data, device, given.ema, overrides, given.chunk_size
+    )
     if given.time_step != 1:
         if not hasattr(trained.model, "set_time_step"):
             model = type(trained.model).__name__

@@ -3,7 +3,8 @@
 Reads a split document by document, each from its start to its end with the state carried, in pieces: the
 memory needed does not depend on their length.  Reports perplexity per token and per word, bits per
 character and per byte, and perplexity against context length.  Stopped, also by ``kill -9``, and started
-again, it continues from the last position that it saved.
+again, it continues from the last position that it saved.  With ``--dynamic`` the weights follow the text
+(dynamic evaluation); the checkpoint stays as it is.
 """
 
 import argparse
@@ -18,14 +19,15 @@ from typing import Any
 import torch
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.data.corpus import SplitInfo, read_corpus
-from megalodon_tasks.evaluation import checkpoint, language_model, long_context
+from megalodon_tasks.data.corpus import Corpus, SplitInfo, read_corpus
+from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context
 from megalodon_tasks.evaluation.long_context import Totals
 from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
-PROGRESS_VERSION = 1
+PROGRESS_VERSION = 2
+PIECE = 2048
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,9 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_checkpoint(parser)
     options.add_result(parser)
+    options.add_chunk_size(parser)
     add, positive = parser.add_argument, options.at_least(1)
-    add("--piece", type=positive, default=2048, help="tokens read at a time (default: %(default)s)")
+    add(
+        "--piece", type=positive,
+        help=f"tokens read at a time (default: {PIECE}; with --dynamic {dynamic.PIECE})",
+    )  # fmt: skip
     add("--segments", type=int, help="cut the split into so many equal streams, not into documents")
+    add(
+        "--context", type=positive, metavar="N",
+        help="cut each document or stream after every N tokens and read each part from an empty state",
+    )  # fmt: skip
     add(
         "--first-context", type=positive, default=long_context.FIRST_CONTEXT,
         help="smallest context length in the table",
@@ -54,13 +64,51 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--output", type=Path, help="folder for context_length.csv and .png (default: of --results)"
     )
+    add_dynamic(parser)
     return parser
+
+
+def add_dynamic(parser: argparse.ArgumentParser) -> None:
+    """Add the options of dynamic evaluation."""
+    group = parser.add_argument_group(
+        "dynamic evaluation (Krause et al., arXiv 1904.08378)",
+        "adapt the weights to the text while it is read, in memory only: one gradient step after each "
+        "piece, SGD, or RMS with --gradient-statistics; choose the values on the validation split",
+    )
+    group.add_argument("--dynamic", type=float, metavar="RATE", help="learning rate of the steps")
+    group.add_argument(
+        "--decay", type=float,
+        help="share of the way back to the trained weights after each piece (default: 0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--gradient-statistics", type=Path, metavar="FILE",
+        help="divide gradients by their root mean square on the training split, and decay in "
+        "proportion to it: read from FILE, or if there is none, computed and written there",
+    )  # fmt: skip
+    group.add_argument(
+        "--statistics-tokens", type=options.at_least(1), metavar="N",
+        help="training tokens that the statistics are computed on "
+        f"(default: the first {dynamic.STATISTICS_TOKENS:,})",
+    )  # fmt: skip
+    group.add_argument(
+        "--epsilon", type=float,
+        help=f"added to the root mean square (default: {dynamic.Rule.epsilon})",
+    )  # fmt: skip
 
 
 def describe(record: dict[str, Any], info: SplitInfo, totals: Totals) -> list[str]:
     """Return the lines to print: published numbers, all measures, and the context table."""
     lines = results.summary(record, results.published(record["benchmark"]))
-    lines.append(f"{totals.documents:,} documents, {totals.tokens:,} tokens")
+    cut = record["segments"] or record["segment_tokens"]
+    lines.append(
+        f"{totals.documents:,} {'parts' if cut else 'documents'}, {totals.tokens:,} tokens"
+    )
+    if (settings := record["dynamic"]) is not None:
+        kind = "SGD" if settings["statistics_tokens"] is None else "RMS"
+        lines.append(
+            f"dynamic evaluation: {kind}, rate {settings['rate']}, decay {settings['decay']}, "
+            f"a step after every {record['piece']:,} tokens"
+        )
     lines += [f"  {name:20} {value:10.4f}" for name, value in record["measures"].items()]
     if info.words:
         lines.append(f"  words: {info.words:,} ({info.words_rule})")
@@ -69,36 +117,60 @@ def describe(record: dict[str, Any], info: SplitInfo, totals: Totals) -> list[st
     return [*lines, "perplexity against context length:", *long_context.table(totals.bands)]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Evaluate, print, record and draw."""
-    given = build_parser().parse_args(arguments)
-    language_model.return_large_buffers()
-    device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device)
-    model, end_token = trained.language_model, trained.task.source_dictionary.eos()
-    corpus = read_corpus(Path(trained.cfg.task.data))
-    split = corpus.split(given.split)
-    offsets = language_model.divide(split.offsets, given.segments)
-    metric = language_model.choose_metric(given.metric, split)
-    compressed = language_model.compressed_sizes(corpus, split) if given.compressors else None
-    file = given.results or given.checkpoint.parent / RESULTS
-    output = given.output or file.parent
-    output.mkdir(parents=True, exist_ok=True)
-    status = trained.path.stat()
-    identity = [
-        PROGRESS_VERSION, status.st_size, status.st_mtime_ns, trained.update, corpus.identity,
-        given.split, given.piece, given.segments, given.first_context,
-    ]  # fmt: skip
-    progress = language_model.Progress(
-        output / f"evaluation-{given.split}.progress.pt",
-        hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-    )
-    totals = language_model.evaluate(
-        model, split, offsets, given.piece, end_token, progress, given.first_context
-    )
-    measures = language_model.measures(totals, split.info)
-    record = {
-        "benchmark": given.recipe or trained.cfg.task._name,
+def dynamic_rule(given: argparse.Namespace) -> dynamic.Rule | None:
+    """Return how weights follow the text, None without ``--dynamic``.
+
+    Raises ``ValueError`` for impossible values and for options that have no effect without another.
+    """
+    needs = {
+        "--decay": (given.decay, "--dynamic RATE", given.dynamic),
+        "--gradient-statistics": (given.gradient_statistics, "--dynamic RATE", given.dynamic),
+        "--statistics-tokens":
+            (given.statistics_tokens, "--gradient-statistics FILE", given.gradient_statistics),
+        "--epsilon": (given.epsilon, "--gradient-statistics FILE", given.gradient_statistics),
+    }  # fmt: skip
+    for name, (value, other, present) in needs.items():
+        if value is not None and present is None:
+            raise ValueError(f"{name} {value} has no effect without {other}")
+    if given.dynamic is None:
+        return None
+    chosen = {name: getattr(given, name) for name in ("decay", "epsilon")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return dynamic.Rule(given.dynamic, **chosen)
+
+
+def build_adaptation(
+    given: argparse.Namespace, rule: dynamic.Rule | None, trained: checkpoint.Trained,
+    corpus: Corpus, source: list[Any],
+) -> tuple[dynamic.Adaptation | None, dict[str, Any] | None]:  # fmt: skip
+    """Return what moves the weights, and how, as a result records it; None and None without a rule.
+
+    source: the settings that the gradient statistics depend on.
+    """
+    if rule is None:
+        return None, None
+    model, file = trained.language_model, given.gradient_statistics
+    if file is None:
+        return dynamic.Adaptation(model, rule), {**asdict(rule), "statistics_tokens": None}
+    split, end_token = corpus.split("train"), trained.task.source_dictionary.eos()
+    tokens = min(given.statistics_tokens or dynamic.STATISTICS_TOKENS, split.info.tokens)
+    rms = dynamic.saved_statistics(
+        file, fingerprint([*source, tokens]), trained.device,
+        lambda: dynamic.gradient_rms(model, split, given.piece, end_token, tokens),
+    )  # fmt: skip
+    return dynamic.Adaptation(model, rule, rms), {**asdict(rule), "statistics_tokens": tokens}
+
+
+def fingerprint(settings: list[Any]) -> str:
+    """Return a text that differs where ``settings`` do."""
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def build_record(
+    given: argparse.Namespace, totals: Totals, measures: dict[str, float], metric: str
+) -> dict[str, Any]:
+    """Return what the result says of the text and of how it was read."""
+    return {
         "split": given.split,
         "metric": metric,
         "value": measures[metric],
@@ -111,6 +183,46 @@ def main(arguments: Sequence[str]) -> None:
         "context": [asdict(band) for band in totals.bands],
         "piece": given.piece,
         "segments": given.segments,
+        "segment_tokens": given.context,
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate, print, record and draw."""
+    given = build_parser().parse_args(arguments)
+    rule = dynamic_rule(given)
+    given.piece = given.piece or (dynamic.PIECE if rule else PIECE)
+    language_model.return_large_buffers()
+    device = torch.device("cpu") if given.cpu else None
+    trained = checkpoint.load(given.checkpoint, given.data, device, chunk_size=given.chunk_size)
+    model, end_token = trained.language_model, trained.task.source_dictionary.eos()
+    corpus = read_corpus(Path(trained.cfg.task.data))
+    split = corpus.split(given.split)
+    offsets = language_model.divide(split.offsets, given.segments, given.context)
+    metric = language_model.choose_metric(given.metric, split)
+    compressed = language_model.compressed_sizes(corpus, split) if given.compressors else None
+    file = given.results or given.checkpoint.parent / RESULTS
+    output = given.output or file.parent
+    output.mkdir(parents=True, exist_ok=True)
+    status = trained.path.stat()
+    source = [
+        PROGRESS_VERSION, status.st_size, status.st_mtime_ns, trained.update, corpus.identity,
+        given.chunk_size, given.piece,
+    ]  # fmt: skip
+    adaptation, dynamic_settings = build_adaptation(given, rule, trained, corpus, source)
+    identity = [
+        *source, given.split, given.segments, given.context, given.first_context, dynamic_settings,
+    ]  # fmt: skip
+    progress = language_model.Progress(
+        output / f"evaluation-{given.split}.progress.pt", fingerprint(identity)
+    )
+    totals = language_model.evaluate(
+        model, split, offsets, given.piece, end_token, progress, given.first_context, adaptation
+    )
+    record = {
+        "benchmark": given.recipe or trained.cfg.task._name,
+        **build_record(given, totals, language_model.measures(totals, split.info), metric),
+        "dynamic": dynamic_settings,
         **trained.provenance(file),
     }
     record |= comparability.judge(record, trained.cfg)

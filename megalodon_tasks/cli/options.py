@@ -30,11 +30,28 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def chunk_size(text: str) -> int | str:
+    """Return ``full``, or the number of steps that ``text`` says."""
+    if text == "full":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number of steps from 1 on, or full")
+    return int(text)
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint and the data to read it with."""
     add = parser.add_argument
     add("checkpoint", type=Path, help="a file that a training run wrote")
     add("--data", type=Path, help="folder of the prepared data (default: as in training)")
+
+
+def add_chunk_size(parser: argparse.ArgumentParser) -> None:
+    """Add the chunk size of the model that is evaluated."""
+    parser.add_argument(
+        "--chunk-size", type=chunk_size, metavar="N",
+        help="steps in an attention chunk, or full for no chunks (default: as in training)",
+    )  # fmt: skip
 
 
 def add_result(parser: argparse.ArgumentParser) -> None:

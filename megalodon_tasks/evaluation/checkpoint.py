@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fairseq import checkpoint_utils
@@ -41,6 +41,7 @@ class Trained:
     update: int
     epoch: int
     device: torch.device
+    trained_chunk_size: int | None
 
     @property
     def language_model(self) -> LanguageModel:
@@ -52,14 +53,13 @@ class Trained:
 
     def provenance(self, file: Path) -> dict[str, Any]:
         """Return what every result in ``file`` records: model, data, training, and this machine."""
-        chunk_size = self.cfg.model.get("chunk_size")
         return {
             "checkpoint": relative(self.path, file.parent),
             "update": self.update,
             "epoch": self.epoch,
             "params": sum(p.numel() for p in self.model.parameters()),
-            "chunk_size": chunk_size,
-            "evaluation_chunk_size": chunk_size,
+            "chunk_size": self.trained_chunk_size,
+            "evaluation_chunk_size": self.cfg.model.get("chunk_size"),
             "seed": self.cfg.common.seed,
             "data": describe_data(self.cfg.task.get("data") or ""),
             "normalisation": self.cfg.task.get("normalisation"),
@@ -75,15 +75,18 @@ def load(
     device: torch.device | None = None,
     ema: bool = False,
     task_overrides: Mapping[str, Any] | None = None,
+    chunk_size: int | Literal["full"] | None = None,
 ) -> Trained:
     """Build the model, task and criterion of the checkpoint ``path``.
 
     data: the folder of the prepared data, by default that of training.  device: by default the GPU if
     there is one.  ema: take the weights that training averaged (``ema.store_ema=true``) instead of the
-    last ones.  task_overrides: other values for fields of the task.
+    last ones.  task_overrides: other values for fields of the task.  chunk_size: steps in an attention
+    chunk, or ``full`` attention, by default as in training; no weight depends on it.
 
     Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
-    missing, damaged, or does not fit the model that its settings name, and for an unknown field.
+    missing, damaged, or does not fit the model that its settings name, for an unknown field, and for a
+    chunk size where the model has none.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -91,6 +94,9 @@ def load(
     overrides = {} if data is None else {"data": str(data.resolve())}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
     _override_task(state["cfg"].task, task_overrides or {})
+    trained_chunk_size = state["cfg"].model.get("chunk_size")
+    if chunk_size is not None:
+        _override_chunk_size(state["cfg"].model, chunk_size)
     if ema:
         if "ema" not in state["extra_state"]:
             raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
@@ -116,7 +122,18 @@ def load(
         update=update,
         epoch=position["epoch"] - 1 if between_epochs else position["epoch"],
         device=device,
+        trained_chunk_size=trained_chunk_size,
     )
+
+
+def _override_chunk_size(model: Any, chunk_size: int | Literal["full"]) -> None:
+    """Set the chunk size in the model's configuration."""
+    if "chunk_size" not in model:
+        raise UserError(
+            f"--chunk-size {chunk_size}: the model {model._name} has no attention chunks"
+        )
+    with open_dict(model):
+        model.chunk_size = None if chunk_size == "full" else chunk_size
 
 
 def _override_task(task: Any, overrides: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ section 4.2), ``bits_per_character = N / ln 2 / characters``, ``bits_per_byte`` 
 
 import bz2
 import ctypes
+import itertools
 import lzma
 import math
 import signal
@@ -24,7 +25,8 @@ import torch
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
-from megalodon_tasks.evaluation.long_context import Position, Totals, read_document
+from megalodon_tasks.evaluation.dynamic import Adaptation
+from megalodon_tasks.evaluation.long_context import Position, Totals, counted_from, read_document
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
 
@@ -50,36 +52,49 @@ class Progress:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
-        self._saved = time.monotonic()
+        self._saved, self._pause = time.monotonic(), SAVE_SECONDS
 
-    def load(self, first_context: int) -> tuple[Totals, Position]:
-        """Return what an evaluation of the same model and data saved, else the beginning."""
+    def load(
+        self, first_context: int, adaptation: Adaptation | None = None
+    ) -> tuple[Totals, Position]:
+        """Return what an evaluation of the same model and data saved, else the beginning.
+
+        adaptation: gets the weights that it had.
+        """
         if not self.path.is_file():
             return Totals(first_context), Position()
         try:
             plain = torch.load(self.path, weights_only=True)
             if plain["identity"] == self.identity:
-                return Totals(**plain["totals"]), Position.from_plain(plain["position"])
+                saved = Totals(**plain["totals"]), Position.from_plain(plain["position"])
+                if adaptation is not None:
+                    adaptation.restore(plain["weights"])
+                return saved
             reason = "is of another evaluation"
         except Exception as error:  # whatever a damaged file raises, only time is lost
             reason = f"is damaged ({type(error).__name__})"
         print(f"{self.path} {reason}; starting from the beginning", file=sys.stderr)
         return Totals(first_context), Position()
 
-    def save(self, totals: Totals, position: Position) -> None:
+    def save(
+        self, totals: Totals, position: Position, adaptation: Adaptation | None = None
+    ) -> None:
         """Write the file now."""
+        begin = time.monotonic()
         plain = {
             "identity": self.identity,
             "totals": asdict(totals),
             "position": position.to_plain(),
+            "weights": None if adaptation is None else adaptation.weights,
         }
         with atomic_file(self.path) as stream:
             torch.save(plain, stream)
         self._saved = time.monotonic()
+        self._pause = max(SAVE_SECONDS, 20 * (self._saved - begin))
 
     def is_due(self) -> bool:
-        """Return whether the last save is some time ago."""
-        return time.monotonic() - self._saved > SAVE_SECONDS
+        """Return whether the last save is some time ago, and long ago for one that took long."""
+        return time.monotonic() - self._saved > self._pause
 
     def remove(self) -> None:
         """Delete the file of an evaluation that is complete."""
@@ -107,14 +122,18 @@ def deferred_interrupt() -> Iterator[threading.Event]:
 
 def evaluate(
     model: LanguageModel, split: CorpusSplit, offsets: np.ndarray, piece: int, end_token: int,
-    progress: Progress, first_context: int,
+    progress: Progress, first_context: int, adaptation: Adaptation | None = None,
 ) -> Totals:  # fmt: skip
-    """Read the documents of ``split`` that lie between ``offsets`` (documents + 1,).
+    """Read the parts of ``split`` that lie between ``offsets`` (parts + 1,), each from an empty state.
 
-    piece: tokens read at a time.  end_token: what the first token of a document is predicted from.
+    piece: tokens read at a time.  end_token: what the first token of a document is predicted from; that
+    of a part inside a document is predicted from the token before it, as in a block of training.
+    adaptation: moves the weights of ``model`` after each piece, from one document to the next too.
     Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved.
     """
-    totals, position = progress.load(first_context)
+    documents = frozenset(split.offsets.tolist())
+    totals, position = progress.load(first_context, adaptation)
+    score = None if adaptation is None else adaptation.nll
     bar = progress_bar(
         total=int(offsets[-1] - offsets[0]), label=split.name, unit="token", scale=True,
         hidden=not sys.stderr.isatty(),
@@ -123,16 +142,14 @@ def evaluate(
     with bar, deferred_interrupt() as interrupted:
         while position.document < len(offsets) - 1:
             start, stop = (int(offset) for offset in offsets[position.document :][:2])
-
-            def read(first: int, last: int, start: int = start) -> np.ndarray:
-                return split.tokens(start + first, start + last)
-
-            steps = read_document(model, read, stop - start, piece, end_token, position)
+            read = counted_from(start, split.tokens)
+            before = end_token if start in documents else int(split.tokens(start - 1, start)[0])
+            steps = read_document(model, read, stop - start, piece, before, position, score)
             for first, nll_L, position in steps:
                 totals.add(first, nll_L)
                 bar.update(len(nll_L))
                 if interrupted.is_set() or progress.is_due():
-                    progress.save(totals, position)
+                    progress.save(totals, position, adaptation)
                 if interrupted.is_set():
                     raise KeyboardInterrupt(f"stopped in document {position.document}")
             totals.end_document()
@@ -140,13 +157,22 @@ def evaluate(
     return totals
 
 
-def divide(offsets: np.ndarray, segments: int | None) -> np.ndarray:
-    """Return ``offsets`` of the documents, or of ``segments`` equal parts of the whole split."""
-    if segments is None:
+def divide(offsets: np.ndarray, segments: int | None, context: int | None = None) -> np.ndarray:
+    """Return where reading starts from an empty state, and the number of tokens, (parts + 1,) int64.
+
+    It starts at the ``offsets`` of the documents (documents + 1,), or of ``segments`` equal parts of the
+    whole split, and after every ``context`` tokens of these.
+    """
+    if segments is not None:
+        if not 1 <= segments <= offsets[-1]:
+            raise ValueError(
+                f"--segments {segments} must be between 1 and the {offsets[-1]} tokens"
+            )
+        offsets = np.linspace(0, offsets[-1], segments + 1).round().astype(np.int64)
+    if context is None:
         return offsets
-    if not 1 <= segments <= offsets[-1]:
-        raise ValueError(f"--segments {segments} must be between 1 and the {offsets[-1]} tokens")
-    return np.linspace(0, offsets[-1], segments + 1).round().astype(np.int64)
+    cuts = [np.arange(start, stop, context) for start, stop in itertools.pairwise(offsets)]
+    return np.concatenate([*cuts, offsets[-1:]])
 
 
 def choose_metric(metric: str | None, split: CorpusSplit) -> str:

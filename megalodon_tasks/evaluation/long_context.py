@@ -34,6 +34,13 @@ FEW_TOKENS = 1000  # a band with fewer is not drawn
 
 # Reads tokens of a document by position: (start, stop) -> (stop - start,) int64.
 ReadTokens = Callable[[int, int], np.ndarray]
+# Does what LanguageModel.nll does: (tokens, targets, state) -> (negative log-likelihoods, state).
+Score = Callable[[torch.Tensor, torch.Tensor, StackState | None], tuple[torch.Tensor, StackState]]
+
+
+def counted_from(origin: int, read: ReadTokens) -> ReadTokens:
+    """Return ``read`` with positions that count from ``origin``."""
+    return lambda start, stop: read(origin + start, origin + stop)
 
 
 @dataclass
@@ -127,7 +134,6 @@ class Position:
         return cls(plain["document"], plain["token"], state)
 
 
-@torch.inference_mode()
 def read_document(
     model: LanguageModel,
     read: ReadTokens,
@@ -135,12 +141,15 @@ def read_document(
     piece: int,
     first_token: int,
     position: Position,
+    score: Score | None = None,
 ) -> Iterator[tuple[int, np.ndarray, Position]]:
     """Read a document of ``length`` tokens in pieces of ``piece``, starting at ``position``.
 
     Yields for each piece its start, the negative log-likelihood of its tokens, (L,) float64 in nats, and
     the position after it.  The first token of the document is predicted from ``first_token``.
+    score: by default ``model.nll`` without gradients.
     """
+    score = score or torch.inference_mode()(model.nll)
     device = next(model.parameters()).device
     state = position.state
     for start in range(position.token, length, piece):
@@ -148,7 +157,7 @@ def read_document(
         targets = torch.from_numpy(read(start, stop)).to(device)
         before = read(start - 1, start)[0] if start else first_token
         sources = torch.cat((targets.new_tensor([before]), targets[:-1]))
-        nll_1L, state = model.nll(sources[None], targets[None], state)
+        nll_1L, state = score(sources[None], targets[None], state)
         nll_L = nll_1L[0].double().cpu().numpy()
         yield start, nll_L, Position(position.document, stop, state)
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.cuda_ops.cema.coefficients import coefficients
+from megalodon_tasks.cuda_ops.complex_ema.coefficients import coefficients
 from megalodon_tasks.evaluation.checkpoint import Trained
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.gated_attention import GatedAttention

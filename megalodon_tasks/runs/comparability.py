@@ -22,9 +22,9 @@ _SECTIONS = ("task", "model", "criterion", "optimization", "optimizer", "lr_sche
 # Fields that decide neither what is learned nor what is scored, and those that a run fills in itself.
 # The batch is compared as a whole, so update_freq may differ.
 _WITHOUT_EFFECT = {
-    "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq", "stop_time_hours",
-    "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams", "eval_multiple",
-    "ema_fp32", "ema_seed_model", "ema_update_freq",
+    "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq",
+    "stop_time_hours", "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams",
+    "eval_multiple", "ema_fp32", "ema_seed_model", "ema_update_freq",
 }  # fmt: skip
 _PRECISIONS = {"fp16": "float16", "memory_efficient_fp16": "float16", "bf16": "bfloat16"}
 
@@ -165,6 +165,8 @@ def _reasons_in_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"evaluated with task.{field} {value}"
     if result.get("time_step", 1) != 1:
         yield f"evaluated at time step {result['time_step']}"
+    if result.get("dynamic"):
+        yield "dynamic evaluation"
     if context := result.get("segment_tokens"):
         yield f"context cut after {context:,} tokens"
     if result["evaluation_chunk_size"] != result["chunk_size"]:

@@ -2,8 +2,8 @@
 
 Source: arXiv 2404.08801, section 3.1 (eq. 2, 3), as released: the input coefficient is real, only the
 decay q has a phase, the angle is ``k * sigmoid(theta) * 2 pi / h``, the output is scaled by 1/sqrt(h),
-and a skip ``omega * x`` is added.  ``cuda_ops/cema/README.md`` shows that this equals eq. 2 once the
-phase is moved into eta.  Legend: B batch, L length, D dim, h complex components.
+and a skip ``omega * x`` is added.  ``cuda_ops/complex_ema/README.md`` shows that this equals eq. 2
+once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex components.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from megalodon_tasks.cuda_ops import cema
+from megalodon_tasks.models.config import SHORTEST_MEMORY
 
 
 class ComplexEMA(nn.Module):
@@ -20,11 +21,16 @@ class ComplexEMA(nn.Module):
     Parameters, in the released shapes (rows = D, or 2D when bidirectional: first forward, then
     backward): alpha, delta (rows, h, 1) logits; theta (rows, 1, 1) logit of the base angle; gamma
     (rows, h, 2) real and imaginary output weights; omega (D, 1) skip weight.
+
+    ``memory``: None starts as the released code does, where every component forgets within about 3.5
+    steps.  A number of steps spreads the time constants of each feature's components from
+    ``SHORTEST_MEMORY`` to that number (see :meth:`reset_parameters`).
     """
 
-    def __init__(self, dim: int, ndim: int, bidirectional: bool) -> None:
+    def __init__(self, dim: int, ndim: int, bidirectional: bool, memory: int | None = None) -> None:
         super().__init__()
         self.dim = dim
+        self.memory = memory
         self.bidirectional = bidirectional
         self.time_step = 1
         rows = 2 * dim if bidirectional else dim
@@ -41,7 +47,13 @@ class ComplexEMA(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise as the released code does (alpha, delta ~ N(0, 0.2), permuted base angles)."""
+        """Initialise as the released code does (alpha, delta ~ N(0, 0.2), permuted base angles).
+
+        With ``memory`` T, delta is then set so that |q| = exp(-1 / tau), with h time constants tau
+        spaced evenly in their logarithm from ``SHORTEST_MEMORY`` to T, as S4D (arXiv 2206.11893) and LRU
+        (arXiv 2303.06349) spread theirs.  Their order is random for each feature and direction, because
+        the angle of component k grows with k: long memories would otherwise all be fast oscillations.
+        """
         nn.init.normal_(self.alpha, std=0.2)
         nn.init.normal_(self.delta, std=0.2)
         nn.init.normal_(self.gamma)
@@ -55,6 +67,18 @@ class ComplexEMA(nn.Module):
         if self.bidirectional:
             theta = theta.repeat(2)
         self.theta.copy_(theta.view_as(self.theta))
+        if self.memory is not None:
+            self._spread_time_constants(self.memory)
+
+    def _spread_time_constants(self, memory: int) -> None:
+        rows, ndim, _ = self.delta.shape
+        ends = math.log(SHORTEST_MEMORY), math.log(memory)
+        tau_N = torch.linspace(*ends, ndim, dtype=torch.float64).exp()
+        order_RN = torch.rand(rows, ndim).argsort(dim=1)
+        forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
+        # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2
+        share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())
+        self.delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])
 
     def forward(
         self,

@@ -2,7 +2,9 @@
 
 Source: arXiv 2404.08801, eq. 5 to 9 and 18.  Where the released code differs from the paper's text, the
 code is followed: values come from the normed input and not from CEMA's output, and the output is the sum
-of two projections, without an update gate and without an activation on the sum.
+of two projections, without an update gate and without an activation on the sum.  CEMA's output goes
+through RMSNorm, or with ``cema_activation="silu"`` through SiLU without a norm, as in Mega and, on
+Pathfinder and Path-X, in the authors' interim code.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 
@@ -10,12 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.cuda_ops import chunk_attention
+from megalodon_tasks.cuda_ops import chunk_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
-from megalodon_tasks.models.layers.rms_norm import rms_norm
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
 
@@ -34,8 +35,14 @@ class GatedAttention(nn.Module):
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
         self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
-        self.cema = ComplexEMA(d, config.cema_ndim, bidirectional=not config.causal)
-        self.cema_norm = RMSNorm(d, config.norm_eps)
+        self.cema = ComplexEMA(
+            d,
+            config.cema_ndim,
+            bidirectional=not config.causal,
+            memory=config.cema_memory if config.cema_init == "spread" else None,
+        )
+        normalised = config.cema_activation == "rmsnorm"
+        self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)
         self.v_proj = nn.Linear(d, v)
         self.z_proj = nn.Linear(d, z)
@@ -58,7 +65,7 @@ class GatedAttention(nn.Module):
         """
         z_BLHK = self.z_proj(x_BLD).unflatten(-1, (self.num_heads, -1))
         width = z_BLHK.shape[-1]
-        z_BLHK = rms_norm(z_BLHK, None, self.norm_eps)
+        z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
         scale_2HK = (self.qk_scale + 1).to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
         scale_2HK = scale_2HK / width**0.5
         bias_2HK = self.qk_bias.to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))

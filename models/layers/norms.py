@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.cuda_ops import TimestepNormState, sequence_norm, timestep_norm
-from megalodon_tasks.models.layers.rms_norm import rms_norm
+from megalodon_tasks.cuda_ops import TimestepNormState, rms_norm, sequence_norm, timestep_norm
 
 
 class TimeNorm(nn.Module):
@@ -51,7 +50,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., D) to (..., D)."""
-        return rms_norm(x, (self.weight + 1).to(x.dtype), self.eps)
+        return rms_norm(x, (self.weight + 1).to(x.dtype), eps=self.eps)
 
 
 class LayerNorm(nn.Module):

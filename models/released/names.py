@@ -131,13 +131,21 @@ def to_released(model: CausalLM) -> dict[str, torch.Tensor]:
 def config_to_released(model: CausalLM) -> dict[str, object]:
     """Return the complete released configuration of ``model``.
 
-    Raises ``ValueError`` for full attention, which the released model does not have.
+    Raises ``ValueError`` for full attention and for SiLU after CEMA, which the released model does not
+    have.
     """
     if model.config.chunk_size is None:
         raise ValueError(
             "chunk_size=None: the released model has no full attention; convert a model with chunks"
         )
-    only_here = {"causal", "checkpoint_activations", "drop_path"}
+    if model.config.cema_activation != "rmsnorm":
+        raise ValueError(
+            f"cema_activation={model.config.cema_activation!r}: the released model has RMSNorm after "
+            "CEMA, so this model cannot be converted"
+        )
+    only_here = {
+        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations", "drop_path",
+    }  # fmt: skip
     values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
     return {
         **{key: value for key, value in values.items() if key not in only_here},

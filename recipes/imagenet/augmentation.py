@@ -24,7 +24,7 @@ _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "random")
 
 @dataclass
 class AugmentationConfig:
-    """Settings of the images, in the units of timm's.  Defaults are DeiT's as Mega used them."""
+    """Settings of the images, in timm's units.  Defaults are DeiT's as Mega used them."""
 
     image_size: int = field(default=224, metadata={"help": "side of the images, in pixels"})
     crop_pct: float = field(
@@ -48,6 +48,10 @@ class AugmentationConfig:
     random_erasing: float = field(
         default=0.25, metadata={"help": "probability of noise in place of one rectangle"}
     )
+    random_erasing_clip: Optional[float] = field(
+        default=2.0,
+        metadata={"help": "largest absolute value of that noise; null for none, as in DeiT"},
+    )
     mixup: float = field(default=0.8, metadata={"help": "alpha of mixup; 0 = no mixup"})
     cutmix: float = field(default=1.0, metadata={"help": "alpha of cutmix; 0 = no cutmix"})
     mix_prob: float = field(default=1.0, metadata={"help": "probability of mixing a batch"})
@@ -66,6 +70,11 @@ class AugmentationConfig:
         for name in ("mixup", "cutmix", "color_jitter"):
             if getattr(self, name) < 0.0:
                 raise ValueError(f"task.{name}={getattr(self, name)} must not be negative")
+        if self.random_erasing_clip is not None and self.random_erasing_clip <= 0.0:
+            raise ValueError(
+                f"task.random_erasing_clip={self.random_erasing_clip} must be above 0; "
+                "null leaves the noise as it is"
+            )
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(
                 f"task.interpolation={self.interpolation!r} is none of {', '.join(_INTERPOLATIONS)}"
@@ -100,7 +109,22 @@ def training_transform(config: AugmentationConfig) -> Transform:
         ) from None
     for step in transform.transforms:
         _let_posterize_keep_no_bit(step)
+    if config.random_erasing and config.random_erasing_clip is not None:
+        erase = transform.transforms[-1]
+        transform.transforms[-1] = ClippedErasing(erase, config.random_erasing_clip)
     return transform
+
+
+class ClippedErasing:
+    """Random erasing whose noise is limited to ``[-clip, clip]``, as Mega's fork of timm has it."""
+
+    def __init__(self, erase: Callable[[torch.Tensor], torch.Tensor], clip: float) -> None:
+        self.erase, self.clip = erase, clip
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Erase, or return, an image (3, H, W)."""
+        erased = self.erase(image.clone())
+        return torch.where(erased == image, image, erased.clamp(-self.clip, self.clip))
 
 
 def _let_posterize_keep_no_bit(step: Any) -> None:

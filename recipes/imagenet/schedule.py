@@ -1,7 +1,7 @@
-"""DeiT's learning rate: linear warm-up, half a cosine, then a constant rate; stepped at every update.
+"""Mega's learning rate on images: linear warm-up, then a cosine; it changes once per epoch.
 
-Registered as ``cosine_cooldown``.  fairseq's ``cosine`` starts a second, lower cosine where the first
-ends, and begins its first one only after the warm-up.
+Registered as ``cosine_by_epoch``.  fairseq's ``cosine`` counts updates and starts a second, lower cosine
+where the first ends.
 """
 
 import logging
@@ -19,64 +19,63 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class CosineCooldownConfig(FairseqDataclass):
-    """Settings of ``cosine_cooldown``."""
+class CosineByEpochConfig(FairseqDataclass):
+    """Settings of ``cosine_by_epoch``."""
 
-    warmup_updates: int = field(default=0, metadata={"help": "updates from warmup_init_lr to lr"})
-    warmup_init_lr: float = field(default=1e-5, metadata={"help": "learning rate of update 0"})
-    min_lr: float = field(
-        default=1e-6, metadata={"help": "rate at the end of the cosine and afterwards"}
-    )
+    warmup_epochs: int = field(default=0, metadata={"help": "epochs from warmup_init_lr to lr"})
+    warmup_init_lr: float = field(default=1e-5, metadata={"help": "learning rate of epoch 0"})
+    min_lr: float = field(default=1e-6, metadata={"help": "rate at the end of the cosine"})
     # not an interpolation itself: fairseq's command line turns one that has a help text into null
-    cosine_updates: Optional[int] = field(
+    cosine_epochs: Optional[int] = field(
         default=None,
         metadata={
-            "help": "update at which the cosine ends, warm-up included (default: max_update)"
+            "help": "length of the cosine, which begins after the warm-up (default: max_epoch)"
         },
     )
-    max_update: int = II("optimization.max_update")
+    max_epoch: int = II("optimization.max_epoch")
     lr: List[float] = II("optimization.lr")
 
 
-@register_lr_scheduler("cosine_cooldown", dataclass=CosineCooldownConfig)
-class CosineCooldown(FairseqLRScheduler):
-    """timm's ``CosineLRScheduler`` with one cycle, counted in updates.
+@register_lr_scheduler("cosine_by_epoch", dataclass=CosineByEpochConfig)
+class CosineByEpoch(FairseqLRScheduler):
+    """timm's ``CosineLRScheduler`` with one cycle, counted in epochs, after the warm-up.
 
-    As there, the cosine is measured from update 0: when the warm-up (W updates) ends the rate is
-    ``min + (lr - min) * (1 + cos(pi W / T)) / 2`` and not ``lr`` itself.
+    Epoch e (from 0) has, with W = ``warmup_epochs`` and T = ``cosine_epochs``, the rate
+    ``init + (lr - init) e / W`` if e < W, else ``min + (lr - min) (1 + cos(pi (e - W) / T)) / 2``.
+    The default T is all epochs, as in Mega's code, so training ends W epochs before the cosine does.
     """
 
     @user_errors()
-    def __init__(self, cfg: CosineCooldownConfig, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: CosineByEpochConfig, optimizer: FairseqOptimizer) -> None:
         from timm.scheduler import CosineLRScheduler  # two seconds, which other runs need not wait
 
         super().__init__(cfg, optimizer)
-        total = cfg.max_update if cfg.cosine_updates is None else cfg.cosine_updates
+        length = cfg.max_epoch if cfg.cosine_epochs is None else cfg.cosine_epochs
         if len(cfg.lr) != 1:
-            raise ValueError(f"cosine_cooldown takes one rate, optimization.lr has {list(cfg.lr)}")
-        if cfg.warmup_updates < 0 or total <= 0:
+            raise ValueError(f"cosine_by_epoch takes one rate, optimization.lr has {list(cfg.lr)}")
+        if cfg.warmup_epochs < 0 or length <= 0:
             raise ValueError(
-                f"lr_scheduler.warmup_updates={cfg.warmup_updates} must be at least 0 and the end of "
-                f"the cosine, {total}, above; set optimization.max_update or cosine_updates"
+                f"lr_scheduler.warmup_epochs={cfg.warmup_epochs} must be at least 0 and the length of "
+                f"the cosine, {length}, above; set optimization.max_epoch or cosine_epochs"
             )
-        if cfg.warmup_updates >= total:
+        if 0 < cfg.max_epoch <= cfg.warmup_epochs:
             logger.warning(
-                f"warmup_updates={cfg.warmup_updates} is not below the end of the cosine, {total}: the "
+                f"warmup_epochs={cfg.warmup_epochs} is not below max_epoch={cfg.max_epoch}: the "
                 "learning rate never reaches its peak"
             )
         self.optimizer.set_lr(cfg.lr[0])
         self.schedule = CosineLRScheduler(
             optimizer.optimizer,
-            t_initial=total,
+            t_initial=length,
             lr_min=cfg.min_lr,
-            warmup_t=cfg.warmup_updates,
+            warmup_t=cfg.warmup_epochs,
             warmup_lr_init=cfg.warmup_init_lr,
+            warmup_prefix=True,
             cycle_limit=1,
-            t_in_epochs=False,
         )
-        self.step_update(0)
+        self.step_begin_epoch(1)
 
-    def step_update(self, num_updates: int) -> float:
-        """Set and return the learning rate of the update after ``num_updates`` updates."""
-        self.schedule.step_update(num_updates)
+    def step_begin_epoch(self, epoch: int) -> float:
+        """Set and return the learning rate of ``epoch``, which fairseq counts from 1."""
+        self.schedule.step(epoch - 1)
         return self.optimizer.get_lr()

@@ -94,7 +94,7 @@ class MegaTokens:
         """Yield the items of a split; ``on_bytes`` is called with the number of bytes just read.
 
         Raises ``ValueError`` naming the file, and the item where it is one, for a file that was cut
-        short or is no index of fairseq's, for files of different counts, an id that the dictionary does
+        short or is no index of fairseq, for files of different counts, an id that the dictionary does
         not have, a special symbol inside a sequence, and a label that is not one class.
         """
         data = {folder: self._open(folder, split) for folder in self._inputs}
@@ -197,7 +197,7 @@ def _load_dictionary(path: Path) -> Dictionary:
         path.read_text(encoding="utf-8")  # fairseq raises plain Exception where it is not UTF-8
         return Dictionary.load(str(path))
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} is no dictionary of fairseq: {error}") from None
+        raise ValueError(f"{path} is not a dictionary of fairseq: {error}") from None
 
 
 def _check_index(prefix: Path) -> None:
@@ -213,7 +213,7 @@ def _check_index(prefix: Path) -> None:
     magic, version, _, count = _HEADER.unpack(header)
     if magic != MMapIndexedDataset.Index._HDR_MAGIC or version != 1:
         raise ValueError(
-            f"{index} begins with {magic!r}: it is no index of fairseq's kind 'mmap', which Mega's "
+            f"{index} begins with {magic!r}: it is not an index of fairseq's kind 'mmap', which Mega's "
             "files have; copy it again"
         )
     if not count:

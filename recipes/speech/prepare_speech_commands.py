@@ -4,8 +4,8 @@
     ... --words 35 --splits official --lengths fit
 
 SOURCE is ``speech_commands_v0.02`` or Mega's ``speech_commands`` (or a folder above one of them), OUT
-the data folder of the task ``speech_commands``.  Clips are stored as the 16-bit samples that they are;
-their one mean and deviation (over the training clips) stands beside them.
+the data folder of the task ``speech_commands``.  Clips are stored as the 16-bit samples that they are,
+with the mean and deviation of all training samples.
 """
 
 import functools
@@ -179,11 +179,15 @@ def report(dataset: PreparedDataset, options: Options) -> list[str]:
             f"{len(other)} clips have not {samples} samples and {done} (named in manifest.json)"
         )
     unit = "amplitude" if wav else "value"
-    lines.append(f"input: ({unit} - {scale.mean:.6g}) / {scale.std:.6g}, from the training clips")
+    lines.append(
+        f"{unit} of all training clips: mean {scale.mean:.6g}, deviation {scale.std:.6g} "
+        "(task.normalisation=global)"
+    )
     if not wav and not 0.9 < scale.std < 1.1:
         lines.append(
             f"the tensors' own deviation is {scale.std:.3g} where standardised ones have 1: their audio "
-            "was divided by 2^15 twice (see the README); the scale above makes up for it"
+            "was divided by 2^15 twice (see the README); training takes them as they are, as the "
+            "published runs did, and task.normalisation=global makes up for it"
         )
     return lines
 

@@ -13,12 +13,13 @@ from megalodon_tasks.recipes.speech.signal_split import (
     PerStep,
     SignalSplit,
     resampler,
+    unchanged,
 )
 from megalodon_tasks.training.classification_task import ClassificationConfig, ClassificationTask
 
 logger = logging.getLogger(__name__)
 
-NORMALISATIONS = ("global", "per_step")
+NORMALISATIONS = ("per_step", "per_step_twice", "global")
 
 
 @dataclass
@@ -33,10 +34,11 @@ class SpeechCommandsConfig(ClassificationConfig):
         metadata={"help": f"how a lower sample_rate is reached: one of {', '.join(RESAMPLING)}"},
     )
     normalisation: str = field(
-        default="global",
+        default="per_step",
         metadata={
-            "help": "one mean and deviation for all samples (global), or one of each time step "
-            "(per_step), of the training clips"
+            "help": "mean and deviation of the training clips: of each time step, as published "
+            "(per_step), of samples that were divided by 2^15 twice (per_step_twice), or one for all "
+            "samples (global)"
         },
     )
 
@@ -66,5 +68,11 @@ class SpeechCommandsTask(ClassificationTask):
             )
         if cfg.normalisation == "global":
             return prepared.spec.scale.apply
+        if prepared.spec.source["settings"]["form"] == "mega":
+            logger.info(
+                "the tensors are standardised by time step already: they are taken as they are"
+            )
+            return unchanged
         logger.info("mean and deviation of each time step of the training clips are computed")
-        return PerStep(prepared.split("train"))
+        divisions = 2 if cfg.normalisation == "per_step_twice" else 1
+        return PerStep(prepared.split("train"), divisions)

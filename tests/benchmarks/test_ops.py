@@ -14,8 +14,7 @@ from benchmarks.limits import Rates, Work
 from benchmarks.memory import peak_bytes, saved_bytes
 from benchmarks.ops import HEADER, PASSES, contenders, main
 from megalodon_tasks.cuda_ops import cema, dispatch, native
-from tests.cuda_ops.cema_cases import Case
-from tests.cuda_ops.compare import assert_close
+from tests.cuda_ops.cases import Cema, assert_close, cast
 
 CPU = torch.device("cpu")
 QUICK = ops_cases.cases_for("cpu", quick=True)
@@ -75,7 +74,10 @@ def test_a_table_with_the_figures_below(capsys):
     ("arguments", "message"),
     [
         (["cuda"], "op 'cuda' is not one of cema, chunk_attention"),
-        (["--backend", "fast"], "backend 'fast' is not one of fft, native, reference, torch"),
+        (
+            ["--backend", "fast"],
+            "backend 'fast' is not one of fft, native, reference, torch",
+        ),
         (["--repeats", "0"], "--repeats 0"),
         (["--backend", "triton", "--dtype", "float64"], "backend 'triton' cannot run"),
     ],
@@ -110,10 +112,9 @@ def test_competitors_compute_what_the_op_does(case):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_authors_form_may_stand_in_for_the_op(bidirectional):
-    inputs = Case(length=50, bidirectional=bidirectional, padded=0.3).inputs()
-    leaves = {k: t.requires_grad_() if t.is_floating_point() else t for k, t in inputs.items()}
-    mask = leaves.pop("padding_mask")
-    options = {"padding_mask": mask, "bidirectional": bidirectional}
+    case = Cema(2, 50, "random", bidirectional=bidirectional)
+    leaves = cast(case, case.leaves(), torch.float32)
+    options = {"padding_mask": case.padding(), "bidirectional": bidirectional}
     truth, _ = cema(*leaves.values(), **options, backend="reference")
     y, state = authors_cema(*leaves.values(), **options)
     assert state is None

@@ -205,6 +205,9 @@ def test_what_has_no_released_form_is_refused(tmp_path, golden):
     write_checkpoint(tmp_path / "full.pt", data, chunk_size=None)
     with pytest.raises(UserError, match="no full attention"):
         main(["convert", "to-released", str(tmp_path / "full.pt"), target])
+    write_checkpoint(tmp_path / "silu.pt", data, cema_activation="silu")
+    with pytest.raises(UserError, match="cema_activation='silu': the released model has RMSNorm"):
+        main(["convert", "to-released", str(tmp_path / "silu.pt"), target])
     state = torch.load(tmp_path / "full.pt")
     state["cfg"]["model"]["adaptive_cutoffs"] = "10,20"
     torch.save(state, tmp_path / "adaptive.pt")

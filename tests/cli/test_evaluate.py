@@ -61,7 +61,8 @@ def test_the_record_says_what_was_evaluated(run_copy):
     assert record.keys() == RECORDED
     expected = {
         "benchmark": "toy", "split": "test", "metric": "accuracy", "checkpoint": "checkpoint_last.pt",
-        "update": 20, "epoch": 4, "params": 64, "chunk_size": 4, "seed": 3,
+        "update": 20, "epoch": 4, "params": 64, "chunk_size": 4,
+        "evaluation_chunk_size": 4, "seed": 3,
     }  # fmt: skip
     assert {name: record[name] for name in expected} == expected
     assert record["versions"]["torch"] == torch.__version__
@@ -100,6 +101,29 @@ def test_data_replaces_the_folder_of_training(run_copy, tmp_path):
     trained = checkpoints.load(checkpoint, tmp_path, torch.device("cpu"))
     assert trained.cfg.task.data == str(tmp_path)
     assert not trained.model.training
+
+
+def test_another_chunk_size_is_recorded_beside_that_of_training(run_copy):
+    main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--cpu", "--chunk-size", "9"])
+    (record,) = records(run_copy)
+    assert (record["chunk_size"], record["evaluation_chunk_size"]) == (4, 9)
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "half", "1.5"])
+@pytest.mark.parametrize("command", ["evaluate", "evaluate-lm"])
+def test_a_chunk_size_that_is_none_is_named(run_copy, size, command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, str(run_copy / "checkpoint_best.pt"), f"--chunk-size={size}"])
+    expected = f"argument --chunk-size: {size} must be a number of steps from 1 on, or full"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_chunk_size_for_a_model_without_chunks_is_named(run_copy):
+    state = torch.load(run_copy / "checkpoint_best.pt")
+    del state["cfg"]["model"]["chunk_size"]
+    torch.save(state, run_copy / "checkpoint_best.pt")
+    with pytest.raises(UserError, match="--chunk-size 9: the model toy has no attention chunks"):
+        main(["evaluate", str(run_copy / "checkpoint_best.pt"), "--chunk-size", "9"])
 
 
 def test_missing_checkpoint_is_named(tmp_path):

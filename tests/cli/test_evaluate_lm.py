@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import language_model
 from megalodon_tasks.evaluation.long_context import Position
-from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
+from tests.cli.language_models import CHUNK, LENGTHS, TEXT, write_checkpoint, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [TEXT[n : n + length].encode() for n, length in enumerate(LENGTHS["test"])]
@@ -96,6 +97,40 @@ def test_segments_instead_of_documents(checkpoint):
     assert max(band["high"] for band in record["context"] if band["tokens"]) == 256
 
 
+@pytest.mark.parametrize(("size", "chunk_size"), [("64", 64), ("full", None), ("5", 5)])
+def test_another_chunk_size_gives_what_a_model_of_that_size_gives(
+    checkpoint, data, tmp_path, size, chunk_size
+):
+    record = evaluated(checkpoint, "--chunk-size", size)
+    assert (record["chunk_size"], record["evaluation_chunk_size"]) == (CHUNK, chunk_size)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "checkpoint.pt"
+    write_checkpoint(other, data, chunk_size=chunk_size)
+    assert evaluated(other)["nll"] == record["nll"] != evaluated(checkpoint)["nll"]
+
+
+@pytest.mark.parametrize(("segments", "parts"), [([], 28), (["--segments", "3"], 30)])
+def test_context_cuts_documents_into_parts_read_from_an_empty_state(
+    checkpoint, data, segments, parts, capsys
+):
+    record = evaluated(checkpoint, "--context", "26", "--piece", "7", *segments)
+    model = write_checkpoint(checkpoint.parent / "same.pt", data)
+    split = read_corpus(data).split("test")
+    streams = np.split(split.tokens(0, split.info.tokens), split.offsets[1:-1])
+    if segments:
+        streams = np.split(np.concatenate(streams), [236, 471])
+    nll, count, before = 0.0, 0, 2
+    for stream in streams:
+        for part in torch.from_numpy(stream).split(26):
+            with torch.no_grad():
+                scores, _ = model(torch.cat((torch.tensor([before]), part[:-1]))[None])
+            nll += torch.nn.functional.cross_entropy(scores[0], part, reduction="sum").item()
+            count, before = count + 1, int(part[-1])
+    assert record["nll"] == pytest.approx(nll, rel=1e-6)
+    assert (record["n"], record["segment_tokens"]) == (count, 26) == (parts, 26)
+    assert f"{parts} parts" in capsys.readouterr().out
+
+
 def test_compressors_stand_beside(checkpoint, capsys):
     record = evaluated(checkpoint, "--compressors")
     text = b"".join(DOCUMENTS)
@@ -168,6 +203,86 @@ def test_killed_at_any_moment_goes_on(checkpoint, data):
     assert again["context"] == whole["context"]
 
 
+DYNAMIC = ["--piece", "8", "--dynamic", "0.002", "--decay", "0.1"]
+RMS = ["--epsilon", "0.01", "--statistics-tokens", "100", "--gradient-statistics"]
+
+
+def test_dynamic_evaluation_is_another_number_and_leaves_the_checkpoint(checkpoint, capsys):
+    content = checkpoint.read_bytes()
+    static = evaluated(checkpoint, "--piece", "8")
+    sgd = evaluated(checkpoint, *DYNAMIC)
+    statistics = checkpoint.parent / "statistics.pt"
+    rms = evaluated(checkpoint, *DYNAMIC, *RMS, str(statistics))
+    assert "dynamic evaluation: RMS, rate 0.002, decay 0.1, a step after every 8 tokens" in (
+        capsys.readouterr().out
+    )
+    assert statistics.is_file()
+    assert len({record["nll"] for record in (static, sgd, rms)}) == 3
+    assert sgd["nll"] < static["nll"]
+    settings = {"rate": 0.002, "decay": 0.1, "epsilon": 1e-5, "statistics_tokens": None}
+    assert (static["dynamic"], sgd["dynamic"]) == (None, settings)
+    assert rms["dynamic"] == settings | {"epsilon": 0.01, "statistics_tokens": 100}
+    assert evaluated(checkpoint, *DYNAMIC, *RMS, str(statistics))["nll"] == rms["nll"]
+    assert checkpoint.read_bytes() == content
+    assert evaluated(checkpoint, "--dynamic", "0.002")["piece"] == 128
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("piece", [1, 20, 60])
+def test_dynamic_evaluation_stopped_and_started_again_equals_uninterrupted(
+    checkpoint, monkeypatch, piece, scaled
+):
+    options = [*DYNAMIC, *([*RMS, str(checkpoint.parent / "s.pt")] if scaled else [])]
+    whole = evaluated(checkpoint, *options)
+    Stop(monkeypatch, piece)
+    assert main([*COMMAND, str(checkpoint), *options]) == INTERRUPTED
+    again = evaluated(checkpoint, *options)
+    for key in ("nll", "tokens", "n", "measures", "context"):
+        assert again[key] == whole[key], key
+
+
+def test_dynamic_evaluation_with_other_settings_does_not_continue(checkpoint, monkeypatch, capsys):
+    expected = evaluated(checkpoint, *DYNAMIC[:-1], "0.2")
+    Stop(monkeypatch, 20)
+    assert main([*COMMAND, str(checkpoint), *DYNAMIC]) == INTERRUPTED
+    assert evaluated(checkpoint, *DYNAMIC[:-1], "0.2")["nll"] == expected["nll"]
+    assert "is of another evaluation; starting from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decay", "0.1"], "--decay 0.1 has no effect without --dynamic RATE"),
+        (["--gradient-statistics", "s.pt"], "s.pt has no effect without --dynamic RATE"),
+        (["--dynamic", "1e-3", "--epsilon", "0.1"], "--epsilon 0.1 has no effect without --grad"),
+        (
+            ["--dynamic", "1e-3", "--statistics-tokens", "9"],
+            "--statistics-tokens 9 has no effect without --gradient-statistics FILE",
+        ),
+        (["--dynamic", "-1"], "--dynamic -1.0: the learning rate must be above 0"),
+        (["--dynamic", "1e-3", "--decay", "2"], "--decay 2.0 must be between 0 and 1"),
+    ],
+)
+def test_wrong_options_of_dynamic_evaluation_are_named(checkpoint, arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(["evaluate-lm", str(checkpoint), "--cpu", *arguments])
+    assert not (checkpoint.parent / "results.jsonl").exists()
+
+
+def test_a_rate_at_which_the_weights_diverge_is_named(checkpoint):
+    with pytest.raises(UserError, match=r"--dynamic 1000.0: the weights have diverged"):
+        main([*COMMAND, str(checkpoint), "--piece", "8", "--dynamic", "1e3"])
+    assert not (checkpoint.parent / "results.jsonl").exists()
+
+
+def test_statistics_of_other_settings_are_refused(checkpoint):
+    statistics = ["--gradient-statistics", str(checkpoint.parent / "s.pt")]
+    evaluated(checkpoint, *DYNAMIC, *statistics)
+    for other in (["--chunk-size", "8"], ["--piece", "9"], ["--statistics-tokens", "50"]):
+        with pytest.raises(UserError, match="s.pt holds those of another checkpoint, data"):
+            main([*COMMAND, str(checkpoint), *DYNAMIC, *statistics, *other])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,7 +338,7 @@ def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
         main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(damaged)])
 
 
-@pytest.mark.parametrize("option", ["--piece", "--first-context"])
+@pytest.mark.parametrize("option", ["--piece", "--first-context", "--context"])
 def test_sizes_must_be_positive(checkpoint, option, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate-lm", str(checkpoint), option, "0"])

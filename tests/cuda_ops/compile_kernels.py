@@ -17,6 +17,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall
+from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
+
 OPS = "megalodon_tasks.cuda_ops"
 # Bytes that a program may have, of the generations 80 (A100), 89 (Ada) and 90 (H100).
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -75,7 +79,7 @@ def resources(kernel: object) -> dict[str, object]:
 
 def cema(dtype: torch.dtype) -> None:
     """Both kinds of call: causal with a state, and bidirectional with padding."""
-    run = importlib.import_module(f"{OPS}.cema.triton_op").cema_triton
+    run = importlib.import_module(f"{OPS}.complex_ema.triton_op").cema_triton
     batch, length, dim, order = 2, 1000, 64, 16
     for bidirectional in (False, True):
         rows = 2 * dim if bidirectional else dim
@@ -84,7 +88,7 @@ def cema(dtype: torch.dtype) -> None:
         state = None if bidirectional else torch.zeros(batch, dim, order, dtype=torch.complex64)
         mask = torch.zeros(batch, length, dtype=torch.bool) if bidirectional else None
         leaves = [tensor.requires_grad_() for tensor in tensors]
-        y, last = run(*leaves, state=state, padding_mask=mask, bidirectional=bidirectional)
+        y, last = run(CemaCall(*leaves, state, mask, bidirectional))
         loss = y.float().sum() + (0 if last is None else torch.view_as_real(last).sum())
         loss.backward()
 
@@ -95,26 +99,28 @@ def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def timestep_norm(dtype: torch.dtype) -> None:
     """Many blocks with a state and padding, and one block: wide groups and single features."""
-    run = importlib.import_module(f"{OPS}.timestep_norm.triton_op").timestep_norm_triton
-    kind = importlib.import_module(f"{OPS}.timestep_norm.state").TimestepNormState
+    run = importlib.import_module(f"{OPS}.norms.timestep.triton_op").timestep_norm_triton
     batch, dim = 2, 1024
     for groups in (1, 32, dim):
         moments = _zeros(batch, groups), _zeros(batch, groups)
-        for length, state in ((2000, kind(_zeros(batch, dtype=torch.int64), *moments)), (3, None)):
+        for length, state in (
+            (2000, TimestepNormState(_zeros(batch, dtype=torch.int64), *moments)),
+            (3, None),
+        ):
             tensors = _zeros(batch, length, dim, dtype=dtype), _zeros(dim), _zeros(dim)
             mask = None if state is None else _zeros(batch, length, dtype=torch.bool)
-            y, end = run(*tensors, groups, eps=1e-5, state=state, padding_mask=mask)
+            y, end = run(NormCall(*tensors, groups, 1e-5, mask, state))
             (y.float().sum() + end.mean.sum() + end.var.sum()).backward()
 
 
 def sequence_norm(dtype: torch.dtype) -> None:
     """With padding and without: wide groups and single features."""
-    run = importlib.import_module(f"{OPS}.sequence_norm.triton_op").sequence_norm_triton
+    run = importlib.import_module(f"{OPS}.norms.sequence.triton_op").sequence_norm_triton
     batch, length, dim = 2, 2000, 1024
     for groups in (1, 32, dim):
         tensors = _zeros(batch, length, dim, dtype=dtype), _zeros(dim), _zeros(dim)
         mask = None if groups == 1 else _zeros(batch, length, dtype=torch.bool)
-        run(*tensors, groups, eps=1e-5, padding_mask=mask).float().sum().backward()
+        run(NormCall(*tensors, groups, 1e-5, mask)).float().sum().backward()
 
 
 def chunk_attention(dtype: torch.dtype, sizes: tuple = ((64, 160), (96, 320), (256, 2048))) -> None:
@@ -124,14 +130,8 @@ def chunk_attention(dtype: torch.dtype, sizes: tuple = ((64, 160), (96, 320), (2
         causal = value > 256
         widths = (key, key, value)
         tensors = [_zeros(2, 4096, 1, width, dtype=dtype) for width in widths]
-        y, _ = run(
-            *tensors,
-            chunk_size=2048,
-            causal=causal,
-            dropout_p=0.1 if causal else 0.0,
-            padding_mask=_zeros(2, 4096, dtype=torch.bool),
-            state=None,
-        )
+        mask, dropout_p = _zeros(2, 4096, dtype=torch.bool), 0.1 if causal else 0.0
+        y, _ = run(ChunkAttentionCall(*tensors, 2048, causal, dropout_p, mask, None))
         y.float().sum().backward()
 
 

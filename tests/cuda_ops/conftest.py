@@ -1,11 +1,9 @@
-"""The device of kernel tests, and Triton's interpreter mended for them."""
+"""The device of kernel tests, and Triton's interpreter patched for them."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
-
-from megalodon_tasks.cuda_ops import native
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,23 +16,39 @@ def loop_bounds() -> Iterator[None]:
 
     patch = interpreter._patch_lang_tensor
 
-    def patch_and_mend(tensor: type, scope: object) -> None:
+    def patch_and_convert(tensor: type, scope: object) -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_mend)
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_convert)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _needs_a_compiler(request: pytest.FixtureRequest) -> None:
-    """Tests of backend ``native`` are skipped where its kernels cannot be compiled."""
+def _backend_under_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip ``native`` where its kernels cannot be compiled; give ``triton`` tiles that short calls fill.
+
+    The modules are imported here because they import triton, and ``pytest_configure`` has to ask for
+    its interpreter before.
+    """
     call = getattr(request.node, "callspec", None)
-    if call is not None and call.params.get("backend") == "native":
+    backend = None if call is None else call.params.get("backend")
+    if backend == "native":
+        from megalodon_tasks.cuda_ops import native
+
         reason = native.why_not(native.CEMA)
         if reason is not None:
             pytest.skip(reason)
+    if backend == "triton" or "small_tiles" in request.keywords:
+        from megalodon_tasks.cuda_ops.complex_ema import triton_launch as ema
+        from megalodon_tasks.cuda_ops.norms import triton_launch as norms
+
+        # Segments of two blocks; blocks of eight steps of four features, two to a tile of the scan over
+        # blocks, several to a program that sums over steps.
+        monkeypatch.setattr(ema, "LEAST_SEGMENT", 32)
+        for name, value in {"WIDTH": 4, "ELEMENTS": 32, "SCAN_ELEMENTS": 4, "PROGRAMS": 4}.items():
+            monkeypatch.setattr(norms, name, value)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

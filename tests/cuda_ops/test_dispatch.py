@@ -8,7 +8,7 @@ import torch
 
 from megalodon_tasks.cuda_ops import BackendUnavailable, cema, dispatch, use_backend
 from megalodon_tasks.cuda_ops.dispatch import ENV_VARIABLE, pick
-from tests.cuda_ops.cema_cases import Case
+from tests.cuda_ops.cases import Cema
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,13 @@ def test_default_without_kernels_for_the_device_is_torch(device):
     assert chosen(device=torch.device(device)) == "torch"
 
 
+def test_rms_norm_is_fused_on_cuda_and_where_triton_is_named():
+    fused = pick("rms_norm", "fused", CPU)
+    assert pick("rms_norm", None, torch.device("cuda")) is fused
+    assert pick("rms_norm", "triton", CPU) is fused
+    assert pick("rms_norm", None, CPU) is pick("rms_norm", "torch", CPU)
+
+
 def test_order_of_precedence(monkeypatch):
     monkeypatch.setenv(ENV_VARIABLE, "fft")
     assert chosen() == "fft"
@@ -104,7 +111,7 @@ def test_an_unknown_name_lists_the_choices(op):
 def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv(ENV_VARIABLE, "fast")
     with pytest.raises(ValueError, match=f"backend 'fast' is not one of .*{ENV_VARIABLE}"):
-        cema(**Case().inputs())
+        cema(**Cema().leaves())
 
 
 @pytest.mark.parametrize("op", sorted(dispatch.BACKENDS))
@@ -159,8 +166,8 @@ def test_too_wide_keys_are_an_error_where_triton_is_asked_for(monkeypatch):
 def test_works_without_triton_and_fairseq():
     code = (
         "import sys; sys.modules |= {'triton': None, 'fairseq': None};"
-        "from megalodon_tasks import cuda_ops; from tests.cuda_ops.cema_cases import Case;"
-        "print(tuple(cuda_ops.cema(**Case().inputs())[0].shape))"
+        "from megalodon_tasks import cuda_ops; from tests.cuda_ops.cases import Cema;"
+        "print(tuple(cuda_ops.cema(**Cema().leaves())[0].shape))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "(2, 70, 3)\n"
+    assert done.stdout == "(2, 21, 3)\n"

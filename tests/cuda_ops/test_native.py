@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import native
-from tests.cuda_ops.cema_cases import Case, outputs_and_gradients
+from tests.cuda_ops.cases import Cema, assert_equal_calls, evaluate
 
 COMPILER = native.why_not(native.CEMA)
 needs_a_compiler = pytest.mark.skipif(COMPILER is not None, reason=str(COMPILER))
@@ -78,47 +78,45 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch):
 
 def test_a_machine_without_a_compiler_still_has_the_op(tmp_path):
     code = (
-        "from megalodon_tasks.cuda_ops import cema; from tests.cuda_ops.cema_cases import Case;"
-        "print(tuple(cema(**Case().inputs())[0].shape))"
+        "from megalodon_tasks.cuda_ops import cema; from tests.cuda_ops.cases import Cema;"
+        "print(tuple(cema(**{n: t.float() for n, t in Cema().leaves().items()})[0].shape))"
     )
     environment = {**os.environ, "PATH": str(tmp_path), "CC": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout == "(2, 70, 3)\n"
+    assert done.stdout == "(2, 21, 3)\n"
 
 
 @needs_a_compiler
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_number_of_threads_changes_nothing_but_the_order_of_sums(bidirectional):
-    inputs = Case(5, 700, 37, 3, bidirectional, with_state=not bidirectional, padded=0.1).inputs()
+    case = Cema(5, 700, "right", not bidirectional, dim=37, bidirectional=bidirectional)
     before = torch.get_num_threads()
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(outputs_and_gradients(inputs, "native", bidirectional))
+        found.append(evaluate(case, "native"))
     torch.set_num_threads(before)
-    assert torch.equal(found[0]["y"], found[1]["y"])
-    assert torch.equal(found[0]["gradient of x"], found[1]["gradient of x"])
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[0][0]["y"], found[1][0]["y"])
+    assert torch.equal(found[0][1]["x"], found[1][1]["x"])
+    assert_equal_calls(*found, 1e-5, 1e-5)
 
 
 @needs_a_compiler
 def test_large_outputs_are_written_around_the_caches(monkeypatch):
-    module = sys.modules["megalodon_tasks.cuda_ops.cema.native"]
-    inputs = Case(2, 300, 32, 4, with_state=True, padded=0.1).inputs()
-    usual = outputs_and_gradients(inputs, "native")
+    module = sys.modules["megalodon_tasks.cuda_ops.complex_ema.native_op"]
+    case = Cema(2, 300, "right", True, dim=32)
+    usual = evaluate(case, "native")
     monkeypatch.setattr(module, "_LARGE", 0)
-    streamed = outputs_and_gradients(inputs, "native")
-    assert all(torch.equal(usual[name], streamed[name]) for name in usual)
+    assert_equal_calls(evaluate(case, "native"), usual, 0.0, 0.0)
 
 
 @needs_a_compiler
 def test_the_structure_of_a_call_is_that_of_the_c_file():
     import re
 
-    from megalodon_tasks.cuda_ops.cema.native import _Call
+    from megalodon_tasks.cuda_ops.complex_ema.native_op import _Call
 
     body = re.search(r"struct call \{(.*?)\n\};", native.CEMA.read_text(), re.DOTALL)[1]
     body = re.sub(r"/\*.*?\*/", "", body)

@@ -24,6 +24,30 @@ def test_feed_forward_residual_is_two_hop():
     assert torch.equal(block(x)[0], x)
 
 
+@pytest.mark.parametrize(
+    ("choice", "activation"),
+    [
+        ({}, lambda x_BLD: F.rms_norm(x_BLD, (8,), eps=1e-5)),
+        ({"cema_activation": "rmsnorm"}, lambda x_BLD: F.rms_norm(x_BLD, (8,), eps=1e-5)),
+        ({"cema_activation": "silu"}, F.silu),
+    ],
+)
+def test_what_follows_cema(choice, activation):
+    """Seen through the skip branch, with the attended values switched off."""
+    layer = make_block(**choice).attention
+    torch.nn.init.zeros_(layer.out_proj.weight)
+    x_BLD = torch.randn(2, 7, 8)
+    averaged_BLD, _ = layer.cema(layer.norm(x_BLD)[0])
+    expected = layer.skip_proj(activation(averaged_BLD))
+    torch.testing.assert_close(layer(x_BLD)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_silu_after_cema_has_no_weight():
+    names = dict(make_block(cema_activation="silu").named_parameters())
+    assert len(dict(make_block().named_parameters())) == len(names) + 1
+    assert not any("cema_norm" in name for name in names)
+
+
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_feed_forward_by_its_definition(swiglu, rescale):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
+from megalodon_tasks.models.heads import PairHead
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
 
 TINY = {
@@ -90,6 +92,19 @@ def test_pairs_take_both_sides_with_lengths_of_their_own():
     assert (scores - model(b, len_b, a, len_a)).abs().max() > 1e-6
     with pytest.raises(ValueError, match="pass inputs2 and lengths2"):
         model(a, len_a)
+
+
+def test_dropout_of_the_pair_head_acts_on_the_joined_vectors_and_the_hidden_layer():
+    """As in the authors' code: ``proj(dropout(gelu(hidden(dropout(joined)))))``."""
+    torch.manual_seed(0)
+    head = PairHead(4, 3, dropout=0.5, init_mode="he").train()
+    a_BD, b_BD = torch.randn(2, 5, 4)
+    torch.manual_seed(1)
+    found = head(a_BD, b_BD)
+    torch.manual_seed(1)
+    joined = F.dropout(torch.cat((a_BD, b_BD, a_BD * b_BD, a_BD - b_BD), -1), 0.5)
+    expected = head.head.proj(F.dropout(F.gelu(head.hidden(joined)), 0.5))
+    torch.testing.assert_close(found, expected)
 
 
 def test_dropout_acts_in_training_only():

@@ -25,6 +25,10 @@ def test_defaults_are_valid():
         ({"drop_path": 1.0}, r"model\.drop_path=1\.0 must be in"),
         ({"norm_eps": 0.0}, r"model\.norm_eps=0\.0 must be greater than 0"),
         ({"init_mode": "ones"}, r"model\.init_mode='ones'.*he"),
+        ({"cema_activation": "relu"}, r"model\.cema_activation='relu'.*rmsnorm.*silu"),
+        ({"cema_init": "s4d"}, r"model\.cema_init='s4d' is unknown.*released"),
+        ({"cema_init": "spread"}, r"model\.cema_memory=None with model\.cema_init=spread"),
+        ({"cema_init": "spread", "cema_memory": 3}, r"model\.cema_memory=3 .*at least 4 steps"),
     ],
 )
 def test_impossible_values_are_named(changes, message):

@@ -157,9 +157,10 @@ def test_training_has_the_parts_that_were_asked_for():
     names = [type(step).__name__ for step in training_transform(AugmentationConfig()).transforms]
     assert names == [
         "RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment", "MaybeToTensor",
-        "Normalize", "RandomErasing",
+        "Normalize", "ClippedErasing",
     ]  # fmt: skip
-    crop, _, augment, _, _, erase = training_transform(AugmentationConfig()).transforms
+    crop, _, augment, _, _, clipped = training_transform(AugmentationConfig()).transforms
+    erase = clipped.erase
     assert (crop.size, crop.scale) == ((224, 224), (0.08, 1.0))
     assert (erase.probability, erase.per_pixel, erase.max_count) == (0.25, True, 1)
     assert {op.magnitude for op in augment.ops} == {9}
@@ -169,6 +170,20 @@ def test_training_has_the_parts_that_were_asked_for():
     assert names == [
         "RandomResizedCropAndInterpolation", "ColorJitter", "MaybeToTensor", "Normalize",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("clip", [2.0, 0.5, None])
+def test_noise_of_random_erasing_is_clipped_and_the_image_is_not(clip):
+    """Mega's fork of timm clips at 2; pixels of a normalised image go up to 2.64."""
+    config = AugmentationConfig(random_erasing=1.0, random_erasing_clip=clip)
+    erase = training_transform(config).transforms[-1]
+    image = torch.full((3, 64, 64), 2.6)
+    with seeded(7):
+        erased = erase(image.clone())
+    noise_of_rectangle = erased[erased != 2.6]
+    assert 0 < len(noise_of_rectangle) < image.numel()
+    largest = noise_of_rectangle.abs().max().item()
+    assert largest == clip if clip is not None else largest > 2.0
 
 
 def test_posterize_at_full_strength_is_black():
@@ -188,7 +203,7 @@ def test_posterize_at_full_strength_is_black():
     [
         ("hflip", 1.5), ("random_erasing", -0.1), ("mix_prob", 2), ("mix_switch_prob", -1),
         ("crop_pct", 0), ("smallest_crop", 1.5), ("mixup", -1), ("cutmix", -1),
-        ("color_jitter", -0.5), ("interpolation", "nearest-ish"),
+        ("color_jitter", -0.5), ("interpolation", "nearest-ish"), ("random_erasing_clip", 0.0),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(field, value):

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq.optim import lr_scheduler
+from fairseq.optim import FairseqOptimizer, lr_scheduler
 from fairseq.tasks import setup_task
 from omegaconf import OmegaConf
-from timm.scheduler import CosineLRScheduler
 
 from megalodon_tasks import timm_model
 from megalodon_tasks.cli.main import main
@@ -19,14 +18,15 @@ from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.recipes.imagenet.task import ImagenetConfig, ImagenetTask
 from tests.recipes.image_files import build_index, write_tree
+from tests.recipes.test_configurations import RECIPES, layers
 from tests.toy_plugin import runs
 
 # 24 images, 4 updates an epoch
 _TRAINING = """
 --task imagenet --arch megalodon_imagenet_tiny --num-layers 2 --model-dim 16 --value-dim 16 --z-dim 8
 --ffn-hidden-dim 24 --cema-ndim 2 --norm-num-groups 2 --image-size 16 --patch-size 8 --drop-path 0.2
---criterion classification --label-smoothing 0.1 --lr-scheduler cosine_cooldown --warmup-updates 2
---spare-vectors --lr 0.01 --max-update 11 --batch-size-valid 4
+--criterion classification --label-smoothing 0.1 --lr-scheduler cosine_by_epoch --warmup-epochs 1
+--cosine-epochs 3 --spare-vectors --lr 0.01 --max-update 11 --batch-size-valid 4
 """
 TRAINING = _TRAINING.split()
 
@@ -198,67 +198,62 @@ def test_the_command_evaluates_a_checkpoint_on_the_validation_images(index, tmp_
         main(["evaluate", str(checkpoint), "--data", str(index), "--cpu", "--ema"])
 
 
-@pytest.mark.parametrize(("warmup", "cosine"), [(4, 20), (0, 30), (4, None)])
-def test_the_learning_rate_is_that_of_timm_per_update(warmup, cosine):
-    model = torch.nn.Linear(2, 2)
-    inner = torch.optim.SGD(model.parameters(), lr=0.5)
-    cfg = OmegaConf.create({
-        "_name": "cosine_cooldown", "warmup_updates": warmup, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
-        "cosine_updates": cosine, "max_update": 30, "lr": [2e-3],
-    })  # fmt: skip
-    optimizer = fake_optimizer(inner)
-    ours = lr_scheduler.build_lr_scheduler(cfg, optimizer)
-    end = cosine or 30
-    reference = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=2e-3)
-    theirs = CosineLRScheduler(
-        reference, end, lr_min=1e-6, warmup_t=warmup, warmup_lr_init=1e-5, t_in_epochs=False
-    )
-    for update in range(36):
-        theirs.step_update(update)
-        found = ours.step_update(update)
-        assert found == pytest.approx(reference.param_groups[0]["lr"], rel=1e-12)
-        if update >= end:
-            assert found == 1e-6
-    assert ours.step_update(2) == pytest.approx(
-        1e-5 + (2e-3 - 1e-5) * 2 / 4
-        if warmup
-        else 1e-6 + (2e-3 - 1e-6) * (1 + math.cos(math.pi * 2 / end)) / 2
-    )
-
-
-def fake_optimizer(inner):
-    from fairseq.optim import FairseqOptimizer
-
+def scheduler(**changes):
+    """The recipe's schedule with ``changes``."""
+    recipe = layers(RECIPES / "imagenet" / "imagenet.yaml")
+    settings = {
+        **recipe.lr_scheduler, "cosine_epochs": None,
+        "max_epoch": recipe.optimization.max_epoch, "lr": recipe.optimization.lr,
+    }  # fmt: skip
     optimizer = FairseqOptimizer(SimpleNamespace())
-    optimizer._optimizer = inner
-    return optimizer
+    optimizer._optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.5)
+    return lr_scheduler.build_lr_scheduler(OmegaConf.create(settings | changes), optimizer)
+
+
+# Computed from Mega's code: 20 epochs of warm-up, then a cosine of 300 epochs that is cut off at 300.
+RATES = {0: 1e-5, 10: 1.005e-3, 20: 2e-3, 100: 1.669e-3, 200: 6.92e-4, 250: 2.577e-4, 299: 2.507e-5}
+
+
+def test_the_learning_rate_of_the_recipe_is_that_of_mega():
+    schedule = scheduler()
+    assert schedule.step_update(0) == RATES[0]
+    for epoch, rate in RATES.items():
+        assert schedule.step_begin_epoch(epoch + 1) == pytest.approx(rate, rel=1e-3)
+        # the same for all updates of an epoch
+        assert schedule.step_update(1251 * epoch + 700) == pytest.approx(rate, rel=1e-3)
+    assert layers(RECIPES / "imagenet" / "imagenet.yaml").optimization.max_epoch == 300
+
+
+def test_a_resumed_run_has_the_rate_of_its_epoch():
+    """Whatever rates the optimizer held when it was saved."""
+    schedule = scheduler(warmup_epochs=2, cosine_epochs=4, max_epoch=6)
+    schedule.optimizer.set_lr(0.123)
+    rates = [schedule.step_begin_epoch(epoch) for epoch in (5, 1, 3, 5)]
+    assert rates == pytest.approx([1.0005e-3, 1e-5, 2e-3, 1.0005e-3])
+
+
+def test_each_epoch_of_a_run_has_one_rate(index, tmp_path):
+    events = runs.train(tmp_path / "run", *TRAINING)
+    rates = [float(events["train", update]["lr"]) for update in (4, 8)]
+    assert rates == pytest.approx([1e-5, 0.01])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warmup_updates": -1}, "warmup_updates=-1 must be at least 0"),
-        ({"max_update": 0}, "set optimization.max_update"),
+        ({"warmup_epochs": -1}, "warmup_epochs=-1 must be at least 0"),
+        ({"max_epoch": 0}, "set optimization.max_epoch"),
+        ({"cosine_epochs": 0}, "set optimization.max_epoch"),
         ({"lr": [0.1, 0.2]}, "takes one rate"),
     ],
 )
 def test_bad_schedules_are_refused(changes, message):
-    cfg = OmegaConf.create({
-        "_name": "cosine_cooldown", "warmup_updates": 0, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
-        "cosine_updates": None, "max_update": 30, "lr": [2e-3], **changes,
-    })  # fmt: skip
-    inner = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.5)
     with pytest.raises(UserError, match=message):
-        lr_scheduler.build_lr_scheduler(cfg, fake_optimizer(inner))
+        scheduler(**changes)
 
 
 def test_a_warm_up_beyond_the_end_is_pointed_out(caplog):
-    cfg = OmegaConf.create({
-        "_name": "cosine_cooldown", "warmup_updates": 30, "warmup_init_lr": 1e-5, "min_lr": 1e-6,
-        "cosine_updates": None, "max_update": 30, "lr": [2e-3],
-    })  # fmt: skip
-    inner = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.5)
-    lr_scheduler.build_lr_scheduler(cfg, fake_optimizer(inner))
+    scheduler(warmup_epochs=30, max_epoch=30)
     assert "never reaches its peak" in caplog.text
 
 

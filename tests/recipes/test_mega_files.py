@@ -278,9 +278,9 @@ def damage(folder, kind):
         return f"{source / 'dict.txt'} has the symbols [MAX: it is the dictionary of ListOps, not"
     if kind == "no text":
         (source / "dict.txt").write_bytes(b"caf\xe9 3\n")
-        return f"{source / 'dict.txt'} is no dictionary of fairseq: 'utf-8' codec can't decode"
+        return f"{source / 'dict.txt'} is not a dictionary of fairseq: 'utf-8' codec can't decode"
     (source / "dict.txt").write_text("d three\n")
-    return f"{source / 'dict.txt'} is no dictionary of fairseq: Incorrect dictionary format"
+    return f"{source / 'dict.txt'} is not a dictionary of fairseq: Incorrect dictionary format"
 
 
 @pytest.mark.parametrize(

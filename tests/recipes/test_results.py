@@ -78,6 +78,56 @@ def test_published_rows_are_of_known_benchmarks_and_have_a_source():
         assert float(row["value"]) > 0 if row["value"] else "chance" in row["note"]
 
 
+# Systems in the tables of arXiv 2404.08801.
+MEGALODON_TABLES = {
+    "4": {"ResNet-152", "ViT-B", "DeiT-B", "Mega", "Megalodon"},
+    "5": {
+        "Compressive Transformer", "Perceiver AR", "Block-Recurrent Transformer", "MEGABYTE",
+        "Megalodon",
+    },
+    "6": {
+        "Transformer", "Reformer", "Linformer", "BigBird", "Luna-256", "S4", "Mega-chunk", "Mega",
+        "Megalodon-chunk", "Megalodon",
+    },
+    "7": {"Transformer", "S4", "Mega", "Mega (big)", "Megalodon"},
+    "8": {"Transformer (adaptive)", "Transformer-XL", "S4", "Mega", "Megalodon"},
+}  # fmt: skip
+
+
+def test_a_row_that_cites_a_table_is_in_it():
+    cited = {number: set() for number in MEGALODON_TABLES}
+    for row in rows_of("published.csv"):
+        paper, _, number = row["source"].rpartition(", table ")
+        if paper == "Megalodon, arXiv 2404.08801":
+            cited[number].add(row["system"])
+    assert cited == MEGALODON_TABLES
+
+
+@pytest.mark.parametrize(
+    ("identity", "system", "field", "value"),
+    [
+        ("imagenet/imagenet", "ViT-B", "params", "86M"),
+        ("lm/enwik8", "Megalodon-chunk", "value", "1.00"),
+        ("lm/enwik8", "Transformer", "value", "1.08"),
+        ("lm/pg19", "Routing Transformer", "source", "Routing Transformer, arXiv 2003.05997"),
+    ],
+)
+def test_published_figures(identity, system, field, value):
+    assert PUBLISHED[identity, system][field] == value
+
+
+def test_enwik8_is_compared_with_the_number_of_the_authors():
+    record = {
+        "benchmark": "lm/enwik8", "metric": "bits_per_byte", "split": "test", "value": 1.1, "n": 1,
+        "loss": 1.1, "best_constant": None, "update": 1, "epoch": 1, "params": 10,
+    }  # fmt: skip
+    lines = results.summary(record, results.published("lm/enwik8"))
+    assert any(line.split()[:2] == ["lm/enwik8", "1.00"] and "slides" in line for line in lines)
+    readme = (RECIPES.parent / "README.md").read_text("utf-8")
+    assert "| `lm/enwik8.sh` | bits per byte | 39,143,936 | 1.00 |" in readme
+    assert layers(RECIPES / "lm" / "enwik8.yaml").optimization.clip_norm == 0.25
+
+
 @pytest.mark.parametrize("identity", RESULTS)
 def test_status_says_whether_there_is_a_result(identity):
     row = RESULTS[identity]

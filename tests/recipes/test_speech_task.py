@@ -18,6 +18,7 @@ from megalodon_tasks.recipes.speech.prepare_speech_commands import Options, prep
 from megalodon_tasks.recipes.speech.task import SpeechCommandsConfig, SpeechCommandsTask
 from tests.recipes.run_scripts import ROOT
 from tests.recipes.speech_files import write_release, write_tensors
+from tests.recipes.test_configurations import layers
 
 SAMPLES = 800
 
@@ -49,7 +50,7 @@ def amplitudes(data, split):
 
 
 def test_samples_have_one_mean_and_one_deviation(data):
-    task = task_of(data)
+    task = task_of(data, normalisation="global")
     assert (task.inputs.kind, task.inputs.num_classes) == ("waveform", 10)
     train, test = amplitudes(data, "train"), amplitudes(data, "test")
     found = inputs_of(task)
@@ -58,11 +59,18 @@ def test_samples_have_one_mean_and_one_deviation(data):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_each_time_step_has_its_own_in_the_form_of_the_literature(data):
-    train, test = amplitudes(data, "train"), amplitudes(data, "test")
+@pytest.mark.parametrize(
+    ("settings", "divisor"),
+    [({}, 1), ({"normalisation": "per_step"}, 1), ({"normalisation": "per_step_twice"}, 32_768)],
+)
+def test_each_time_step_has_its_own_as_published(data, settings, divisor):
+    """By default, and in the recipe."""
+    train, test = (amplitudes(data, split) / divisor for split in ("train", "test"))
     expected = (test - train.mean(0)) / (train.std(0, ddof=1) + 1e-5)
-    found = inputs_of(task_of(data, normalisation="per_step"))
+    found = inputs_of(task_of(data, **settings))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+    recipe = layers(ROOT / "recipes" / "speech" / "sc_raw.yaml")
+    assert recipe.task.normalisation == task_of(data).cfg.normalisation == "per_step"
 
 
 @pytest.mark.parametrize("normalisation", ["global", "per_step"])
@@ -78,8 +86,8 @@ def test_half_the_rate_is_every_second_sample(data, normalisation):
 
 @pytest.mark.parametrize("rate", [8_000, 6_000])
 def test_a_low_pass_filter_may_come_before(data, rate):
-    whole = inputs_of(task_of(data))
-    task = task_of(data, sample_rate=rate, resampling="lowpass")
+    whole = inputs_of(task_of(data, normalisation="global"))
+    task = task_of(data, sample_rate=rate, resampling="lowpass", normalisation="global")
     found = inputs_of(task)
     torch.testing.assert_close(found, resample(whole, 16_000, rate), rtol=1e-4, atol=1e-5)
     assert task.dataset("test").size(0) == found.shape[1] == SAMPLES * rate // 16_000
@@ -92,19 +100,28 @@ def test_odd_numbers_of_steps_are_counted_right(data):
     assert inputs_of(task).shape[1] == task.dataset("test").size(0) == 7
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalisation": "per_step", "sample_rate": 8_000}])
+@pytest.mark.parametrize("settings", [{"normalisation": "global"}, {"sample_rate": 8_000}])
 def test_data_workers_get_paths_and_no_samples(data, settings):
     task = task_of(data, **settings)
-    wanted = inputs_of(task)
+    expected = inputs_of(task)
     sent = pickle.dumps(task.dataset("test"))
     assert len(sent) < 20_000
-    assert torch.equal(pickle.loads(sent)[3]["inputs"], wanted[3])
+    assert torch.equal(pickle.loads(sent)[3]["inputs"], expected[3])
 
 
-def test_tensors_of_mega_are_heard_at_unit_scale(tmp_path):
+@pytest.mark.parametrize("normalisation", ["per_step", "per_step_twice"])
+def test_tensors_of_mega_are_heard_as_they_are(tmp_path, normalisation):
+    """They are what the published numbers stand on."""
     tensors = write_tensors(tmp_path / "raw", scale=0.1)
     prepare(tmp_path, tmp_path / "out", hidden=True)
-    found = inputs_of(task_of(tmp_path / "out"), "train")
+    found = inputs_of(task_of(tmp_path / "out", normalisation=normalisation), "train")
+    assert torch.equal(found, tensors["train_X"][:, 0])
+
+
+def test_tensors_of_mega_may_be_heard_at_unit_scale(tmp_path):
+    tensors = write_tensors(tmp_path / "raw", scale=0.1)
+    prepare(tmp_path, tmp_path / "out", hidden=True)
+    found = inputs_of(task_of(tmp_path / "out", normalisation="global"), "train")
     assert found.std().item() == pytest.approx(1.0, rel=1e-2)
     task = task_of(tmp_path / "out", sample_rate=8_000)
     assert inputs_of(task, "train").shape == (40, tensors["train_X"].shape[2] // 2)
@@ -117,7 +134,10 @@ def test_tensors_of_mega_are_heard_at_unit_scale(tmp_path):
         ({"sample_rate": 32_000}, "task.sample_rate=32000 must be from 1 to 16000"),
         ({"sample_rate": 0}, "task.sample_rate=0 must be from 1 to 16000"),
         ({"resampling": "nearest"}, "task.resampling='nearest' is none of subsample, lowpass"),
-        ({"normalisation": "none"}, "task.normalisation='none' is none of global, per_step"),
+        (
+            {"normalisation": "none"},
+            "task.normalisation='none' is none of per_step, per_step_twice, global",
+        ),
         ({"data": None}, "megalodon prepare speech/sc_raw SOURCE DATA"),
         ({"benchmark": "listops"}, "'listops' is unknown to this task; it has sc_raw"),
     ],

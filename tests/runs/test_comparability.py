@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from omegaconf import OmegaConf
 
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.runs import comparability, results
@@ -78,6 +79,7 @@ def test_settings_without_effect_are_none(override):
         ({"task_overrides": {"sample_rate": 8000}}, "evaluated with task.sample_rate 8000"),
         ({"time_step": 2}, "evaluated at time step 2"),
         ({"evaluation_chunk_size": 64}, "evaluated with chunk size 64, trained with null"),
+        ({"dynamic": {"rate": 0.1}}, "dynamic evaluation"),
         ({"segment_tokens": 1024}, "context cut after 1,024 tokens"),
         ({"update": 0}, "the checkpoint was not trained here"),
         (
@@ -122,8 +124,8 @@ def test_the_effective_batch(dataset, update_freq, task, processes, expected):
     ],
 )
 def test_the_batch_of_a_training_is_that_of_its_record(tmp_path, recorded, expected):
-    config = config_of("lra/listops").copy()
-    config.task.pop("effective_batch", None)
+    sections = {"common": {}, "dataset": {"batch_size": 64}, "optimization": {}, "task": {}}
+    config = OmegaConf.create(sections)
     append(tmp_path / METRICS, start(**recorded))
     found = comparability.describe_training(tmp_path, config)
     assert found["batch"] == expected

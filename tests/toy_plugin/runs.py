@@ -14,10 +14,11 @@ from fairseq_cli import train as fairseq_train
 _SETTINGS = """
 . --task toy --arch toy --criterion toy --batch-size 6 --required-batch-size-multiple 1
 --num-workers 0 --cpu --seed 3 --optimizer adamw_groups --weight-decay 0.1 --lr 0.05 --clip-norm 1.0
---lr-scheduler linear_decay --warmup-updates 3 --max-update 20 --log-format json --log-interval 5
+--max-update 20 --log-format json --log-interval 5
 --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric --keep-last-epochs 2
 """
-SETTINGS = _SETTINGS.split()
+SCHEDULE = ["--lr-scheduler", "linear_decay", "--warmup-updates", "3"]
+SETTINGS = [*_SETTINGS.split(), *SCHEDULE]
 # the same settings for hydra
 YAML = """
 task: {_name: toy}
@@ -63,7 +64,8 @@ def train(save_dir: Path, *arguments: str, events: Events | None = None) -> Even
     argv, sys.argv = sys.argv, ["fairseq-train"]  # fairseq looks at it for plasma
     try:
         parser = options.get_training_parser()
-        line = [*SETTINGS, "--save-dir", str(save_dir), *arguments]
+        settings = SETTINGS[: -len(SCHEDULE)] if "--lr-scheduler" in arguments else SETTINGS
+        line = [*settings, "--save-dir", str(save_dir), *arguments]
         parsed = options.parse_args_and_arch(parser, input_args=line)
         fairseq_train.main(convert_namespace_to_omegaconf(parsed))
     finally:

@@ -1,0 +1,638 @@
+/* CEMA on a CPU: the products over blocks of README.md, without a change of layout.
+ *
+ * A lane of a vector is a channel, so that x (batch, length, dim) is read and written as it lies in
+ * memory.  A tile of LANES channels keeps its matrices in the second cache; ROWS blocks of STEPS steps,
+ * a group, are worked on together, so that a number of a matrix that was loaded is used ROWS times:
+ *
+ *     sums   = inputs x write                      (6) of README.md
+ *     states = what the blocks before leave        in turn, double precision from group to group
+ *     y      = [states | inputs] x matrix          (5)
+ *
+ * B batch, L length, D dim, N order, c = STEPS, K = 2N columns of the states, rounded up to a multiple
+ * of TILE; real and imaginary parts in turn.  One call does one direction: its blocks are taken from the
+ * first to the last with lags >= 0, or, `reverse`, from the last to the first with lags < 0.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define STEPS 16
+#define ROWS 16
+#define TILE 4
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef double wide __attribute__((vector_size(8 * LANES)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define WIDE(v) __builtin_convertvector(v, wide)
+#define NARROW(v) __builtin_convertvector(v, vec)
+
+/* Outputs are set, added to, or, where they are far larger than the caches, set around them. */
+enum storing { SET, ADD, STREAM };
+
+/* What Python passes; where it says so a pointer may be NULL. */
+struct call {
+    int64_t batch, length, dim, order;
+    int64_t reverse;         /* the direction */
+    int64_t storing;         /* how outputs are stored, see above */
+    int64_t splits;          /* parts of the batch that are worked on at once */
+    int64_t threads;
+    const double *p, *log_radius, *angle, *eta_re, *eta_im; /* (D, N) */
+    const double *omega;     /* (D), or NULL for zeros */
+    const uint8_t *padding;  /* (B, L), or NULL */
+    const float *x;          /* (B, L, D); backward: NULL if no coefficient wants a gradient */
+    float *y;                /* (B, L, D) */
+    const double *state;     /* (B, D, N, 2) before the first step, or NULL for zeros */
+    double *last_state;      /* (B, D, N, 2) after the last step, or NULL */
+    float *kept;             /* (B, groups, tiles, 2N, LANES) states before each group, or NULL */
+    /* Backward only. */
+    const float *grad_y;     /* (B, L, D) */
+    const double *grad_last; /* (B, D, N, 2), or NULL for zeros */
+    float *grad_x;           /* (B, L, D), or NULL */
+    double *grad_state;      /* (B, D, N, 2), or NULL */
+    double *grad_coefficients; /* (splits, 5, D, N): p, log_radius, angle, eta_re, eta_im */
+    double *grad_omega;      /* (splits, D) */
+};
+
+static void stream(float *to, vec value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, (__m256)value);
+#else
+    *(vec *)to = value;
+#endif
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Steps of the last block. */
+static int64_t steps_left(const struct call *call) { return (call->length - 1) % STEPS + 1; }
+
+typedef double pair[2]; /* a complex number */
+
+static void multiply_pair(const pair a, const pair b, pair result) {
+    const double re = a[0] * b[0] - a[1] * b[1];
+    result[1] = a[0] * b[1] + a[1] * b[0];
+    result[0] = re;
+}
+
+/* The coefficients of one component of a channel. */
+struct component {
+    double p;
+    pair eta, powers[STEPS + 1]; /* q to the power of 0 .. c */
+};
+
+static struct component component_of(const struct call *call, int64_t channel, int64_t n) {
+    const int64_t at = channel * call->order + n;
+    const double radius = exp(call->log_radius[at]);
+    const pair q = {radius * cos(call->angle[at]), radius * sin(call->angle[at])};
+    struct component c = {.p = call->p[at], .eta = {call->eta_re[at], call->eta_im[at]}};
+    c.powers[0][0] = 1;
+    for (int64_t t = 0; t < STEPS; t++) multiply_pair(c.powers[t], q, c.powers[t + 1]);
+    return c;
+}
+
+/* Exponents of q: from step t of a block to the states after it, and from those before to step t. */
+static int64_t write_power(int reverse, int64_t t) { return reverse ? t : STEPS - 1 - t; }
+static int64_t read_power(int reverse, int64_t t) { return reverse ? STEPS - 1 - t : t + 1; }
+/* The lag with k_m of (3), or of (4), in it. */
+static int64_t lag_of(int reverse, int64_t m) { return reverse ? -1 - m : m; }
+
+/* One direction of the map, or its adjoint, for the channels of a tile. */
+struct matrices {
+    int64_t states;    /* K */
+    int reverse;       /* the order of its blocks */
+    vec *write;        /* [K / TILE][c][TILE] */
+    vec *matrix;       /* [c / TILE][K + c][TILE] */
+    wide *decay;       /* [N][2], of a block */
+    wide *group_decay; /* [N][2], of a full group */
+    wide *last_decay;  /* [N][2], of the last block */
+};
+
+static void put(wide *target, int64_t n, int64_t lane, const pair value, int adjoint) {
+    target[2 * n][lane] = value[0];
+    target[2 * n + 1][lane] = adjoint ? -value[1] : value[1];
+}
+
+static void fill_lane(const struct matrices *m, const struct call *call, int64_t lane, int64_t channel,
+                      int adjoint) {
+    const int64_t columns = m->states + STEPS;
+    const int reverse = call->reverse;
+    double kernel[2 * STEPS - 1] = {0};
+    for (int64_t n = 0; n < call->order; n++) {
+        const struct component c = component_of(call, channel, n);
+        pair group = {c.powers[STEPS][0], c.powers[STEPS][1]};
+        for (int64_t rows = 1; rows < ROWS; rows *= 2) multiply_pair(group, group, group);
+        put(m->decay, n, lane, c.powers[STEPS], adjoint);
+        put(m->group_decay, n, lane, group, adjoint);
+        put(m->last_decay, n, lane, c.powers[steps_left(call)], adjoint);
+        for (int64_t t = 0; t < STEPS; t++) {
+            const double *write = c.powers[write_power(reverse, t)];
+            pair read, both;
+            multiply_pair(c.eta, c.powers[read_power(reverse, t)], read);
+            multiply_pair(c.eta, c.powers[t], both);
+            if (lag_of(reverse, t) > -STEPS) kernel[STEPS - 1 + lag_of(reverse, t)] += c.p * both[0];
+            /* The minus stands for that of the product of two imaginary parts. */
+            const double to[2] = {c.p * write[0], c.p * write[1]}, from[2] = {read[0], -read[1]};
+            for (int64_t k = 2 * n; k < 2 * n + 2; k++) {
+                vec *in = m->write + (k / TILE * STEPS + t) * TILE + k % TILE;
+                vec *out = m->matrix + (t / TILE * columns + k) * TILE + t % TILE;
+                (*in)[lane] = adjoint ? from[k % 2] : to[k % 2];
+                (*out)[lane] = adjoint ? to[k % 2] : from[k % 2];
+            }
+        }
+    }
+    if (call->omega) kernel[STEPS - 1] += call->omega[channel];
+    for (int64_t i = 0; i < STEPS; i++)
+        for (int64_t j = 0; j < STEPS; j++)
+            m->matrix[(j / TILE * columns + m->states + i) * TILE + j % TILE][lane] =
+                kernel[STEPS - 1 + (adjoint ? i - j : j - i)];
+}
+
+static void fill_matrices(struct matrices *m, const struct call *call, int64_t channel, int adjoint) {
+    m->reverse = adjoint ? !call->reverse : call->reverse;
+    for (int64_t lane = 0; lane < least(LANES, call->dim - channel); lane++)
+        fill_lane(m, call, lane, channel + lane, adjoint);
+}
+
+/* Four rows of `left` times TILE columns: out = sum over [0, states) and [first, last) of the inner
+ * index. */
+static void multiply(const vec *left, int64_t pitch, const vec *table, int64_t states, int64_t first,
+                     int64_t last, vec *out, int64_t out_pitch) {
+    vec sums[4][TILE] = {{{0}}};
+    for (int part = 0; part < 2; part++) {
+        const int64_t begin = part ? first : 0, end = part ? last : states;
+        for (int64_t i = begin; i < end; i++) {
+            const vec *t = table + i * TILE;
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) {
+                const vec l = left[r * pitch + i];
+#pragma GCC unroll 4
+                for (int j = 0; j < TILE; j++) sums[r][j] += l * t[j];
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) out[r * out_pitch + j] = sums[r][j];
+}
+
+/* out[i][j] += sum over rows of left[row][i] * right[row][j], for TILE x TILE of them. */
+static void add_outer(const vec *left, const vec *right, int64_t pitch, int64_t rows, vec *out,
+                      int64_t out_pitch) {
+    vec sums[TILE][TILE] = {{{0}}};
+    for (int64_t row = 0; row < rows; row++) {
+        const vec *l = left + row * pitch, *r = right + row * pitch;
+#pragma GCC unroll 4
+        for (int i = 0; i < TILE; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; j++) sums[i][j] += l[i] * r[j];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < TILE; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) out[i * out_pitch + j] += sums[i][j];
+}
+
+/* Where the steps of a group lie. */
+struct place {
+    int64_t start, steps, lanes, dim;
+    const uint8_t *padding; /* of the sequence, or NULL */
+};
+
+/* Steps -> the columns after the states of each row; zeros at padding and after the end. */
+static void load(const float *source, const struct place *at, int64_t rows, vec *buffer, int64_t K) {
+    const float *from = source + at->start * at->dim;
+    for (int64_t row = 0; row < rows; row++) {
+        vec *to = buffer + row * (K + STEPS) + K;
+        const int64_t steps = least(STEPS, at->steps - row * STEPS);
+        if (steps == STEPS && at->lanes == LANES) {
+            for (int64_t t = 0; t < STEPS; t++, from += at->dim) to[t] = *(const unaligned *)from;
+        } else {
+            memset(to, 0, STEPS * sizeof(vec));
+            for (int64_t t = 0; t < steps; t++, from += at->dim)
+                memcpy(to + t, from, at->lanes * sizeof(float));
+        }
+        if (!at->padding) continue;
+        for (int64_t t = 0; t < steps; t++)
+            if (at->padding[at->start + row * STEPS + t]) to[t] = (vec){0};
+    }
+}
+
+static void store(const vec *rows, const struct place *at, float *target, int64_t storing) {
+    for (int64_t t = 0; t < at->steps; t++) {
+        float *to = target + (at->start + t) * at->dim;
+        vec value = rows[t];
+        if (at->padding && at->padding[at->start + t]) value = (vec){0};
+        if (at->lanes < LANES) {
+            for (int64_t lane = 0; lane < at->lanes; lane++)
+                to[lane] = storing == ADD ? to[lane] + value[lane] : value[lane];
+        } else if (storing == ADD) {
+            *(unaligned *)to += value;
+        } else if (storing == STREAM && (uintptr_t)to % sizeof(vec) == 0) {
+            stream(to, value);
+        } else {
+            *(unaligned *)to = value;
+        }
+    }
+}
+
+/* What stands at `source` + `offset`, or zeros for no source. */
+static void load_state(const double *source, int64_t offset, int64_t order, int64_t lanes, wide *state) {
+    memset(state, 0, 2 * order * sizeof(wide));
+    if (!source) return;
+    for (int64_t k = 0; k < 2 * order; k++)
+        for (int64_t lane = 0; lane < lanes; lane++)
+            state[k][lane] = source[offset + lane * 2 * order + k];
+}
+
+/* What the inputs of each row add to the states: sums[row][K]. */
+static void sum_inputs(const struct matrices *m, const vec *buffer, int64_t rows, vec *sums) {
+    const int64_t K = m->states, pitch = K + STEPS;
+    for (int64_t k = 0; k < K; k += TILE)
+        for (int64_t row = 0; row < rows; row += 4)
+            multiply(buffer + row * pitch + K, pitch, m->write + k * STEPS, 0, 0, STEPS,
+                     sums + row * K + k, K);
+}
+
+/* Write to each row the state before it, and move `state` after them all.
+ *
+ * Within a group sums are of single precision.  What goes from group to group is double, so that no
+ * error of the decay grows along the sequence. */
+static void pass_rows(const struct matrices *m, int64_t order, const vec *sums, int64_t rows, wide *state,
+                      vec *buffer) {
+    const int64_t K = m->states, pitch = K + STEPS;
+    const int64_t first = m->reverse ? rows - 1 : 0, next = m->reverse ? -1 : 1;
+    for (int64_t n = 0; n < order; n++) {
+        const wide q_re = m->decay[2 * n], q_im = m->decay[2 * n + 1];
+        const vec d_re = NARROW(q_re), d_im = NARROW(q_im);
+        wide passed_re = state[2 * n], passed_im = state[2 * n + 1];
+        vec re = NARROW(passed_re), im = NARROW(passed_im), added_re = {0}, added_im = {0};
+        for (int64_t i = 0; i < rows; i++) {
+            const vec *sum = sums + (first + i * next) * K + 2 * n;
+            vec *row = buffer + (first + i * next) * pitch + 2 * n;
+            row[0] = re;
+            row[1] = im;
+            const vec re_behind = sum[0] + d_re * re - d_im * im;
+            im = sum[1] + d_re * im + d_im * re;
+            re = re_behind;
+            const vec added = sum[0] + d_re * added_re - d_im * added_im;
+            added_im = sum[1] + d_re * added_im + d_im * added_re;
+            added_re = added;
+        }
+        if (rows == ROWS) {
+            const wide p_re = m->group_decay[2 * n], p_im = m->group_decay[2 * n + 1];
+            state[2 * n] = p_re * passed_re - p_im * passed_im + WIDE(added_re);
+            state[2 * n + 1] = p_re * passed_im + p_im * passed_re + WIDE(added_im);
+        } else {
+            for (int64_t i = 0; i < rows; i++) {
+                const wide passed = q_re * passed_re - q_im * passed_im;
+                passed_im = q_re * passed_im + q_im * passed_re;
+                passed_re = passed;
+            }
+            state[2 * n] = passed_re + WIDE(added_re);
+            state[2 * n + 1] = passed_im + WIDE(added_im);
+        }
+    }
+}
+
+static void outputs(const struct matrices *m, const vec *buffer, int64_t rows, vec *out) {
+    const int64_t K = m->states, pitch = K + STEPS;
+    for (int64_t j = 0; j < STEPS; j += TILE)
+        for (int64_t row = 0; row < rows; row += 4)
+            multiply(buffer + row * pitch, pitch, m->matrix + j * pitch, K, K + (m->reverse ? j : 0),
+                     K + (m->reverse ? STEPS : j + TILE), out + row * STEPS + j, STEPS);
+}
+
+static void *allocate(int64_t vectors) {
+    void *memory = aligned_alloc(2 * sizeof(vec), divided(vectors, 2) * 2 * sizeof(vec));
+    if (memory) memset(memory, 0, vectors * sizeof(vec));
+    return memory;
+}
+
+/* Hands out parts of one piece of memory, in vectors. */
+static vec *part(vec **memory, int64_t vectors) {
+    vec *result = *memory;
+    *memory += vectors;
+    return result;
+}
+
+#define MATRICES(K) (6 * (K) + (K)*STEPS + ((K) + STEPS) * STEPS)
+
+static struct matrices room_for_matrices(vec **memory, int64_t K) {
+    struct matrices m = {.states = K};
+    m.decay = (wide *)part(memory, 2 * K);
+    m.group_decay = (wide *)part(memory, 2 * K);
+    m.last_decay = (wide *)part(memory, 2 * K);
+    m.write = part(memory, K * STEPS);
+    m.matrix = part(memory, (K + STEPS) * STEPS);
+    return m;
+}
+
+static struct place place_of(const struct call *call, int64_t b, int64_t channel, int64_t group) {
+    struct place at = {.start = group * ROWS * STEPS, .dim = call->dim};
+    at.steps = least(ROWS * STEPS, call->length - at.start);
+    at.lanes = least(LANES, call->dim - channel);
+    at.padding = call->padding ? call->padding + b * call->length : NULL;
+    return at;
+}
+
+/* The rows of a buffer that are worked on, fours. */
+static int64_t rows_of(const struct place *at) { return divided(divided(at->steps, STEPS), 4) * 4; }
+
+static int64_t begin_of(const struct call *call, int64_t split) {
+    return call->batch * split / call->splits;
+}
+
+/* A number of a matrix that writes steps into states; in the last block for the step after it. */
+static const vec *last_write(const struct matrices *m, const struct call *call, int64_t t, int64_t k) {
+    t += STEPS - steps_left(call);
+    return m->write + (k / TILE * STEPS + t) * TILE + k % TILE;
+}
+
+/* (6) for the steps that the last block has; only forward in time. */
+static void store_last_state(const struct matrices *m, const struct call *call, const vec *row,
+                             int64_t numbers, int64_t lanes) {
+    for (int64_t n = 0; n < call->order; n++) {
+        const wide q_re = m->last_decay[2 * n], q_im = m->last_decay[2 * n + 1];
+        const wide re = WIDE(row[2 * n]), im = WIDE(row[2 * n + 1]);
+        vec written[2] = {{0}, {0}};
+        for (int64_t t = 0; t < steps_left(call); t++)
+            for (int64_t k = 0; k < 2; k++)
+                written[k] += row[m->states + t] * *last_write(m, call, t, 2 * n + k);
+        const wide state[2] = {q_re * re - q_im * im + WIDE(written[0]),
+                               q_re * im + q_im * re + WIDE(written[1])};
+        for (int64_t lane = 0; lane < lanes; lane++)
+            for (int64_t k = 0; k < 2; k++)
+                call->last_state[numbers + (lane * call->order + n) * 2 + k] = state[k][lane];
+    }
+}
+
+static int forward_job(const struct call *call, int64_t tile, int64_t split) {
+    const int64_t N = call->order, K = divided(2 * N, TILE) * TILE, channel = tile * LANES;
+    const int64_t tiles = divided(call->dim, LANES), blocks = divided(call->length, STEPS);
+    const int64_t groups = divided(blocks, ROWS), pitch = K + STEPS;
+    vec *memory = allocate(MATRICES(K) + 2 * K + ROWS * (pitch + K + STEPS)), *rest = memory;
+    if (!memory) return 1;
+    struct matrices m = room_for_matrices(&rest, K);
+    wide *state = (wide *)part(&rest, 2 * K);
+    vec *buffer = part(&rest, ROWS * pitch), *sums = part(&rest, ROWS * K);
+    vec *out = part(&rest, ROWS * STEPS);
+    fill_matrices(&m, call, channel, 0);
+    for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
+        const int64_t offset = b * call->length * call->dim + channel;
+        const int64_t numbers = (b * call->dim + channel) * N * 2;
+        load_state(call->state, numbers, N, least(LANES, call->dim - channel), state);
+        for (int64_t step = 0; step < groups; step++) {
+            const int64_t group = m.reverse ? groups - 1 - step : step;
+            const struct place at = place_of(call, b, channel, group);
+            const int64_t rows = rows_of(&at), used = divided(at.steps, STEPS);
+            load(call->x + offset, &at, rows, buffer, K);
+            sum_inputs(&m, buffer, rows, sums);
+            if (call->kept) {
+                vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
+                for (int64_t k = 0; k < 2 * N; k++) *(unaligned *)(kept + k) = NARROW(state[k]);
+            }
+            pass_rows(&m, N, sums, used, state, buffer);
+            if (call->last_state && group == groups - 1)
+                store_last_state(&m, call, buffer + (used - 1) * pitch, numbers, at.lanes);
+            outputs(&m, buffer, rows, out);
+            store(out, &at, call->y + offset, call->storing);
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+/* Sums over all rows for the gradients of the matrices. */
+struct sums {
+    vec *by_read;                    /* [K + c][c] */
+    vec *by_write;                   /* [c][K] */
+    wide *by_decay, *by_last_decay;  /* [N][2] */
+};
+
+#define SUMS(K) (4 * (K) + ((K) + STEPS) * STEPS + (K)*STEPS)
+
+static struct sums room_for_sums(vec **memory, int64_t K) {
+    struct sums sums = {.by_decay = (wide *)part(memory, 2 * K)};
+    sums.by_last_decay = (wide *)part(memory, 2 * K);
+    sums.by_read = part(memory, (K + STEPS) * STEPS);
+    sums.by_write = part(memory, K * STEPS);
+    return sums;
+}
+
+/* Gradients of a component: `grad` is that of `factor` q^exponent, which gives that of the factor, and
+ * of log q by (10). */
+static void add_power(const pair grad, const pair factor, const pair power, int64_t exponent,
+                      pair of_factor, pair of_log) {
+    const pair conjugate = {power[0], -power[1]};
+    pair by_factor, by_log;
+    multiply_pair(conjugate, grad, by_factor);
+    multiply_pair((const pair){factor[0], -factor[1]}, by_factor, by_log);
+    for (int k = 0; k < 2; k++) {
+        of_factor[k] += by_factor[k];
+        of_log[k] += exponent * by_log[k];
+    }
+}
+
+/* From the sums to the gradients of the coefficients of one component. */
+static void finish_component(const struct call *call, const struct sums *sums, int64_t K,
+                             const double *kernel, int64_t lane, int64_t channel, int64_t n,
+                             double gradients[5]) {
+    const struct component c = component_of(call, channel, n);
+    const pair p = {c.p, 0}, both = {c.p * c.eta[0], c.p * c.eta[1]}, one = {1, 0};
+    pair of_p = {0}, of_eta = {0}, of_both = {0}, of_log = {0}, unused = {0};
+    for (int64_t t = 0; t < STEPS; t++) {
+        const vec *write = sums->by_write + t * K + 2 * n;
+        const vec *read_re = sums->by_read + 2 * n * STEPS + t, *read_im = read_re + STEPS;
+        const int64_t writing = write_power(call->reverse, t), reading = read_power(call->reverse, t);
+        const int64_t lag = lag_of(call->reverse, t);
+        add_power((pair){write[0][lane], write[1][lane]}, p, c.powers[writing], writing, of_p, of_log);
+        add_power((pair){(*read_re)[lane], -(*read_im)[lane]}, c.eta, c.powers[reading], reading, of_eta,
+                  of_log);
+        if (lag > -STEPS)
+            add_power((pair){kernel[STEPS - 1 + lag], 0}, both, c.powers[t], t, of_both, of_log);
+    }
+    const int64_t left = steps_left(call);
+    add_power((pair){sums->by_decay[2 * n][lane], sums->by_decay[2 * n + 1][lane]}, one, c.powers[STEPS],
+              STEPS, unused, of_log);
+    add_power((pair){sums->by_last_decay[2 * n][lane], sums->by_last_decay[2 * n + 1][lane]}, one,
+              c.powers[left], left, unused, of_log);
+    gradients[0] = of_p[0] + c.eta[0] * of_both[0] + c.eta[1] * of_both[1];
+    gradients[1] = of_log[0];
+    gradients[2] = of_log[1];
+    gradients[3] = of_eta[0] + c.p * of_both[0];
+    gradients[4] = of_eta[1] + c.p * of_both[1];
+}
+
+static void finish(const struct call *call, const struct sums *sums, int64_t K, int64_t channel,
+                   int64_t split) {
+    const int64_t N = call->order, D = call->dim;
+    for (int64_t lane = 0; lane < least(LANES, D - channel); lane++) {
+        double kernel[2 * STEPS - 1] = {0};
+        for (int64_t i = 0; i < STEPS; i++)
+            for (int64_t j = 0; j < STEPS; j++)
+                kernel[STEPS - 1 + j - i] += sums->by_read[(K + i) * STEPS + j][lane];
+        call->grad_omega[split * D + channel + lane] = kernel[STEPS - 1];
+        for (int64_t n = 0; n < N; n++) {
+            double gradients[5];
+            finish_component(call, sums, K, kernel, lane, channel + lane, n, gradients);
+            for (int64_t i = 0; i < 5; i++)
+                call->grad_coefficients[((split * 5 + i) * D + channel + lane) * N + n] = gradients[i];
+        }
+    }
+}
+
+/* (8) and (9) of README.md: the sums over the rows for the gradients of the matrices. */
+static void add_moments(const struct sums *t, int reverse, const vec *x_rows, const vec *g_rows,
+                        int64_t rows, int64_t K, int64_t N) {
+    const int64_t pitch = K + STEPS;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t n = 0; n < N; n++) {
+            const vec *s = x_rows + row * pitch + 2 * n, *r = g_rows + row * pitch + 2 * n;
+            t->by_decay[2 * n] += WIDE(s[0] * r[0] + s[1] * r[1]);
+            t->by_decay[2 * n + 1] += WIDE(s[0] * r[1] - s[1] * r[0]);
+        }
+    for (int64_t j = 0; j < STEPS; j += TILE) {
+        const vec *g = g_rows + K + j;
+        for (int64_t k = 0; k < K; k += TILE) {
+            add_outer(x_rows + k, g, pitch, rows, t->by_read + k * STEPS + j, STEPS);
+            add_outer(x_rows + K + j, g_rows + k, pitch, rows, t->by_write + j * K + k, K);
+        }
+        const int64_t begin = reverse ? j : 0, end = reverse ? STEPS : j + TILE;
+        for (int64_t i = begin; i < end; i += TILE)
+            add_outer(x_rows + K + i, g, pitch, rows, t->by_read + (K + i) * STEPS + j, STEPS);
+    }
+}
+
+/* The gradient W of the state after the last step, as it reaches what store_last_state started from:
+ * the states before the last block, its steps, and for the coefficients the sums. */
+static void add_last_decay(const struct matrices *adjoint, int64_t order, const vec *W, vec *sums) {
+    for (int64_t n = 0; n < order; n++) {
+        const vec q_re = NARROW(adjoint->last_decay[2 * n]), q_im = NARROW(adjoint->last_decay[2 * n + 1]);
+        sums[2 * n] += q_re * W[2 * n] - q_im * W[2 * n + 1];
+        sums[2 * n + 1] += q_re * W[2 * n + 1] + q_im * W[2 * n];
+    }
+}
+
+static void add_last_outputs(const struct matrices *m, const struct call *call, const vec *W, vec *out) {
+    for (int64_t t = 0; t < steps_left(call); t++)
+        for (int64_t k = 0; k < 2 * call->order; k++) out[t] += W[k] * *last_write(m, call, t, k);
+}
+
+static void add_last_moments(const struct sums *sums, const struct call *call, int64_t K, const vec *row,
+                             const vec *W) {
+    const int64_t steps = steps_left(call);
+    for (int64_t t = 0; t < steps; t++)
+        for (int64_t k = 0; k < 2 * call->order; k++)
+            sums->by_write[(STEPS - steps + t) * K + k] += row[K + t] * W[k];
+    for (int64_t n = 0; n < call->order; n++) {
+        const vec *s = row + 2 * n, *w = W + 2 * n;
+        sums->by_last_decay[2 * n] += WIDE(s[0] * w[0] + s[1] * w[1]);
+        sums->by_last_decay[2 * n + 1] += WIDE(s[0] * w[1] - s[1] * w[0]);
+    }
+}
+
+static int backward_job(const struct call *call, int64_t tile, int64_t split) {
+    const int64_t N = call->order, K = divided(2 * N, TILE) * TILE, channel = tile * LANES;
+    const int64_t tiles = divided(call->dim, LANES), blocks = divided(call->length, STEPS);
+    const int64_t groups = divided(blocks, ROWS), pitch = K + STEPS;
+    const int64_t lanes = least(LANES, call->dim - channel);
+    vec *memory = allocate(2 * MATRICES(K) + SUMS(K) + 5 * K + ROWS * (2 * pitch + K + STEPS));
+    vec *rest = memory;
+    if (!memory) return 1;
+    struct matrices m = room_for_matrices(&rest, K), adjoint = room_for_matrices(&rest, K);
+    struct sums total = room_for_sums(&rest, K);
+    wide *state = (wide *)part(&rest, 2 * K), *grad = (wide *)part(&rest, 2 * K);
+    vec *x_rows = part(&rest, ROWS * pitch), *g_rows = part(&rest, ROWS * pitch);
+    vec *sums = part(&rest, ROWS * K), *out = part(&rest, ROWS * STEPS), *grad_last = part(&rest, K);
+    fill_matrices(&m, call, channel, 0);
+    fill_matrices(&adjoint, call, channel, 1);
+    for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
+        const int64_t offset = b * call->length * call->dim + channel;
+        const int64_t numbers = (b * call->dim + channel) * N * 2;
+        memset(grad, 0, 2 * K * sizeof(vec));
+        for (int64_t k = 0; k < 2 * N && call->grad_last; k++)
+            for (int64_t lane = 0; lane < lanes; lane++)
+                grad_last[k][lane] = call->grad_last[numbers + lane * 2 * N + k];
+        for (int64_t step = 0; step < groups; step++) {
+            const int64_t group = adjoint.reverse ? groups - 1 - step : step;
+            const struct place at = place_of(call, b, channel, group);
+            const int64_t rows = rows_of(&at), used = divided(at.steps, STEPS);
+            load(call->grad_y + offset, &at, rows, g_rows, K);
+            sum_inputs(&adjoint, g_rows, rows, sums);
+            const int takes_last = call->grad_last && group == groups - 1;
+            if (takes_last) add_last_decay(&adjoint, N, grad_last, sums + (used - 1) * K);
+            pass_rows(&adjoint, N, sums, used, grad, g_rows);
+            if (call->grad_x) {
+                outputs(&adjoint, g_rows, rows, out);
+                if (takes_last) add_last_outputs(&m, call, grad_last, out + (used - 1) * STEPS);
+                store(out, &at, call->grad_x + offset, call->storing);
+            }
+            if (!call->x) continue;
+            const vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
+            for (int64_t k = 0; k < 2 * N; k++) state[k] = WIDE(*(const unaligned *)(kept + k));
+            load(call->x + offset, &at, rows, x_rows, K);
+            sum_inputs(&m, x_rows, rows, sums);
+            pass_rows(&m, N, sums, used, state, x_rows);
+            add_moments(&total, m.reverse, x_rows, g_rows, used, K, N);
+            if (takes_last) add_last_moments(&total, call, K, x_rows + (used - 1) * pitch, grad_last);
+        }
+        if (call->grad_state)
+            for (int64_t k = 0; k < 2 * N; k++)
+                for (int64_t lane = 0; lane < lanes; lane++)
+                    call->grad_state[numbers + lane * 2 * N + k] = grad[k][lane];
+    }
+    if (call->x) finish(call, &total, K, channel, split);
+    free(memory);
+    return 0;
+}
+
+typedef int job(const struct call *call, int64_t tile, int64_t split);
+
+/* Ask for large pages: to touch new memory in pages of 4 KiB costs as much as the products. */
+static void ask_for_large_pages(const struct call *call, float *output) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 1 << 21, begin = ((uintptr_t)output + page - 1) / page * page;
+    const uintptr_t end = (uintptr_t)(output + call->batch * call->length * call->dim) / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)call, (void)output;
+#endif
+}
+
+static int run(const struct call *call, job *work) {
+    const int64_t jobs = divided(call->dim, LANES) * call->splits;
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(call->threads) reduction(|| : failed)
+    for (int64_t index = 0; index < jobs; index++)
+        failed = failed || work(call, index / call->splits, index % call->splits);
+    return failed;
+}
+
+int cema_lanes(void) { return LANES; }
+int cema_forward(const struct call *call) {
+    if (call->storing == STREAM) ask_for_large_pages(call, call->y);
+    return run(call, forward_job);
+}
+
+int cema_backward(const struct call *call) {
+    if (call->storing == STREAM && call->grad_x) ask_for_large_pages(call, call->grad_x);
+    return run(call, backward_job);
+}

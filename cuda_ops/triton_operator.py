@@ -1,0 +1,132 @@
+"""Differentiable operators of ``torch.library``, each described once by the tuple of its arguments.
+
+The schemas of an operator and of its backward operator, what is saved between them and which gradients
+are returned all follow from two NamedTuples: one of the arguments, one of the results.
+``torch.compile`` sees opaque operators ``megalodon_tasks::<name>`` and takes them without a graph break.
+"""
+
+import functools
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+from megalodon_tasks.cuda_ops.triton_helpers import empty_like
+
+_SCHEMA_TYPES = {
+    torch.Tensor: "Tensor",
+    torch.Tensor | None: "Tensor?",
+    int: "SymInt",
+    bool: "bool",
+    float: "float",
+}
+
+
+@dataclass(frozen=True)
+class DifferentiableOperator:
+    """Definition of the operators ``name`` and ``name_backward``.
+
+    name: name in the namespace ``megalodon_tasks``.
+    arguments: NamedTuple of tensors, tensors or None, and last of numbers.
+    results: NamedTuple of tensors.
+    forward: called with ``arguments``, returns ``results``.
+    fake: the same on tensors without data.
+    backward: called with ``arguments``, the list of gradients of the results ``differentiable`` (None
+        where nothing depends on one) and the list of results ``saved``; returns the gradients of the
+        arguments ``gradients``, each None where the argument is None.
+    differentiable: names of the results that have a gradient.
+    saved: names of the results that the backward pass needs.
+    gradients: names of the arguments that get a gradient.
+    """
+
+    name: str
+    arguments: type[tuple]
+    results: type[tuple]
+    forward: Callable[..., tuple]
+    fake: Callable[..., tuple]
+    backward: Callable[..., typing.Sequence[torch.Tensor | None]]
+    differentiable: tuple[str, ...]
+    saved: tuple[str, ...]
+    gradients: tuple[str, ...]
+
+    def register(self) -> torch.library.CustomOpDef:
+        """Register the two operators, connect them and return the first."""
+        schema = ", ".join(f"{kind} {field}" for field, kind in self._types.items())
+        grads = ", ".join(f"Tensor? grad_{field}" for field in self.differentiable)
+        saved = "".join(f", Tensor saved_{field}" for field in self.saved)
+        operator = _define(self.name, self._forward, schema, len(self.results._fields))
+        backward = _define(
+            f"{self.name}_backward",
+            self._backward,
+            f"{grads}, {schema}{saved}",
+            len(self.gradients),
+        )
+        operator.register_fake(lambda *values: tuple(self.fake(self.arguments(*values))))
+        backward.register_fake(self._fake_backward)
+
+        def propagate(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple:
+            return self._propagate(backward, ctx, grads)
+
+        operator.register_autograd(propagate, setup_context=self._setup_context)
+        return operator
+
+    @functools.cached_property
+    def _types(self) -> dict[str, str]:
+        hints = typing.get_type_hints(self.arguments)
+        return {field: _SCHEMA_TYPES[hint] for field, hint in hints.items()}
+
+    @functools.cached_property
+    def _tensors(self) -> int:
+        """The number of arguments that are tensors or None."""
+        return sum(kind.startswith("Tensor") for kind in self._types.values())
+
+    def _split(self, values: tuple) -> tuple[Any, list, list]:
+        """Divide what the backward operator receives: arguments, gradients, saved results."""
+        start = len(self.differentiable)
+        stop = start + len(self.arguments._fields)
+        return self.arguments(*values[start:stop]), list(values[:start]), list(values[stop:])
+
+    def _forward(self, *values: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(self.forward(self.arguments(*values)))
+
+    def _backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
+        call, grads, saved = self._split(values)
+        computed = self.backward(call, grads, saved)
+        return tuple(call[0].new_empty(0) if grad is None else grad for grad in computed)
+
+    def _fake_backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
+        call, _, _ = self._split(values)
+        inputs = (getattr(call, field) for field in self.gradients)
+        return tuple(call[0].new_empty(0) if x is None else empty_like(x) for x in inputs)
+
+    def _setup_context(self, ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+        count, results = self._tensors, self.results(*output)._asdict()
+        ctx.save_for_backward(*inputs[:count], *(results[field] for field in self.saved))
+        ctx.numbers = inputs[count:]
+        constant = (value for field, value in results.items() if field not in self.differentiable)
+        ctx.mark_non_differentiable(*constant)
+        ctx.set_materialize_grads(False)
+
+    def _propagate(self, operator: Callable[..., tuple], ctx: FunctionCtx, grads: tuple) -> tuple:
+        """Return a gradient, or None, for each argument; ``operator`` is the backward operator."""
+        grads = [grads[self.results._fields.index(field)] for field in self.differentiable]
+        count, tensors = self._tensors, ctx.saved_tensors
+        call = self.arguments(*tensors[:count], *ctx.numbers)
+        by_name: dict[str, torch.Tensor] = {}
+        if any(grad is not None for grad in grads):
+            computed = operator(*grads, *call, *tensors[count:])
+            by_name = dict(zip(self.gradients, computed, strict=True))
+        values = call._asdict().items()
+        return tuple(None if value is None else by_name.get(field) for field, value in values)
+
+
+def _define(
+    name: str, function: Callable[..., tuple], inputs: str, outputs: int
+) -> torch.library.CustomOpDef:
+    schema = f"({inputs}) -> ({', '.join(['Tensor'] * outputs)})"
+    return torch.library.custom_op(
+        f"megalodon_tasks::{name}", function, mutates_args=(), schema=schema
+    )
