@@ -17,7 +17,7 @@ import yaml
 from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import accuracy, checkpoint, classifier
-from megalodon_tasks.runs import results
+from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import RESULTS, append, relative
 
 AFTER_INTERRUPT = "nothing was recorded"
@@ -88,6 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         "task_overrides": overrides,
         "time_step": given.time_step,
     }
+    record |= comparability.judge(record, trained.cfg)
     print("\n".join(results.summary(record, results.published(record["benchmark"]))))
     names = ("predictions", "confusion", "by_length", "by_class")
     files = {name: path for name in names if (path := getattr(given, name)) is not None}

@@ -22,7 +22,7 @@ from megalodon_tasks.cli import options
 from megalodon_tasks.data.corpus import Corpus, SplitInfo, read_corpus
 from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context
 from megalodon_tasks.evaluation.long_context import Totals
-from megalodon_tasks.runs import results
+from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
@@ -225,6 +225,7 @@ def main(arguments: Sequence[str]) -> None:
         "dynamic": dynamic_settings,
         **trained.provenance(file),
     }
+    record |= comparability.judge(record, trained.cfg)
     if compressed is not None:
         record["compressors"] = compressed
     append(file, record)

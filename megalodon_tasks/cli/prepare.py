@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalodon_tasks.data.manifest import is_prepared
+from megalodon_tasks.data.provenance import mark_as_demo
 
 _RECIPES = "megalodon_tasks.recipes"
 # recipe -> the module below recipes/, and the function where it is not ``main``, that prepares its data
@@ -107,6 +108,8 @@ def _prepare_demo(recipe: str, words: Sequence[str]) -> Path:
         for module, *more in makers:
             maker = importlib.import_module(f"{_RECIPES}.{module}")
             maker.main([raw if word == "RAW" else word for word in more])
+        if makers:
+            mark_as_demo(Path(raw), recipe)
     prepared, *more = preparation
     if options.if_missing:
         more.append("--if-missing")

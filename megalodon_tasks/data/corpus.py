@@ -94,6 +94,7 @@ class CorpusForm(Form):
     stored_as: ClassVar[str] = "corpus"
     classes: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("bin", "sizes")
+    content: ClassVar[tuple[str, ...]] = ("bin",)
 
     def details(self) -> dict[str, Any]:
         """Return the manifest's ``form``."""

@@ -38,10 +38,11 @@ class Manifest:
     classes, vocabulary: name of each label, symbol of each token; empty where there are none.
     form: what else the reader of this kind needs (columns, value scale, tokenizer, folder of images).
     source: where the data came from, any JSON.  ``origin`` is ``release``, ``mega`` (Mega's processed
-    files), ``generated`` (with the seed in ``settings``) or ``text`` (the user's own files);
-    ``split_rule`` says how items were assigned to splits; ``settings`` is what the result depends on
-    beside the files; ``files`` are the source files with size and checksum; ``left_out`` names damaged
-    items, with the reason.
+    files), ``generated`` (with the seed in ``settings``), ``demo`` (made for a demo) or ``text`` (the
+    user's own files); ``split_rule`` says how items were assigned to splits; ``settings`` is what the
+    result depends on beside the files; ``published`` is the form that publications use, see
+    ``provenance``; ``files`` are the source files with size and checksum; ``left_out`` names damaged
+    items, with the reason; ``duplicates`` counts equal items, see ``writer.duplicates``.
     splits: the counts of each split.  files: path below ``folder`` -> ``bytes`` and ``sha256``.
     """
 
@@ -100,6 +101,13 @@ class Manifest:
     def total_bytes(self) -> int:
         """The size of all files."""
         return sum(file["bytes"] for file in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """A checksum of the data, which neither place nor time of the preparation changes."""
+        form = {key: value for key, value in self.form.items() if key != "root"}
+        content = [self.kind, self.benchmark, self.classes, self.vocabulary, form, self.files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def verify(self, on_bytes: OnBytes = no_progress) -> None:
         """Compare the checksum of every file; call ``on_bytes`` with the number of bytes just read.

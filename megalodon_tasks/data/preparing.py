@@ -18,10 +18,12 @@ from tqdm import tqdm
 from megalodon_tasks.data.manifest import Manifest, OnBytes, is_prepared
 from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.sequences import PreparedDataset
-from megalodon_tasks.data.sources import Origin, Rejects, describe
+from megalodon_tasks.data.sources import LIMIT, Origin, Rejects, describe
 from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, write_unpublished
 
 T = TypeVar("T")
+# What a manifest says of its source that must be as it is now for the data to be taken as it is.
+_RECORDED = ("settings", "origin", "split_rule", "published")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Preparation:
     on the data (a value scale, a vocabulary); returns the form with it.  Files that it leaves in the
     folder are there again after an interruption.
     total, unit: of the progress, where it is not measured in bytes of the origins.
+    replaces: whether data that was prepared with other settings is replaced, or refused.
     """
 
     title: str
@@ -45,18 +48,23 @@ class Preparation:
     complete: Callable[[Form, Path], Form] | None = None
     total: int | None = None
     unit: str = "B"
+    replaces: bool = True
 
     def write(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the data; return False if ``out`` already holds it, made from the same files.
 
         ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files, as the reading functions
-        do, and if ``out`` holds another benchmark; ``out`` is then as it was before.
+        do, and if ``out`` holds another benchmark, or data of other settings that is not to be replaced;
+        ``out`` is then as it was before.
         """
         if self._is_current(out):
             return False
+        if not self.replaces and is_prepared(out):
+            self._refuse_other_settings(out)
         identity = {
             "benchmark": self.form.benchmark,
             "form": self._known_details(),
+            "content": self.form.content,
             "settings": self.form.source.get("settings"),
             "files": {key: origin.status() for key, origin in self.origins.items()},
         }
@@ -65,6 +73,15 @@ class Preparation:
                 self._write(inside, hidden)
             publish(out, inside)
         return True
+
+    def _refuse_other_settings(self, out: Path) -> None:
+        found = Manifest.read(out).source.get("settings")
+        expected = self.form.source.get("settings")
+        if found != expected:
+            raise ValueError(
+                f"{out} holds {self.title} prepared with {found}, where {expected} is asked for; choose "
+                "another folder, or replace it with --replace"
+            )
 
     def _write(self, inside: Path, hidden: bool) -> None:
         form = self.form if self.complete is None else self.complete(self.form, inside)
@@ -106,9 +123,10 @@ class Preparation:
         details = _details(found.form, found)
         if any(details.get(key) != value for key, value in self._known_details().items()):
             return False
-        if found.source.get("settings") != self.form.source.get("settings"):
+        if any(found.source.get(key) != self.form.source.get(key) for key in _RECORDED):
             return False
-        if self.rejects.strict and found.source.get("left_out"):
+        allowed = 0 if self.rejects.strict else self.rejects.limit
+        if len(found.source.get("left_out", {})) > allowed:
             return False
         known = found.source.get("files", {})
         return known.keys() == self.origins.keys() and all(
@@ -181,6 +199,16 @@ def describe_splits(
     return lines
 
 
+def describe_duplicates(counts: Mapping[str, int]) -> list[str]:
+    """Return a line for each split, or pair of splits, of ``writer.duplicates``."""
+    return [
+        f"duplicates: {' and '.join(names.split(', '))} share {count:,} items"
+        if ", " in names
+        else f"duplicates: {names} has {count:,} items that it has already"
+        for names, count in counts.items()
+    ]
+
+
 def command_line(recipe: str, description: str, source_help: str) -> argparse.ArgumentParser:
     """Build the parser of ``megalodon prepare recipe`` with what all preparations have."""
     parser = argparse.ArgumentParser(
@@ -199,11 +227,25 @@ def command_line(recipe: str, description: str, source_help: str) -> argparse.Ar
     return parser
 
 
-def add_strict_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses what is done with a damaged item."""
+def add_rejects_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what is done with damaged items."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse a damaged item instead of leaving it out"
     )
+    parser.add_argument(
+        "--max-rejects",
+        type=int,
+        default=LIMIT,
+        metavar="N",
+        help="refuse the data if more items are damaged (default: %(default)s)",
+    )
+
+
+def rejects_of(options: argparse.Namespace) -> Rejects:
+    """Return what collects damaged items as the options say; raise ``ValueError`` for a bad limit."""
+    if options.max_rejects < 0:
+        raise ValueError(f"--max-rejects {options.max_rejects} must be at least 0")
+    return Rejects(strict=options.strict, limit=options.max_rejects)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
@@ -259,6 +301,7 @@ def run(
             with progress_bar(total=total, label="verifying", unit="B", scale=True) as bar:
                 manifest.verify(bar.update)
         lines = report(opened(folder))
+    lines += describe_duplicates(manifest.source.get("duplicates", {}))
     print("\n".join([f"{folder}: {state}", *lines, *describe(manifest.source["left_out"])]))
     return folder
 

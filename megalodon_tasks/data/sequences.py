@@ -132,6 +132,11 @@ class DatasetSpec(Form):
         growing = (f"{n}.offsets.bin" for n, c in self.columns.items() if c.length is None)
         return ("labels.bin", *(f"{name}.bin" for name in self.columns), *growing)
 
+    @property
+    def content(self) -> tuple[str, ...]:
+        """Endings of the files that hold the sequences."""
+        return tuple(f"{name}.bin" for name in self.columns)
+
     def counts(self, known: Mapping[str, Any]) -> SplitCounts:
         """Return the counts of a split, empty or as ``known``."""
         if known:

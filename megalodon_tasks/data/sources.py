@@ -13,6 +13,7 @@ from megalodon_tasks.data.manifest import OnBytes, no_progress, sha256_of
 #: More damaged items than this mean that the data itself is damaged.
 LIMIT = 100
 _NAMED = 10
+_LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx"}
 _ARCHIVES = {
     (".tar.gz", ".tgz", ".gz"): "tar -xzf",
     (".tar",): "tar -xf",
@@ -114,6 +115,16 @@ class Origin:
         return again.description()["sha256"]
 
 
+def listing(folder: Path) -> list[Path]:
+    """Return the files and folders in ``folder`` by name, without what operating systems leave there."""
+    return sorted(path for path in folder.iterdir() if not is_leftover(path.name))
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file or folder is hidden (``._1.txt``, ``.DS_Store``) or like ``Thumbs.db``."""
+    return name.startswith(".") or name.casefold() in _LEFTOVERS
+
+
 class Rejects:
     """Names of the damaged items that were left out; an item that is met again counts once.
 
@@ -140,8 +151,13 @@ class Rejects:
         if len(self) > self.limit:
             lines = "\n".join(describe(self.reasons))
             raise ValueError(
-                f"more than {self.limit} items are damaged, so nothing is used:\n{lines}"
+                f"more than {self.limit} items are damaged, so nothing is used (--max-rejects N "
+                f"allows more):\n{lines}"
             )
+
+    def explain(self, error: ValueError) -> ValueError:
+        """Return ``error``, about a lack of items, with the items that were left out."""
+        return ValueError("\n".join([str(error), *describe(self.reasons)]))
 
 
 def describe(reasons: Mapping[str, str]) -> list[str]:

@@ -23,6 +23,9 @@ from megalodon_tasks.data.manifest import sha256_of
 from megalodon_tasks.files import atomic_file
 
 SPECIALS = 4
+# Words that fairseq's dictionary takes for its own symbols; <unk> in a text means what it says.
+RESERVED = frozenset({"<s>", "<pad>", "</s>"})
+FILLER = "madeupword"  # how fairseq names the symbols that fill a dictionary up
 MODEL_FILE = "sentencepiece.model"
 # 32,000 pieces become the 32,128 rows of T5's vocabulary, which PG-19's baselines use.
 PIECES_MULTIPLE = 128
@@ -172,6 +175,17 @@ class SentencePieceTokenizer:
                 shown = self.processor.decode(pieces)
 
 
+def refuse_reserved(line: str, where: str) -> None:
+    """Raise ``ValueError`` if a word of ``line``, which is at ``where``, is a special symbol."""
+    found = RESERVED.intersection(line.split())
+    if found:
+        word = min(found)
+        raise ValueError(
+            f"{where} has the word {word!r}, which is a special symbol of fairseq's dictionary; write "
+            f"it otherwise, such as {word.replace('<', '< ').replace('>', ' >')!r}"
+        )
+
+
 class WordTokenizer:
     """Words between spaces and an end token at each line, as ``fairseq-preprocess`` writes."""
 
@@ -189,8 +203,13 @@ class WordTokenizer:
         return self._dictionary
 
     def encode(self, text: str) -> np.ndarray:
-        """Return words, (words,) int64: a line break is the end token, an unknown word ``<unk>``."""
+        """Return words, (words,) int64: a line break is the end token, an unknown word ``<unk>``.
+
+        Raises ``ValueError`` for a word that is a special symbol.
+        """
         lines = text.split("\n")
+        for number, line in enumerate(lines, start=1):
+            refuse_reserved(line, f"line {number} of the text")
         ids = [
             self._dictionary.encode_line(
                 line, add_if_not_exist=False, append_eos=i < len(lines) - 1
@@ -200,8 +219,11 @@ class WordTokenizer:
         return np.concatenate([part.numpy() for part in ids]).astype(np.int64)
 
     def text_tokens(self) -> range:
-        """Return all words, the unknown one among them."""
-        return range(self._dictionary.unk(), len(self._dictionary))
+        """Return all words, the unknown one among them, without those that pad the dictionary."""
+        end = len(self._dictionary)
+        while self._dictionary.count[end - 1] == 0 and self._dictionary[end - 1].startswith(FILLER):
+            end -= 1
+        return range(self._dictionary.unk(), end)
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """Yield words with a space after each, and line breaks."""

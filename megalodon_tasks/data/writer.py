@@ -6,6 +6,8 @@ that length and continues with the next record.  When all splits are complete, t
 and ``manifest.json`` comes last: a folder without it is not complete.
 """
 
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
 
 from megalodon_tasks.data.manifest import (
     MANIFEST,
@@ -29,6 +33,7 @@ from megalodon_tasks.files import atomic_file, sole_writer, sync_folder
 
 _IDENTITY = "identity.json"
 _REPLACED = "replaced.json"
+DIGESTS, DIGEST_DTYPE = "digests", np.dtype("<u8")  # hidden file of each split
 JOURNAL_BYTES = 32 << 20  # a kill loses at most this much work
 
 #: Yields the records of a split from number ``first`` on, None for one that was left out; calls
@@ -40,11 +45,13 @@ class Form(ABC):
     """How the data of one kind is stored, and what its manifest says; a subclass is a dataclass.
 
     stored_as: the manifest's ``kind``.  parts: endings of the files to which records of a split are
-    appended.  benchmark, classes, vocabulary, source: see ``Manifest``.
+    appended, content: those that two items share if they are equal but for their labels.  benchmark,
+    classes, vocabulary, source: see ``Manifest``.
     """
 
     stored_as: ClassVar[str]
     parts: tuple[str, ...]
+    content: tuple[str, ...] = ()
     benchmark: str
     source: dict[str, Any]
     classes: tuple[str, ...]
@@ -84,7 +91,7 @@ class SplitWriter:
         self.read: int = journal.get("read", 0)
         self.finished: bool = journal.get("finished", False)
         self.counts = form.counts(journal.get("counts", {}))
-        self._lengths = journal.get("lengths") or dict.fromkeys(form.parts, 0)
+        self._lengths = journal.get("lengths") or dict.fromkeys((*form.parts, DIGESTS), 0)
         self._streams: dict[str, BinaryIO] = {}
         self._unsaved, self._between_records = 0, True
         for item, reason in journal.get("left_out", {}).items():
@@ -105,14 +112,20 @@ class SplitWriter:
                     self._save()
                 raise
             self._save()
-        self._form.finish(self._folder, self._split, self.counts)
+        try:
+            self._form.finish(self._folder, self._split, self.counts)
+        except ValueError as error:
+            raise self._rejects.explain(error) from None
         self.finished = True
         self._save_journal()
 
     def _add(self, record: Any) -> None:
         self._between_records = False
         if record is not None:
-            for part, data in self._form.encode(record, self.counts, self._split).items():
+            parts = self._form.encode(record, self.counts, self._split)
+            if self._form.content:
+                parts |= {DIGESTS: digest_of(*(parts[name] for name in self._form.content))}
+            for part, data in parts.items():
                 self._streams[part].write(data)
                 self._lengths[part] += len(data)
                 self._unsaved += len(data)
@@ -183,7 +196,8 @@ def write_unpublished(
         if not writer.finished:
             writer.write(read, on_bytes)
         counts[split] = asdict(writer.counts)
-    source = describe_source()
+    digests = {s: np.fromfile(inside / f"{s}.{DIGESTS}", DIGEST_DTYPE) for s in splits}
+    source = describe_source() | {"duplicates": duplicates(digests)}
     Manifest(
         folder=inside,
         kind=form.stored_as,
@@ -195,6 +209,25 @@ def write_unpublished(
         vocabulary=form.vocabulary,
         form=form.details(),
     ).write(inside)
+
+
+def digest_of(*contents: bytes) -> bytes:
+    """Return the digest of an item, one number of ``DIGEST_DTYPE``."""
+    digest = hashlib.blake2b(digest_size=DIGEST_DTYPE.itemsize)
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.digest()
+
+
+def duplicates(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Count surplus copies in each split, and items that two splits share, by (items,) digests.
+
+    Keys are ``train`` or ``train, test``; those without duplicates are left out.
+    """
+    found = {split: len(one) - len(np.unique(one)) for split, one in digests.items()}
+    for (split, one), (other, more) in itertools.combinations(digests.items(), 2):
+        found[f"{split}, {other}"] = len(np.intersect1d(one, more))
+    return {names: count for names, count in found.items() if count}
 
 
 def publish(folder: Path, inside: Path) -> None:

@@ -15,10 +15,12 @@ from omegaconf import OmegaConf, open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
+from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
+from megalodon_tasks.runs.comparability import describe_training
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.runs.record import relative
 
@@ -50,7 +52,7 @@ class Trained:
         return found
 
     def provenance(self, file: Path) -> dict[str, Any]:
-        """Return what every result in ``file`` records: the model, its training, and this machine."""
+        """Return what every result in ``file`` records: model, data, training, and this machine."""
         return {
             "checkpoint": relative(self.path, file.parent),
             "update": self.update,
@@ -59,6 +61,10 @@ class Trained:
             "chunk_size": self.trained_chunk_size,
             "evaluation_chunk_size": self.cfg.model.get("chunk_size"),
             "seed": self.cfg.common.seed,
+            "data": describe_data(self.cfg.task.get("data") or ""),
+            "normalisation": self.cfg.task.get("normalisation"),
+            "training": describe_training(self.path.parent, self.cfg),
+            "precision": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             **environment(self.device),
         }
 

@@ -88,8 +88,11 @@ def write(folder: Path, title: str, runs: list[Run], sweeps: list[Sweep]) -> lis
 
 
 def _metrics(runs: list[Run]) -> Table:
-    """Tabulate the last result of each run on each benchmark and split."""
-    head = ["run", "value", "metric", "benchmark", "split", "items", "update", "parameters"]
+    """Tabulate the last result of each run on each benchmark and split, beside the published one."""
+    head = [
+        "run", "value", "published", "comparable", "metric", "benchmark", "split", "items", "update",
+        "parameters",
+    ]  # fmt: skip
     lines = []
     for run in runs:
         last = {(result["benchmark"], result["split"]): result for result in run.results}
@@ -98,6 +101,8 @@ def _metrics(runs: list[Run]) -> Table:
                 [
                     run.name,
                     f"{result['value']:.2f}",
+                    results.published_value(result) or "-",
+                    results.reason_against(result) or "yes",
                     *(str(result[name]) for name in ("metric", "benchmark", "split")),
                     f"{result['n']:,}",
                     f"{result['update']:,}",
@@ -106,9 +111,8 @@ def _metrics(runs: list[Run]) -> Table:
             )
         if not last:
             reached, params = f"{run.updates:,}", f"{run.start['params']:,}"
-            lines.append(
-                [run.name, "not evaluated", run.metric, run.benchmark, "-", "-", reached, params]
-            )
+            unknown = ["not evaluated", "-", "-"]
+            lines.append([run.name, *unknown, run.metric, run.benchmark, "-", "-", reached, params])
     return Table("Final metrics", head, lines, highlighted=(1,))
 
 

@@ -4,6 +4,8 @@ import csv
 import importlib.resources
 from typing import Any
 
+UNKNOWN = "recorded by an earlier version, which did not record the data"
+
 
 def published(benchmark: str) -> list[dict[str, str]]:
     """Return the rows of ``recipes/results.csv`` for ``benchmark`` and its variants."""
@@ -22,9 +24,29 @@ def _table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def reason_against(result: dict[str, Any], identity: str | None = None) -> str | None:
+    """Return why a recorded result compares with no published number, or not with this one; else None.
+
+    identity: the id of a row of ``recipes/results.csv``.
+    """
+    comparable = result.get("comparable", UNKNOWN)
+    if comparable is not True:
+        return comparable
+    other = result["compared_with"]
+    return None if identity in (None, other) else f"this result compares with {other}"
+
+
+def published_value(result: dict[str, Any]) -> str | None:
+    """Return the published number that a recorded result stands beside, as text."""
+    identity = result.get("compared_with")
+    rows = [row for row in _table("results.csv") if row["id"] == identity]
+    return rows[0]["paper_value"] if rows else None
+
+
 def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     """Return the lines to print: a result beside the best constant answer and published numbers.
 
+    A published number that the result does not compare with has the reason on its line.
     record: a line of ``results.jsonl``.  rows: those of :func:`published`.
     """
     entries = [("this checkpoint", record["value"], _position(record))]
@@ -33,13 +55,17 @@ def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     if record["best_constant"] is not None:
         entries.append(("best constant answer", record["best_constant"], ""))
     entries += [
-        (r["id"], float(r["paper_value"]), r["paper_source"]) for r in rows if r["paper_value"]
+        (r["id"], float(r["paper_value"]), _note(r["paper_source"], record, r["id"]))
+        for r in rows
+        if r["paper_value"]
     ]
     others = [
         row for row in peers(record["benchmark"]) if not row["system"].startswith("Megalodon")
     ]
     entries += [
-        (row["system"], float(row["value"]), row["source"]) for row in others if row["value"]
+        (row["system"], float(row["value"]), _note(row["source"], record))
+        for row in others
+        if row["value"]
     ]
     width = max(len(name) for name, _, _ in entries)
     title = (
@@ -48,6 +74,19 @@ def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     )
     lines = [f"  {name:{width}}  {value:6.2f}  {note}".rstrip() for name, value, note in entries]
     return [title, *lines]
+
+
+def _note(source: str, record: dict[str, Any], identity: str | None = None) -> str:
+    """Add to the source of a published number why the result does not compare with it.
+
+    All reasons stand at the number that the result is for, the first one at the others.
+    """
+    reason = reason_against(record, identity)
+    if reason is None:
+        return source
+    if identity != record.get("compared_with"):
+        reason = reason.split("; ")[0]
+    return f"{source}; not comparable: {reason}"
 
 
 def _position(record: dict[str, Any]) -> str:

@@ -5,12 +5,13 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs import record
+from megalodon_tasks.runs import record, results
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
 
 # Measurements beside the metric, with their digits after the point in the table.
@@ -31,17 +32,30 @@ class Row:
     """The results of runs that differ only in their seed.
 
     metric: its name.  settings: swept field -> value as shown, without the seed.  runs: the measurements
-    of each, which are the metric and those of ``DIGITS``; an unknown one is missing.
+    of each, which are the metric and those of ``DIGITS``; an unknown one is missing.  results: the lines
+    of ``results.jsonl`` that the metric is from.
     """
 
     metric: str
     settings: dict[str, str]
     runs: list[dict[str, float]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
 
     def mean(self, name: str) -> float | None:
         """Average the measurements that are known; None if none is."""
         known = [run[name] for run in self.runs if name in run]
         return statistics.fmean(known) if known else None
+
+    @property
+    def published(self) -> str:
+        """The published number, or nothing."""
+        return results.published_value(self.results[0]) or ""
+
+    @property
+    def comparable(self) -> str:
+        """``yes``, or why the metric does not compare with the published number."""
+        reasons = [reason for r in self.results if (reason := results.reason_against(r))]
+        return " / ".join(dict.fromkeys(reasons)) or "yes"
 
     @property
     def deviation(self) -> float | None:
@@ -55,15 +69,16 @@ def collect(sweep: Sweep) -> list[Row]:
     rows: dict[tuple[str, ...], Row] = {}
     for run in sweep.runs:
         if run.state == DONE:
-            metric, measurements = _measure(run)
+            result, measurements = _measure(run)
             settings = {f: shown(f, value) for f, value in run.settings.items() if f != SEED}
-            row = rows.setdefault(tuple(settings.values()), Row(metric, settings))
+            row = rows.setdefault(tuple(settings.values()), Row(result["metric"], settings))
             row.runs.append(measurements)
+            row.results.append(result)
     return list(rows.values())
 
 
-def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
-    """Return the metric's name, and what the run reached.
+def _measure(run: SweepRun) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the last result of the run, and what the run reached.
 
     Speeds are medians over the recorded intervals of training without the first, which has the warm-up.
     Memory is that of the GPU if there was one, else of the training process.  Time is that of all
@@ -83,13 +98,14 @@ def _measure(run: SweepRun) -> tuple[str, dict[str, float]]:
             measurements[name] = statistics.median(speeds[1:] or speeds)
     if recorded.peak_memory is not None:
         measurements["peak_memory_gb"] = recorded.peak_memory / 1024**3
-    return result["metric"], measurements
+    return result, measurements
 
 
 def cells(sweep: Sweep, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the lines of the table."""
     metric = rows[0].metric
     head = [*map(sweep.label, rows[0].settings), metric, "deviation", "seeds", *DIGITS]
+    head += ["published", "comparable"]
     lines = [
         [
             *row.settings.values(),
@@ -97,6 +113,8 @@ def cells(sweep: Sweep, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             _number(row.deviation, 2),
             str(len(row.runs)),
             *(_number(row.mean(name), digits) for name, digits in DIGITS.items()),
+            row.published,
+            row.comparable,
         ]
         for row in rows
     ]
@@ -138,7 +156,11 @@ def draw(sweep: Sweep, rows: list[Row], references: dict[str, float]) -> list[Pa
             _draw_panel(axes, swept, rows, name)
             axes.set(xlabel=sweep.label(swept).replace("_", " "), ylabel=panels[name])
             if name == metric:
+                state = (
+                    "" if all(r.comparable == "yes" for r in rows) else " (see table: comparable)"
+                )
                 for style, (label, value) in zip(REFERENCES, references.items(), strict=False):
+                    label += state
                     axes.axhline(value, color="0.3", linewidth=1, linestyle=style, label=label)
             else:
                 axes.set_ylim(0, 1.1 * axes.dataLim.y1)

@@ -21,6 +21,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics, progress_bar
 from omegaconf import OmegaConf
 
+from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.fairseq_compat.patching import replace
 from megalodon_tasks.runs import record
 from megalodon_tasks.runs.environment import environment
@@ -45,6 +46,7 @@ def _recording_start(stock: Callable) -> Callable:
                 "params": sum(p.numel() for p in trainer.model.parameters()),
                 **asdict(batch_record(trainer.cfg, trainer.data_parallel_world_size)),
                 **environment(trainer.device),
+                "data": describe_data(trainer.cfg.task.get("data") or ""),
                 "config": _plain(trainer.cfg),
             }
             step, epoch = trainer.get_num_updates(), epoch_iterator.next_epoch_idx

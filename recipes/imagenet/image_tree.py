@@ -19,11 +19,14 @@ import numpy as np
 
 from megalodon_tasks.data.manifest import Manifest, OnBytes, damaged, no_progress
 from megalodon_tasks.data.preparing import Preparation
-from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.data.provenance import origin_of
+from megalodon_tasks.data.sources import Origin, is_leftover, listing
 from megalodon_tasks.data.writer import Form
 from megalodon_tasks.files import sole_writer
 
 BENCHMARK = "imagenet"
+# ImageNet-1K (ILSVRC 2012)
+PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
 FOLDERS = {"train": "train", "valid": "val", "test": "test"}
 NAMED_AT_MOST = 5
 # torchvision's (datasets/folder.py), which would take a second to import
@@ -213,7 +216,12 @@ def index_of(source: Path, out: Path) -> Preparation:
         form=TreeForm(
             classes=tuple(classes),
             root=os.path.relpath(source.resolve(), out.resolve()),
-            source={"origin": "release", "split_rule": "the folders", "settings": {}},
+            source={
+                "origin": origin_of(source, "release"),
+                "split_rule": "the folders",
+                "settings": {},
+                "published": {"counts": {"counts": PUBLISHED_COUNTS}},
+            },
         ),
         origins=origins,
         splits={name: folders.read for name, folders in origins.items()},
@@ -223,8 +231,8 @@ def index_of(source: Path, out: Path) -> Preparation:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    found = sorted((Path(e) for e in entries if e.is_dir()), key=lambda path: path.name)
+    entries = listing(folder)
+    found = [path for path in entries if path.is_dir()]
     if not found:
         flat = sum(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
         state = f"{flat} images and no class folders" if flat else "no class folders"
@@ -254,6 +262,7 @@ def _images_below(folder: Path) -> tuple[list[Path], int]:
         Path(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
+        if not is_leftover(name)
     )
     images = [path for path in files if path.name.lower().endswith(IMG_EXTENSIONS)]
     broken = next((path for path in images if "\n" in str(path)), None)

@@ -17,16 +17,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.sources import Rejects, describe
+from megalodon_tasks.data.writer import DIGEST_DTYPE, digest_of, duplicates
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.recipes.imagenet.image_tree import ImageSplit, ImageTree, index_of
+from megalodon_tasks.recipes.imagenet.image_tree import (
+    PUBLISHED_COUNTS,
+    ImageSplit,
+    ImageTree,
+    index_of,
+)
 from megalodon_tasks.recipes.imagenet.reading import DamagedImage, read_with_mode
 
-# ImageNet-1K (ILSVRC 2012)
-PUBLISHED_COUNTS = {"train": 1_281_167, "valid": 50_000}
 PUBLISHED_CLASSES = 1000
 DECODED = {"none": (), "val": ("valid", "test"), "all": ("train", "valid", "test")}
 # Every photograph is of one of these; other modes are worth listing.
@@ -36,13 +42,16 @@ DAMAGED = "damaged"
 
 def decode(
     tree: ImageTree, name: str, workers: int, *, hidden: bool = False
-) -> tuple[Counter[str], Rejects]:
+) -> tuple[Counter[str], Rejects, np.ndarray]:
     """Decode every image of a split; return how many there are of each mode, and what is damaged.
+
+    Also returns the digest of each file that is not, ``writer.DIGEST_DTYPE``.
 
     ``OUT/<split>.unusual.tsv`` gets a line for each image that is damaged, or of a mode that photographs
     rarely have: path, mode or ``damaged``, reason.
     """
     split, modes, damaged = tree.split(name), Counter[str](), Rejects(limit=sys.maxsize)
+    digests = []
     with atomic_file(tree.folder / f"{name}.unusual.tsv", "w") as stream:
         results = progress_bar(
             map_in_order(functools.partial(_decoded, split), range(len(split)), workers),
@@ -51,22 +60,25 @@ def decode(
             unit="image",
             hidden=hidden,
         )
-        for index, (mode, reason) in enumerate(results):
+        for index, (mode, reason, digest) in enumerate(results):
             modes[mode] += 1
             if mode == DAMAGED:
                 damaged.add(split.path(index), reason)
+            else:
+                digests.append(digest)
             if mode not in USUAL_MODES:
                 stream.write(f"{split.path(index)}\t{mode}\t{reason}\n")
     if len(damaged) == 0:
         tree.mark_verified(name)
-    return modes, damaged
+    return modes, damaged, np.frombuffer(b"".join(digests), DIGEST_DTYPE)
 
 
-def _decoded(split: ImageSplit, index: int) -> tuple[str, str]:
+def _decoded(split: ImageSplit, index: int) -> tuple[str, str, bytes]:
+    path = split.path(index)
     try:
-        return read_with_mode(split.path(index))[1], ""
+        return read_with_mode(path)[1], "", digest_of(path.read_bytes())
     except DamagedImage as error:
-        return DAMAGED, error.reason
+        return DAMAGED, error.reason, b""
 
 
 def report(tree: ImageTree) -> list[str]:
@@ -92,11 +104,11 @@ def decode_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
 
     Returns lines for the report.  Raises ``ValueError`` if an image for evaluation is damaged.
     """
-    lines = []
+    lines, digests = [], {}
     for name in DECODED[which]:
         if name not in tree.splits or tree.splits[name].info.verified:
             continue
-        modes, damaged = decode(tree, name, workers, hidden=hidden)
+        modes, damaged, digests[name] = decode(tree, name, workers, hidden=hidden)
         folder = tree.splits[name].info.folder
         if len(damaged) and name != "train":
             raise ValueError(
@@ -106,7 +118,7 @@ def decode_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
         found = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
         lines.append(f"{folder}: {modes.total():,} images decoded: {found}")
         lines += describe(damaged.reasons)
-    return lines
+    return lines + preparing.describe_duplicates(duplicates(digests))
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

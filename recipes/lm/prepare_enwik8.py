@@ -67,6 +67,9 @@ def prepare(source: Path, out: Path, size: int = SIZE, *, hidden: bool = False) 
             "origin": "release",
             "split_rule": "90, 5 and 5 % of the bytes in their order",
             "settings": {"item": ITEM},
+            "published": {
+                "counts": {"bytes": {s: SIZE * (b - a) // 100 for s, (a, b) in SHARES.items()}}
+            },
         },
         words_rule=text_files.WORDS_RULE,
         one_item_each=False,

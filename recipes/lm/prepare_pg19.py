@@ -24,6 +24,11 @@ NAME = "pg19"
 MODEL = "sentencepiece.model"
 BOOKS = {"train": 28_602, "valid": 50, "test": 100}
 WORDS = {"train": 1_973_136_207, "valid": 3_007_061, "test": 6_966_499}
+# That of the Block-Recurrent Transformer (arXiv 2203.07852), which the paper takes: spiece.model of T5.
+VOCABULARY = {
+    "name": "T5's SentencePiece model",
+    "sha256": "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86",
+}
 
 
 def prepare(
@@ -33,11 +38,13 @@ def prepare(
     workers: int = 1,
     rejects: Rejects | None = None,
     *,
+    replace: bool = False,
     hidden: bool = False,
 ) -> bool:
     """Prepare PG-19 in ``out``; return False if it is there already, from the same files.
 
-    Raises ``ValueError`` for missing or damaged books, and for books that metadata.csv does not list.
+    ``replace`` replaces data with another vocabulary, which is refused otherwise.  Raises ``ValueError``
+    for missing or damaged books, and for books that metadata.csv does not list.
     """
     _check_metadata(source)
     return prepare_text.TextCorpus(
@@ -47,7 +54,9 @@ def prepare(
         workers=workers,
         rejects=Rejects() if rejects is None else rejects,
         origin="release",
+        published={"counts": {"documents": BOOKS}, "vocabulary": VOCABULARY},
         published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
+        replace=replace,
         published_in="Rae et al., section 4.2",
     ).prepare(out, hidden=hidden)
 
@@ -56,7 +65,7 @@ def _check_metadata(source: Path) -> None:
     path = source / "metadata.csv"
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", newline="") as stream:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
         listed = {row[0].strip() for row in csv.reader(stream) if row}
     files = text_files.find_files(source)
     unknown = [p for paths in files.values() for p in paths if p.stem not in listed]
@@ -98,7 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def run() -> bool:
         vocabulary = prepare_text.vocabulary_of(options)
-        rejects = Rejects(strict=options.strict)
-        return prepare(options.source, options.out, vocabulary, options.workers, rejects)
+        rejects = preparing.rejects_of(options)
+        return prepare(
+            options.source,
+            options.out,
+            vocabulary,
+            options.workers,
+            rejects,
+            replace=options.replace,
+        )
 
     return preparing.run(parser, options, run, report, read_corpus)

@@ -12,11 +12,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.corpus import Corpus, CorpusForm, Document, read_corpus
 from megalodon_tasks.data.manifest import OnBytes, sha256_of
 from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, Rejects
 from megalodon_tasks.data.tokenizers import (
     MODEL_FILE,
@@ -64,8 +66,9 @@ class Vocabulary:
 class TextCorpus:
     """A corpus of text files.
 
-    source: where they are, see ``text_files``.  origin: see ``Manifest``.  published_words: see
-    ``CorpusForm``.
+    source: where they are, see ``text_files``.  origin: see ``Manifest``.  published: see
+    ``data.provenance``.  published_words: see ``CorpusForm``.  replace: data that was prepared with
+    another vocabulary, instead of refusing to.
     """
 
     name: str
@@ -74,8 +77,10 @@ class TextCorpus:
     workers: int = 1
     rejects: Rejects = field(default_factory=Rejects)
     origin: str = "text"
+    published: dict[str, Any] | None = None
     published_words: dict[str, tuple[int, int]] = field(default_factory=dict)
     published_in: str = ""
+    replace: bool = False
 
     def prepare(self, out: Path, *, hidden: bool = False) -> bool:
         """Prepare the corpus in ``out``; return False if it is there already, from the same files.
@@ -86,9 +91,10 @@ class TextCorpus:
         form = CorpusForm(
             benchmark=self.name,
             source={
-                "origin": self.origin,
+                "origin": origin_of(self.source, self.origin),
                 "split_rule": "the folders",
                 "settings": self.vocabulary.settings,
+                "published": self.published,
             },
             words_rule=text_files.WORDS_RULE,
             published_words=self.published_words,
@@ -101,6 +107,7 @@ class TextCorpus:
             splits={split: functools.partial(self._read, split) for split in self._files},
             rejects=self.rejects,
             complete=self._with_tokenizer,
+            replaces=self.replace,
         ).write(out, hidden=hidden)
 
     def _with_tokenizer(self, form: CorpusForm, inside: Path) -> CorpusForm:
@@ -141,8 +148,11 @@ def command_line(recipe: str, description: str, tokens: str) -> argparse.Argumen
     parser.add_argument(
         "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace data in OUT that has another vocabulary"
+    )
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     return parser
 
 
@@ -165,8 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def prepare() -> bool:
         name = options.name or options.source.resolve().name
-        rejects = Rejects(strict=options.strict)
-        corpus = TextCorpus(name, options.source, vocabulary_of(options), options.workers, rejects)
+        rejects = preparing.rejects_of(options)
+        corpus = TextCorpus(
+            name,
+            options.source,
+            vocabulary_of(options),
+            options.workers,
+            rejects,
+            replace=options.replace,
+        )
         return corpus.prepare(options.out)
 
     return preparing.run(parser, options, prepare, report, read_corpus)

@@ -23,8 +23,9 @@ from megalodon_tasks.data.corpus import DICTIONARY, Corpus, CorpusForm, Document
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.parallel import map_in_order
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, find_files
-from megalodon_tasks.data.tokenizers import WordTokenizer, with_tokenizer
+from megalodon_tasks.data.tokenizers import WordTokenizer, refuse_reserved, with_tokenizer
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "wikitext103"
@@ -32,8 +33,8 @@ FILES = {split: f"wiki.{split}.tokens" for split in ("train", "valid", "test")}
 PUBLISHED = {"train": 103_227_021, "valid": 217_646, "test": 245_569}
 PUBLISHED_VOCABULARY = 267_744
 WORDS_RULE = "words between spaces and one end token a line"
-# ` = Title = ` between empty lines; sections have more signs
-_TITLE = re.compile(r" = (?!= )[^\n]*(?<! =) = ?")
+# ` = Title = `; sections have more signs
+_TITLE = re.compile(r" ?= (?!= )[^\n]*(?<! =) = ?")
 PORTION = 16  # articles that a process encodes before it sends them
 
 
@@ -83,38 +84,60 @@ class WikiText:
 def find_articles(path: Path) -> list[Article]:
     """Find where the articles of a file begin and end; the first begins with the file.
 
-    Raises ``ValueError`` for a file that is empty, is not UTF-8, or has line separators other than
-    ``\\n``, which fairseq takes for ends of lines too.
+    An article begins with the empty line before its title, which stands between two of them.  In a file
+    without such titles, as some tools leave it, every line of the form of a title begins an article.
+
+    Raises ``ValueError`` for a file that is empty, is not UTF-8, has no title, or has line separators
+    other than ``\\n`` and ``\\r\\n``, which fairseq takes for ends of lines too, and for a word that is
+    a special symbol.
     """
-    starts, offset = [0], 0
+    between_empty, any_title, offset, first_text = [], [], 0, None
     before, before_that = (0, ""), (0, "")  # the two lines before: where they begin, and their text
+    for line, size in _lines(path):
+        if first_text is None and line.strip():
+            first_text = offset
+        if _TITLE.fullmatch(line):
+            any_title.append(offset)
+        if _TITLE.fullmatch(before[1]) and not before_that[1].strip() and not line.strip():
+            between_empty.append(before_that[0])
+        before_that, before = before, (offset, line)
+        offset += size
+    if not offset:
+        raise ValueError(f"{path} is empty; copy it again")
+    if not any_title:
+        raise ValueError(
+            f"{path} has no title, a line such as ' = Title = ', so its articles cannot be found; take "
+            "the files of the release, or prepare text of your own with megalodon prepare lm/text"
+        )
+    starts = [0, *(start for start in between_empty or any_title if start > first_text)]
+    return [Article(path, *part) for part in zip(starts, [*starts[1:], offset], strict=True)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the text of each line without its end, and its bytes with it; raise as `find_articles`."""
     with open(path, "rb") as stream:
         for number, data in enumerate(stream, start=1):
             line, damage = text_files.decoded(data)
+            where = f"{path}, line {number}"
             if damage is not None and damage != "is empty":
-                raise ValueError(f"{path}, line {number} {damage}")
-            if "\r" in line.rstrip("\r\n"):
-                raise ValueError(f"{path}, line {number} has a line separator other than \\n")
-            is_title = _TITLE.fullmatch(before[1]) and not before_that[1].strip()
-            if is_title and not line.strip() and before_that[0] > 0:
-                starts.append(before_that[0])
-            before_that, before = before, (offset, line.rstrip("\n"))
-            offset += len(data)
-    if not offset:
-        raise ValueError(f"{path} is empty; copy it again")
-    return [Article(path, *part) for part in zip(starts, [*starts[1:], offset], strict=True)]
+                raise ValueError(f"{where} {damage}")
+            line = line.removesuffix("\n").removesuffix("\r")
+            if "\r" in line:
+                raise ValueError(f"{where} has a line separator other than \\n")
+            refuse_reserved(line, where)
+            yield line, len(data)
 
 
 def _encode(tokenizer: WordTokenizer, article: Article) -> Document:
     with open(article.path, "rb") as stream:
         stream.seek(article.start)
         data = stream.read(article.stop - article.start)
-    text = data.decode("utf-8")
+    text = data.decode("utf-8").replace("\r\n", "\n")
     lines = text.removesuffix("\n").split("\n")
     items = tuple(tokenizer.encode(f"{line}\n") for line in lines)
     words = sum(len(item) for item in items)
     name = f"{article.path}, byte {article.start}"
-    return Document(name, items, words, len(text), len(data))
+    return Document(name, items, words, len(text), len(text.encode()))
 
 
 def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) -> bool:
@@ -125,7 +148,18 @@ def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) 
     text = WikiText(source, workers)
     form = CorpusForm(
         benchmark=NAME,
-        source={"origin": "release", "split_rule": "the files", "settings": {}},
+        source={
+            "origin": origin_of(source, "release"),
+            "split_rule": "the files",
+            "settings": {},
+            "published": {
+                "counts": {"tokens": PUBLISHED},
+                "vocabulary": {
+                    "name": f"{PUBLISHED_VOCABULARY:,} words",
+                    "symbols": PUBLISHED_VOCABULARY,
+                },
+            },
+        },
         words_rule=WORDS_RULE,
         one_item_each=False,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data.corpus import Document
+from megalodon_tasks.data.sources import listing
 from megalodon_tasks.data.tokenizers import Tokenizer
 
 FOLDERS = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
@@ -28,7 +29,9 @@ def find_files(source: Path) -> dict[str, list[Path]]:
             raise ValueError(
                 f"{source / names[0]} is missing; the corpus has train, validation, test"
             )
-        found[split] = sorted(folder.glob("*.txt"), key=_natural)
+        found[split] = sorted(
+            (path for path in listing(folder) if path.suffix == ".txt"), key=_natural
+        )
         if not found[split]:
             raise ValueError(f"{folder} holds no .txt file")
     return found

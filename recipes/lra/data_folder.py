@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megalodon_tasks.data.manifest import is_prepared
-from megalodon_tasks.data.sources import packed_inside
+from megalodon_tasks.data.sources import listing, packed_inside
 
 DEPTH = 5
 _ARCHIVES = (".gz", ".tgz", ".tar", ".zip")
@@ -32,15 +32,8 @@ def folders_in(source: Path) -> Iterator[Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        found = sorted(Path(entry) for entry in entries if entry.is_dir())
-    return [
-        path
-        for path in found
-        if not path.name.startswith(".")
-        and path.name not in _NOT_SEARCHED
-        and not is_prepared(path)
-    ]
+    found = [path for path in listing(folder) if path.is_dir()]
+    return [path for path in found if path.name not in _NOT_SEARCHED and not is_prepared(path)]
 
 
 def find_files(
@@ -63,8 +56,9 @@ def find_files(
 
 def not_recognised(source: Path, expected: str, advice: str) -> ValueError:
     """Make the error for a folder that holds none of ``expected``; ``advice`` says where to get it."""
-    state = "holds no data that is recognised" if any(source.iterdir()) else "is empty"
-    archives = sorted(path.name for path in source.iterdir() if path.suffix in _ARCHIVES)
+    found = listing(source)
+    state = "holds no data that is recognised" if found else "is empty"
+    archives = [path.name for path in found if path.suffix in _ARCHIVES]
     return ValueError(
         f"{source} {state}: looked there and {DEPTH} levels below for {expected}, and there for "
         f"prepared data; {packed_inside(source, archives)}{advice}"

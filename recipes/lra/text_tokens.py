@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from megalodon_tasks.data.manifest import OnBytes
-from megalodon_tasks.data.preparing import Preparation, add_strict_option, from_the_start
+from megalodon_tasks.data.preparing import Preparation, add_rejects_options, from_the_start
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item
 from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.listops.grammar import OPERATORS
@@ -69,7 +70,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         default=MAX_BYTES,
         help="bytes (of Mega's files: symbols) that are read of a text (default: %(default)s)",
     )
-    add_strict_option(parser)
+    add_rejects_options(parser)
 
 
 def mega_preparation(
@@ -101,8 +102,12 @@ def mega_preparation(
         vocabulary=vocabulary,
         source={
             "settings": {"tokens": "symbols of Mega's dictionary", "longest": limit},
-            "origin": "mega",
+            "origin": origin_of(mega.folder, "mega"),
             "split_rule": "the splits of Mega's files",
+            "published": {
+                "settings": {"longest": MAX_BYTES},
+                "counts": spec.source["published"]["counts"],
+            },
         },
     )
     splits = {s: from_the_start(_mega_items, mega, s, spec.columns, limit, rejects) for s in SPLITS}

@@ -10,11 +10,12 @@ with the mean and deviation of all training samples.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, PreparedDataset
 from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.speech import speech_commands
@@ -86,6 +87,7 @@ def prepare(
 def _spec(
     options: Options, column: ColumnSpec, origin: str, split_rule: str, **settings: Any
 ) -> DatasetSpec:
+    literature = asdict(Options())
     return DatasetSpec(
         benchmark=BENCHMARK,
         kind="waveform",
@@ -94,7 +96,12 @@ def _spec(
         source={
             "origin": origin,
             "split_rule": split_rule,
-            "settings": {**settings, "words": options.words},
+            "settings": settings | {"words": options.words},
+            "published": {
+                "settings": {name: value for name, value in literature.items() if name in settings}
+                | {"words": Options.words},
+                "counts": {"items": LITERATURE},
+            },
         },
     )
 
@@ -105,12 +112,13 @@ def _from_wav(
     spec = _spec(
         options,
         ColumnSpec("int16", options.form.samples),
-        "release",
+        origin_of(folder, "release"),
         SPLIT_RULES[options.splits],
         form="wav",
         splits=options.splits,
         lengths=options.lengths,
         sample_rate=options.sample_rate,
+        seconds=options.seconds,
     )
     clips = WavClips(
         folder,
@@ -215,13 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     options = parser.parse_args(arguments)
     names = ("words", "splits", "lengths", "sample_rate", "seconds")
     choices = Options(**{name: getattr(options, name) for name in names})
 
     def run() -> bool:
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         return prepare(
             options.source, options.out, choices, workers=options.workers, rejects=rejects
         )

@@ -5,14 +5,14 @@ validation_list.txt, testing_list.txt        <word>/<file>: the official splits
 _background_noise_/                          minutes of noise, not read
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from megalodon_tasks.data.sources import Origin, Rejects, check_source, packed_inside
+from megalodon_tasks.data.sources import Origin, Rejects, check_source, listing, packed_inside
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "valid", "test")
@@ -79,8 +79,8 @@ def list_clips(folder: Path, words: Sequence[str], rejects: Rejects) -> list[Cli
     clips = []
     for label, word in enumerate(words):
         taken: dict[str, str] = {}
-        for path in sorted((folder / word).iterdir()):
-            if path.suffix.lower() != ".wav" or path.name.startswith("."):
+        for path in listing(folder / word):
+            if path.suffix.lower() != ".wav":
                 continue
             first = taken.setdefault(path.name.casefold(), path.name)
             if first != path.name:
@@ -132,34 +132,35 @@ def stratified_splits(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
 
 
 def official_splits(
-    folder: Path,
-    words: Sequence[str],
-    found: Iterable[Clip],
-    usable: Sequence[Clip],
-    rejects: Rejects,
+    folder: Path, found: Iterable[Clip], usable: Sequence[Clip]
 ) -> dict[str, list[Clip]]:
     """Split by the release's lists: what is in neither is for training.
 
-    ``found`` are all clips of ``words``, ``usable`` those to assign.  An entry of a list without a
-    file goes to ``rejects``.  Raises ``ValueError`` for a clip in both lists, and for an empty split.
+    ``found`` are all clips of the words that are used, ``usable`` those to assign.  Entries of the other
+    words are not used.  Raises ``ValueError`` for an entry of these words without a clip, one that names
+    no word, a clip in both lists, and an empty split.
     """
-    present, of_words = {clip.name for clip in found}, set(words)
+    present = {clip.name.casefold() for clip in found}
+    of_words = {name.split("/")[0] for name in present}
     split_of: dict[str, str] = {}
     for split, list_name in LISTS.items():
-        for line in (folder / list_name).read_text("utf-8", errors="replace").splitlines():
-            name = line.strip()
-            if name.split("/")[0] not in of_words:
+        for number, name in _entries(folder / list_name):
+            word = name.split("/")[0]
+            if word not in of_words and word in ALL_WORDS:
                 continue
+            if name not in present:
+                raise ValueError(
+                    f"{folder / list_name}, line {number}: {name!r} matches no clip; the clips are not "
+                    "complete or the list is of other data: unpack the archive again"
+                )
             if split_of.setdefault(name, split) != split:
                 raise ValueError(
                     f"{name} is in both {' and '.join(LISTS.values())} of {folder}: validation and test "
                     "must not share a clip"
                 )
-            if name not in present:
-                rejects.add(f"{folder / list_name}: {name}", "is listed, but there is no such file")
     splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
     for clip in usable:
-        splits[split_of.get(clip.name, "train")].append(clip)
+        splits[split_of.get(clip.name.casefold(), "train")].append(clip)
     for name, chosen in splits.items():
         if not chosen:
             raise ValueError(
@@ -167,3 +168,13 @@ def official_splits(
                 "take --splits stratified"
             )
     return splits
+
+
+def _entries(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and entry of each line, in small letters, as ``<word>/<file>``.
+
+    A byte order mark, a leading ``./`` and backslashes, which some tools write, are accepted.
+    """
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+        if name := line.strip().replace("\\", "/").removeprefix("./").casefold():
+            yield number, name

@@ -69,17 +69,22 @@ class WavClips:
         measured = self._look_at_all()
         other = {n: one.samples for n, one in measured.items() if one.samples != self.form.samples}
         usable = [c for c in self.found if c.name in measured and (self.fit or c.name not in other)]
+        try:
+            self.splits = self._divide(usable)
+        except ValueError as error:
+            raise self.rejects.explain(error) from None
+        scale = _scale([measured[clip.name] for clip in self.splits["train"]], self.form)
+        return replace(spec, scale=scale, source={**spec.source, "other_lengths": other})
+
+    def _divide(self, usable: Sequence[Clip]) -> dict[str, list[Clip]]:
         if not usable:
             raise ValueError(
                 f"{self.folder} has no clip of {self.form.samples} samples at {self.form.rate} Hz; "
                 "take --lengths fit for clips of other lengths"
             )
         if self.official:
-            self.splits = official_splits(self.folder, self.words, self.found, usable, self.rejects)
-        else:
-            self.splits = stratified_splits(usable)
-        scale = _scale([measured[clip.name] for clip in self.splits["train"]], self.form)
-        return replace(spec, scale=scale, source={**spec.source, "other_lengths": other})
+            return official_splits(self.folder, self.found, usable)
+        return stratified_splits(usable)
 
     def items(self, split: str, first: int, on_bytes: OnBytes) -> Iterator[Item]:
         """Yield label and samples of each clip of one split, once ``complete`` has decided on them."""

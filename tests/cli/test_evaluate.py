@@ -17,8 +17,9 @@ from tests.toy_plugin import runs
 
 RECORDED = {
     "benchmark", "split", "metric", "value", "loss", "n", "best_constant", "checkpoint", "update",
-    "epoch", "params", "chunk_size", "evaluation_chunk_size", "seed", "date", "device", "versions",
-    "commit", "task_overrides", "time_step", "files",
+    "epoch", "params", "chunk_size", "seed", "date", "device", "versions", "commit",
+    "task_overrides", "time_step", "files", "evaluation_chunk_size", "data", "normalisation",
+    "training", "precision", "changed_settings", "compared_with", "comparable",
 }  # fmt: skip
 
 

@@ -173,7 +173,8 @@ def test_one_writer_at_a_time(tmp_path):
 def test_the_manifest_says_what_was_written(tmp_path):
     write_form(tmp_path, spec_of(source={"settings": {"a": 1}}), splits())
     content = json.loads((tmp_path / MANIFEST).read_text())
-    assert content["source"] == {"settings": {"a": 1}}
+    shared = dict.fromkeys(("train, valid", "train, test", "valid, test"), 7)
+    assert content["source"] == {"settings": {"a": 1}, "duplicates": shared}
     assert content["classes"] == ["one", "two", "three"]
     assert {split: counts["items"] for split, counts in content["splits"].items()} == {
         "train": 7, "valid": 7, "test": 7,

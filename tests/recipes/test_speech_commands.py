@@ -272,13 +272,10 @@ def test_hidden_and_other_files_are_not_looked_at(copy, tmp_path):
     assert len(rejects) == 0
 
 
-def test_a_listed_clip_that_does_not_exist_is_named(copy, tmp_path):
+def test_a_listed_clip_that_does_not_exist_is_an_error(copy, tmp_path):
     (copy / clip_name("left", 15)).unlink()
-    rejects = Rejects()
-    dataset = prepared(copy, tmp_path / "out", OFFICIAL, rejects=rejects)
-    name = f"{copy / 'validation_list.txt'}: {clip_name('left', 15)}"
-    assert rejects.reasons == {name: "is listed, but there is no such file"}
-    assert len(dataset.split("valid")) == 29
+    with pytest.raises(ValueError, match=rf"line 14: '{clip_name('left', 15)}' matches no clip"):
+        prepared(copy, tmp_path / "out", OFFICIAL)
 
 
 def remove_word(folder):

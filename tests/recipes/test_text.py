@@ -172,8 +172,8 @@ def damage(raw, kind):
         (pos / "900_9.txt").write_text("a copy")
         return f"{pos} has 13 reviews, the release has 12"
     if kind == "other name":
-        (pos / "._3_10.txt").write_bytes(b"\0\5\x16\7")
-        return "._3_10.txt is not named as a review of the release, <number>_<stars>.txt"
+        (pos / "copy of 3_10.txt").write_text("a copy")
+        return "copy of 3_10.txt is not named as a review of the release, <number>_<stars>.txt"
     if kind == "wrong folder":
         (pos / "3_10.txt").rename(pos / "3_4.txt")
         return "3_4.txt: a review with 4 stars lies in the folder pos, where they have 7 to 10"

@@ -73,6 +73,25 @@ def test_final_metrics_stand_beside_the_papers(tmp_path, make_run):
     assert published["lra/listops"] == "63.79"
 
 
+def test_each_result_says_whether_it_compares_with_the_published_number(tmp_path, make_run):
+    reasons = {
+        "generated": "generated data",
+        "subset": "subset: train has 10 items, the release 96,000",
+        "whole": True,
+    }
+    for name, comparable in reasons.items():
+        said = {"compared_with": "lra/listops", "comparable": comparable}
+        make_run(f"runs/{name}", results=[result(**said)])
+    make_run("runs/zold", results=[result()])
+    _, markdown = made(tmp_path, tmp_path / "runs")
+    lines = {line[0]: line[2:4] for line in section(markdown, "Final metrics")[1:]}
+    assert lines["generated"] == ["63.79", "generated data"]
+    assert lines["subset"] == ["63.79", reasons["subset"]]
+    assert lines["whole"] == ["63.79", "yes"]
+    assert lines["zold"][0] == "-"
+    assert "earlier version" in lines["zold"][1]
+
+
 def test_differing_fields_are_shown_once(tmp_path, make_run):
     for seed in (1, 2):
         config = {
@@ -93,12 +112,8 @@ def test_equal_runs_and_runs_without_results(tmp_path, make_run):
     make_run("runs/b", config=config)
     page, markdown = made(tmp_path, tmp_path / "runs")
     assert "All runs have the same configuration." in markdown
-    assert section(markdown, "Final metrics")[1][:4] == [
-        "a",
-        "not evaluated",
-        "accuracy",
-        "lra_text",
-    ]
+    line = section(markdown, "Final metrics")[1]
+    assert line[:6] == ["a", "not evaluated", "-", "-", "accuracy", "lra_text"]
     assert page.count("data:image/svg+xml") == 1
 
 

@@ -51,6 +51,18 @@ def test_seeds_are_averaged(finished):
     assert first.startswith("| 64 | 52.00 | 2.83 |")
 
 
+def test_the_reasons_against_the_published_number_stand_in_the_table(sweep):
+    for run, reason in zip(sweep.runs, (True, "generated data", True, True), strict=True):
+        said = {"compared_with": "lra/listops", "comparable": reason}
+        write_record(run.folder, [result(**said)])
+        append(run.attempts_file, {"status": 0, "seconds": 1.0})
+    sweep_table.write_table(sweep, sweep_table.collect(sweep))
+    with open(sweep.folder / "table.csv", newline="") as stream:
+        small, full = csv.DictReader(stream)
+    assert (small["published"], small["comparable"]) == ("63.79", "generated data")
+    assert (full["published"], full["comparable"]) == ("63.79", "yes")
+
+
 def test_only_finished_runs_count(sweep):
     first, second, *_ = sweep.runs
     finish(first, 50.0)

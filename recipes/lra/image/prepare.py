@@ -14,6 +14,7 @@ import numpy as np
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import (
     ColumnSpec,
     DatasetSpec,
@@ -64,7 +65,8 @@ def prepare(
             for name in SPLITS
         }
     elif (origins := find_mega_images(source, _MEGA_NAMES)) is not None:
-        spec = _spec(side, "mega", "the splits of Mega's files")
+        origin = origin_of(source, "mega")
+        spec = _spec(side, origin, "the splits of Mega's files")
         shape = (side * side, len(cifar.CLASSES))
         splits = {
             name: preparing.from_the_start(read_mega_images, origins, name, *shape, rejects)
@@ -81,13 +83,23 @@ def prepare(
 
 
 def _spec(side: int, origin: str, split_rule: str, validation: str | None = None) -> DatasetSpec:
-    settings = {"form": origin} | ({} if validation is None else {"validation": validation})
+    form = {"form": "mega" if validation is None else "release"}
+    settings = form if validation is None else form | {"validation": validation}
+    published = {} if validation is None else {"validation": "random"}
     return DatasetSpec(
         benchmark=BENCHMARK,
         kind="pixels",
         columns={"inputs": ColumnSpec("uint8", side * side)},
         classes=cifar.CLASSES,
-        source={"settings": settings, "origin": origin, "split_rule": split_rule},
+        source={
+            "settings": settings | {"side": side},
+            "origin": origin,
+            "split_rule": split_rule,
+            "published": {
+                "settings": published | {"side": cifar.SIDE},
+                "counts": {"items": RELEASED},
+            },
+        },
         scale=_SCALE,
     )
 
@@ -130,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         default=cifar.SIDE,
         help="height and width of the images in Mega's form (default: %(default)s)",
     )
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     options = parser.parse_args(arguments)
 
     def run() -> bool:
@@ -139,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             options.out,
             validation=options.validation,
             side=options.side,
-            rejects=Rejects(strict=options.strict),
+            rejects=preparing.rejects_of(options),
         )
 
     return preparing.run(parser, options, run, report)

@@ -102,6 +102,7 @@ def _spec(origin: str, split_rule: str, **settings: Any) -> DatasetSpec:
             "settings": _SETTINGS | settings,
             "origin": origin,
             "split_rule": split_rule,
+            "published": {"counts": {"items": RELEASED_COUNTS}},
         },
     )
 

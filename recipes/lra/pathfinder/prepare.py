@@ -123,12 +123,21 @@ def prepare(
 def _spec(
     options: Options, settings: dict[str, Any], origin: str, split_rule: str, **source: Any
 ) -> DatasetSpec:
+    published: dict[str, Any] = {"side": BENCHMARKS[options.benchmark].side}
+    if settings["form"] == "images":
+        published |= {"images": Options.images, "splits": Options.splits}
     return DatasetSpec(
         benchmark=options.benchmark,
         kind="pixels",
         columns={"inputs": ColumnSpec("uint8", options.pixels_wide**2)},
         classes=CLASSES,
-        source={"settings": settings, "origin": origin, "split_rule": split_rule, **source},
+        source={
+            "settings": settings | {"side": options.pixels_wide},
+            "origin": origin,
+            "split_rule": split_rule,
+            "published": {"settings": published, "counts": {"items": RELEASED}},
+            **source,
+        },
         scale=_SCALE,
     )
 
@@ -229,7 +238,7 @@ def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") 
     )
     add("--splits", choices=tuple(SPLIT_RULES), default="random", help="default: %(default)s")
     preparing.add_workers_option(parser)
-    preparing.add_strict_option(parser)
+    preparing.add_rejects_options(parser)
     generator.add_options(parser)
     given = parser.parse_args(arguments)
 
@@ -237,7 +246,7 @@ def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") 
         options = Options(benchmark, given.side, given.images, given.splits)
         if folder := generator.generate(given):
             options = replace(options, images=folder.name)
-        rejects = Rejects(strict=given.strict)
+        rejects = preparing.rejects_of(given)
         return prepare(given.source, given.out, options, workers=given.workers, rejects=rejects)
 
     return preparing.run(parser, given, run, report)

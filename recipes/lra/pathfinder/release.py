@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from megalodon_tasks.data.parallel import map_in_order
-from megalodon_tasks.data.sources import Origin, Rejects
+from megalodon_tasks.data.sources import Origin, Rejects, is_leftover, listing
 from megalodon_tasks.recipes.lra.data_folder import folders_in
 
 CLASSES = ("not joined", "joined")
@@ -60,10 +60,10 @@ def _has_images(folder: Path) -> bool:
 def size_of_images(folder: Path) -> int:
     """Add up the bytes of all files below ``imgs``, which change where an image is replaced."""
     total = 0
-    for batch in (folder / "imgs").iterdir():
+    for batch in listing(folder / "imgs"):
         if batch.is_dir():
             with os.scandir(batch) as entries:
-                total += sum(entry.stat().st_size for entry in entries)
+                total += sum(e.stat().st_size for e in entries if not is_leftover(e.name))
     return total
 
 
@@ -72,7 +72,7 @@ def metadata_of(folder: Path) -> Origin:
 
     Raises ``ValueError`` if there are none, or one is not named by a number.
     """
-    paths = list((folder / "metadata").glob("*.npy"))
+    paths = [path for path in listing(folder / "metadata") if path.suffix == ".npy"]
     unnumbered = [path for path in paths if not path.stem.isdecimal()]
     if unnumbered or not paths:
         what = f"{unnumbered[0].name} is not named by a number" if unnumbered else "no <number>.npy"

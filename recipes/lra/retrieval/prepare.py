@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
 from megalodon_tasks.recipes.lra.data_folder import not_recognised
@@ -67,8 +68,12 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
         vocabulary=VOCABULARY,
         source={
             "settings": {"tokens": "bytes", "longest": max_bytes},
-            "origin": "release",
+            "origin": origin_of(source, "release"),
             "split_rule": "the splits of the release",
+            "published": {
+                "settings": {"longest": MAX_BYTES},
+                "counts": {"items": EXPECTED_COUNTS},
+            },
         },
     )
     check_source(source, f"the folder tsv_data of the LRA release, or Mega's {MEGA_NAME}")
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
 
     def run() -> bool:
-        rejects = Rejects(strict=options.strict)
+        rejects = preparing.rejects_of(options)
         return prepare(options.source, options.out, rejects, max_bytes=options.max_bytes)
 
     return preparing.run(parser, options, run, report)

@@ -18,10 +18,11 @@ import numpy as np
 
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.manifest import OnBytes
+from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
 from megalodon_tasks.recipes.lra.data_folder import not_recognised
-from megalodon_tasks.recipes.lra.mega_files import MegaTokens
+from megalodon_tasks.recipes.lra.mega_files import SPLITS, MegaTokens
 from megalodon_tasks.recipes.lra.text.release import (
     CLASSES,
     RELEASED_PER_FOLDER,
@@ -100,8 +101,12 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
         vocabulary=VOCABULARY,
         source={
             "settings": options.settings,
-            "origin": "release",
+            "origin": origin_of(source, "release"),
             "split_rule": VALIDATION[options.validation],
+            "published": {
+                "settings": {"longest": MAX_BYTES, "validation": "test"},
+                "counts": {"items": dict.fromkeys(SPLITS, _RELEASED)},
+            },
         },
     )
     check_source(source, f"the folder aclImdb of the IMDB reviews, or Mega's {MEGA_NAME}")
@@ -171,7 +176,7 @@ def _held_out(origin: Origin, label: int, options: Options) -> set[int]:
 
 def report(dataset: PreparedDataset) -> list[str]:
     """Say what a prepared Text holds, and how that differs from the release."""
-    released = {"train": _RELEASED, "valid": _RELEASED, "test": _RELEASED}
+    released = dict.fromkeys(SPLITS, _RELEASED)
     if dataset.spec.source["settings"].get("validation") == "held-out":
         released = {"test": _RELEASED}
     return preparing.describe_splits(dataset, "reviews", released, note=" with the end token")
@@ -199,6 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def run() -> bool:
         options = Options(given.validation, given.held_out, given.subset, given.max_bytes)
-        return prepare(given.source, given.out, options, Rejects(strict=given.strict))
+        return prepare(given.source, given.out, options, preparing.rejects_of(given))
 
     return preparing.run(parser, given, run, report)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megalodon_tasks.data.manifest import OnBytes
-from megalodon_tasks.data.sources import Origin
+from megalodon_tasks.data.sources import Origin, listing
 from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 CLASSES = ("neg", "pos")
@@ -46,7 +46,7 @@ def find_reviews(source: Path, *, subset: bool = False) -> dict[str, Origin] | N
 def _reviews_in(key: str, folder: Path, subset: bool) -> Origin:
     """Return the reviews of a folder by their number."""
     numbered = []
-    for path in folder.iterdir():
+    for path in listing(folder):
         match = _NAME.fullmatch(path.name)
         if match is not None:
             numbered.append((int(match[1]), int(match[2]), path))

@@ -1,0 +1,183 @@
+"""Say whether a result compares with the published number of its benchmark, or why not.
+
+A result records of which data it is, how its model was trained, and which settings of the training are
+not those of the recipe.  Everything here follows from that record.
+"""
+
+import contextlib
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from megalodon_tasks.configuration import find_recipe, training_configuration
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.runs import record, results
+
+NAMED_REASONS = 4
+_SECTIONS = ("task", "model", "criterion", "optimization", "optimizer", "lr_scheduler", "ema")
+# Fields that decide neither what is learned nor what is scored, and those that a run fills in itself.
+# The batch is compared as a whole, so update_freq may differ.
+_WITHOUT_EFFECT = {
+    "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq",
+    "stop_time_hours", "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams",
+    "eval_multiple", "ema_fp32", "ema_seed_model", "ema_update_freq",
+}  # fmt: skip
+_PRECISIONS = {"fp16": "float16", "memory_efficient_fp16": "float16", "bf16": "bfloat16"}
+
+
+def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
+    """Describe the training of a checkpoint in ``folder`` by its settings and the record beside it.
+
+    ``batch`` is the effective one: items, or at most so many tokens, of all processes and accumulated
+    steps.  What only the record knows is null without it.
+    """
+    run, settings = None, _plain(config)
+    with contextlib.suppress(UserError):
+        run = record.read_run(folder)
+    start = run.start if run else {}
+    used = [name for key, name in _PRECISIONS.items() if settings["common"].get(key)]
+    return {
+        "updates": run.updates if run else None,
+        "max_update": settings["optimization"].get("max_update"),
+        "batch": _recorded_batch(start) or batch_of(settings, start.get("processes")),
+        "processes": start.get("processes"),
+        "device": start.get("device"),
+        "precision": used[0] if used else "float32",
+        "manifest": (start.get("data") or {}).get("manifest"),
+    }
+
+
+def _recorded_batch(start: Mapping[str, Any]) -> dict[str, int] | None:
+    size = start.get("effective_batch")
+    return {start["effective_batch_unit"]: size} if size else None
+
+
+def batch_of(config: Mapping[str, Any], processes: int | None) -> dict[str, int] | None:
+    """Return the effective batch, ``{"items": n}`` or ``{"tokens": n}``; None if it is not known.
+
+    It is ``task.effective_batch`` where that is set, else what ``processes`` read for an update.
+    """
+    dataset, effective = config["dataset"], config["task"].get("effective_batch")
+    accumulated = config["optimization"].get("update_freq") or [1]
+    for unit, field in (("items", "batch_size"), ("tokens", "max_tokens")):
+        size = dataset.get(field)
+        if size and (effective or processes):
+            return {unit: effective or size * (processes or 1) * accumulated[-1]}
+    return None
+
+
+def judge(result: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """Return what a new line of ``results.jsonl`` says of comparing it with a published number.
+
+    ``changed_settings`` maps a field of ``config``, with which the model was trained, to the recipe's
+    value and its own, where they differ; it is null where no recipe belongs to the benchmark.
+    ``compared_with`` is the id of the row of ``recipes/results.csv`` with the published number, or null.
+    ``comparable`` is true, or the reasons why the two do not compare.
+    """
+    row = _matching_row(result)
+    changed = _changed_settings(result, _plain(config))
+    reasons = [*_reasons({**result, "changed_settings": changed}, row)]
+    more = len(reasons) - NAMED_REASONS
+    text = "; ".join(reasons[:NAMED_REASONS]) + (f"; and {more} more" if more > 0 else "")
+    return {
+        "changed_settings": changed,
+        "compared_with": row["id"] if row else None,
+        "comparable": text or True,
+    }
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration as containers; options of an old-style model are a namespace."""
+    sections: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
+
+
+def _changed_settings(
+    result: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, list[Any]] | None:
+    name, _, variant = result["benchmark"].partition("-")
+    try:
+        recipe = find_recipe(name)
+        folder, file = recipe.script.parent, recipe.config_name(variant == "demo")
+        expected = _plain(training_configuration(folder, file, ["task.data=DATA"]))
+    except UserError:
+        return None
+    found = {section: dict(config.get(section) or {}) for section in _SECTIONS}
+    found["model"]["chunk_size"] = result["chunk_size"]
+    changed = {
+        f"{section}.{field}": [value, found[section].get(field, value)]
+        for section in _SECTIONS
+        for field, value in expected[section].items()
+        if field not in _WITHOUT_EFFECT
+        and (section == "optimization" or field not in expected["optimization"])
+        and found[section].get(field, value) != value
+    }
+    batches = [batch_of(expected, 1), result["training"]["batch"]]
+    return changed | (
+        {"batch": batches} if None not in batches and batches[0] != batches[1] else {}
+    )
+
+
+def _matching_row(result: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the row of the published number for the benchmark and chunk size of a result."""
+    rows = {r["id"]: r for r in results.published(result["benchmark"]) if r["paper_value"]}
+    variant = f"{result['benchmark']}-chunk{result.get('chunk_size')}"
+    return rows.get(variant) or rows.get(result["benchmark"])
+
+
+def _reasons(result: Mapping[str, Any], row: Mapping[str, str] | None) -> Iterator[str]:
+    """Yield why ``result`` does not compare with ``row``, what weighs most first."""
+    yield from result["data"]["differences"]
+    if row is None:
+        yield f"no number is published for {result['benchmark']}"
+    elif row["metric"] != result["metric"]:
+        yield f"metric {result['metric']} (published: {row['metric']})"
+    if result["split"] != "test":
+        yield f"split {result['split']} (published: test)"
+    yield from _reasons_in_training(result)
+    yield from _reasons_in_evaluation(result)
+    changed = result["changed_settings"]
+    if changed is None:
+        yield f"no recipe has the id {result['benchmark']}; name one with --recipe"
+        return
+    for field, (expected, found) in changed.items():
+        if field != "model.chunk_size" or row is None or not row["id"].endswith(f"-chunk{found}"):
+            yield f"{field} {_shown(found)} (recipe: {_shown(expected)})"
+
+
+def _reasons_in_training(result: Mapping[str, Any]) -> Iterator[str]:
+    training, manifest = result["training"], result["data"]["manifest"]
+    updates, planned = training["updates"], training["max_update"]
+    if not result["update"]:
+        yield "the checkpoint was not trained here"
+    elif updates is not None and planned and updates < planned:
+        yield f"trained for {updates:,} of {planned:,} updates"
+    if training["manifest"] is not None and training["manifest"] != manifest:
+        yield "evaluated on other data than it was trained on"
+
+
+def _reasons_in_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
+    for field, value in (result.get("task_overrides") or {}).items():
+        yield f"evaluated with task.{field} {value}"
+    if result.get("time_step", 1) != 1:
+        yield f"evaluated at time step {result['time_step']}"
+    if result.get("dynamic"):
+        yield "dynamic evaluation"
+    if context := result.get("segment_tokens"):
+        yield f"context cut after {context:,} tokens"
+    if result["evaluation_chunk_size"] != result["chunk_size"]:
+        yield (
+            f"evaluated with chunk size {_shown(result['evaluation_chunk_size'])}, trained with "
+            f"{_shown(result['chunk_size'])}"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{number:,} {unit}" for unit, number in value.items())
+    finite = isinstance(value, float) and math.isfinite(value)
+    return "null" if value is None else f"{value:g}" if finite else str(value)
