@@ -1,5 +1,6 @@
 """Writing files: a final name only ever holds a complete file, and a folder has one writer at a time."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
+
+# It reports each lock, up to the end of the process, when logging may be closed already.
+logging.getLogger("filelock").setLevel(logging.WARNING)
 
 
 @contextmanager
