@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
-from omegaconf import II
 
 from megalodon_tasks.data.sequence_dataset import SequenceDataset
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.classifier import ClassifierInputs
 from megalodon_tasks.training.recorded_names import check_recorded
+from megalodon_tasks.training.task_settings import NewBatchesEachEpoch, TaskSettings
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,9 @@ SOURCE_REMEDY = "Prepare the data from the source that the model was trained wit
 
 
 @dataclass
-class ClassificationConfig(FairseqDataclass):
+class ClassificationConfig(TaskSettings):
     """Settings of every classification task."""
 
-    # Without a default of its own, fairseq's parser would refuse the positional argument.
-    data: Optional[str] = field(default=None, metadata={"help": "folder of the prepared data"})
     benchmark: Optional[str] = field(
         default=None,
         metadata={"help": "refuse data of another benchmark; default: take what the folder holds"},
@@ -36,24 +34,9 @@ class ClassificationConfig(FairseqDataclass):
         default=None,
         metadata={"help": "longest sequence to accept, in steps; default: the longest there is"},
     )
-    effective_batch: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "items that an update learns from over all processes, from which update_freq "
-            "follows; default: whatever results"
-        },
-    )
-    seed: int = II("common.seed")
-    train_subset: str = II("dataset.train_subset")
-    valid_subset: str = II("dataset.valid_subset")
-    # fairseq's switch, read from here.  A default of True would make the flag turn it off.
-    rebuild_batches: bool = field(
-        default=False,
-        metadata={"help": "make new batches for each epoch; always done, whatever this says"},
-    )
 
 
-class ClassificationTask(FairseqTask):
+class ClassificationTask(NewBatchesEachEpoch, FairseqTask):
     """Classify prepared sequences, or pairs of them.
 
     A subclass lists in ``prepare_commands`` the benchmarks that it accepts, each with the command that
@@ -64,7 +47,6 @@ class ClassificationTask(FairseqTask):
     cfg: ClassificationConfig
     prepare_commands: ClassVar[dict[str, str]] = {}
     padding_idx: ClassVar[int] = 0
-    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
 
     def __init__(self, cfg: ClassificationConfig, **kwargs: Any) -> None:
         super().__init__(cfg, **kwargs)
@@ -166,17 +148,6 @@ class ClassificationTask(FairseqTask):
     def build_criterion(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> Any:
         """Build the criterion; raise :class:`UserError` for values that it cannot have."""
         return super().build_criterion(cfg, from_checkpoint)
-
-    def can_reuse_epoch_itr(self, dataset: SequenceDataset) -> bool:
-        """Return True to reuse iterators, and with them their data workers, from epoch to epoch.
-
-        They still make new batches for each epoch (``rebuild_batches``).  An iterator that is dropped
-        leaves its workers to the garbage collector, which takes 5 seconds to end them, or runs inside a
-        worker of the next epoch, where torch then prints a traceback.
-
-        A split that is trained on and evaluated too needs two iterators, though fairseq keeps one.
-        """
-        return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
 
     def max_positions(self) -> int:
         """Return the length of the longest sequence that is accepted, in steps."""

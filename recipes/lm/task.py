@@ -9,7 +9,7 @@ to a block.
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
-from omegaconf import II
 
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
@@ -28,6 +27,7 @@ from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
 from megalodon_tasks.training.recorded_names import check_recorded
+from megalodon_tasks.training.task_settings import NewBatchesEachEpoch, TaskSettings
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,9 @@ VOCABULARY_REMEDY = (
 
 
 @dataclass
-class MegalodonLanguageModelingConfig(FairseqDataclass):
+class MegalodonLanguageModelingConfig(TaskSettings):
     """Settings of the task."""
 
-    # Without a default of its own, fairseq's parser would refuse the positional argument.
-    data: Optional[str] = field(
-        default=None, metadata={"help": "folder that fairseq-preprocess --only-source wrote"}
-    )
     tokens_per_sample: int = field(
         default=2048, metadata={"help": "tokens in a unit of a block; best the model's chunk"}
     )
@@ -83,28 +79,11 @@ class MegalodonLanguageModelingConfig(FairseqDataclass):
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
     )
-    effective_batch: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "rows or blocks of an update over all processes, tokens without batch_size; "
-            "update_freq follows from it; default: whatever results"
-        },
-    )
-    seed: int = II("common.seed")
-    train_subset: str = II("dataset.train_subset")
-    valid_subset: str = II("dataset.valid_subset")
-    # fairseq's switch, read from here.  A default of True would make the flag turn it off.
-    rebuild_batches: bool = field(
-        default=False,
-        metadata={"help": "make new batches for each epoch; always done, whatever this says"},
-    )
 
 
 @register_task("megalodon_language_modeling", dataclass=MegalodonLanguageModelingConfig)
-class MegalodonLanguageModelingTask(LanguageModelInference):
+class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference):
     """Predict the next token.  Errors in the data are raised as :class:`UserError`."""
-
-    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
 
     def __init__(self, cfg: MegalodonLanguageModelingConfig, dictionary: Dictionary) -> None:
         super().__init__(cfg, dictionary)
@@ -172,13 +151,6 @@ class MegalodonLanguageModelingTask(LanguageModelInference):
     ) -> np.ndarray:
         """Return ``indices``; raise :class:`UserError` for a block that fits in no batch."""
         return dataset.filter_indices_by_size(indices, max_positions)[0]
-
-    def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
-        """Keep iterators, and with them their data workers, from epoch to epoch.
-
-        The reasons are those of :class:`ClassificationTask` in ``training/classification_task.py``.
-        """
-        return self.cfg.train_subset not in self.cfg.valid_subset.split(",")
 
     def train_step(
         self,
