@@ -49,10 +49,11 @@ class ComplexEMA(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as the released code does (alpha, delta ~ N(0, 0.2), permuted base angles).
 
-        With ``memory`` T, delta is then set so that |q| = exp(-1 / tau), with h time constants tau
-        spaced evenly in their logarithm from ``SHORTEST_MEMORY`` to T, as S4D (arXiv 2206.11893) and LRU
-        (arXiv 2303.06349) spread theirs.  Their order is random for each feature and direction, because
-        the angle of component k grows with k: long memories would otherwise all be fast oscillations.
+        With ``memory`` T, delta is then set so that |q| = exp(-1 / tau), with h time constants tau spaced
+        evenly from ``SHORTEST_MEMORY`` to T (evenly in their logarithm, as S4D, arXiv 2206.11893, and
+        LRU, arXiv 2303.06349, spread theirs, learned less well; see ``models/README.md``).  Their order
+        is random for each feature and direction, because the angle of component k grows with k: long
+        memories would otherwise all be fast oscillations.
         """
         nn.init.normal_(self.alpha, std=0.2)
         nn.init.normal_(self.delta, std=0.2)
@@ -72,8 +73,7 @@ class ComplexEMA(nn.Module):
 
     def _spread_time_constants(self, memory: int) -> None:
         rows, ndim, _ = self.delta.shape
-        ends = math.log(SHORTEST_MEMORY), math.log(memory)
-        tau_N = torch.linspace(*ends, ndim, dtype=torch.float64).exp()
+        tau_N = torch.linspace(SHORTEST_MEMORY, memory, ndim, dtype=torch.float64)
         order_RN = torch.rand(rows, ndim).argsort(dim=1)
         forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
         # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2

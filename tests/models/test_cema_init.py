@@ -18,7 +18,7 @@ def time_constants(layer: ComplexEMA) -> torch.Tensor:
 @pytest.mark.parametrize("memory", [4, 64, 4096])
 def test_spread_reaches_from_four_steps_to_the_memory(bidirectional, memory):
     tau = time_constants(ComplexEMA(6, 16, bidirectional, memory=memory))
-    expected = torch.logspace(2, torch.tensor(memory).log2(), 16, base=2, dtype=torch.float64)
+    expected = torch.linspace(4, memory, 16, dtype=torch.float64)
     torch.testing.assert_close(tau, expected.expand_as(tau), rtol=1e-3, atol=0.0)
 
 
