@@ -49,11 +49,11 @@ class ComplexEMA(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as the released code does (alpha, delta ~ N(0, 0.2), permuted base angles).
 
-        With ``memory`` T, delta is then set so that |q| = exp(-1 / tau), with h time constants tau spaced
-        evenly from ``SHORTEST_MEMORY`` to T (evenly in their logarithm, as S4D, arXiv 2206.11893, and
-        LRU, arXiv 2303.06349, spread theirs, learned less well; see ``models/README.md``).  Their order
-        is random for each feature and direction, because the angle of component k grows with k: long
-        memories would otherwise all be fast oscillations.
+        With ``memory`` T, delta is then set so that |q| = exp(-1 / tau), with h time constants tau
+        spaced evenly from ``SHORTEST_MEMORY`` to T (evenly in their logarithm, as S4D, arXiv 2206.11893,
+        and LRU, arXiv 2303.06349, spread theirs, learned less well; see ``models/README.md``).  Their
+        order is random for each feature and direction, because the angle of component k grows with k:
+        long memories would otherwise all be fast oscillations.
         """
         nn.init.normal_(self.alpha, std=0.2)
         nn.init.normal_(self.delta, std=0.2)
