@@ -119,10 +119,10 @@ def test_documents_of_a_corpus_need_its_description(folder):
 def test_further_parts_are_read_where_asked(folder):
     for end in ("bin", "idx"):
         (folder / f"test1.{end}").write_bytes((folder / f"train.{end}").read_bytes())
-    alone, both = open_test(folder), open_test(folder, combine=True)
+    plain, combined = open_test(folder), open_test(folder, combine=True)
     train = open_stream(folder, "train", Dictionary.load(str(folder / "dict.txt")))
-    assert len(both) == len(alone) + len(train)
-    assert both.read(len(alone), len(both)).tolist() == train.read(0, len(train)).tolist()
+    assert len(combined) == len(plain) + len(train)
+    assert combined.read(len(plain), len(combined)).tolist() == train.read(0, len(train)).tolist()
 
 
 def test_truncated_split_is_named(folder):
