@@ -8,6 +8,7 @@ from torch._subclasses import FakeTensorMode
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from tests.models.lm_cases import CHUNK, SIZES, make_lm, make_tokens
 
@@ -81,7 +82,17 @@ def loaded(model):
     return model
 
 
+def after_decoding(model):
+    """Prepare a decoder in inference mode and use it, where the model has one."""
+    with torch.inference_mode():
+        output = model(TOKENS)
+        if isinstance(output, tuple):
+            Decoder(model, output[1])(TOKENS[:, :1])
+    return model
+
+
 USES = [
+    after_decoding,
     in_inference_mode,
     without_gradients,
     in_single_precision,
