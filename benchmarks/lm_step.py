@@ -11,13 +11,16 @@ train    One training step of both models in turn, in one process, so that the r
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
          several shorter ones; the lengths in turn.  Activations are checkpointed, so that so many
          tokens fit in memory.
-decode   The time of one more token, and the size of the state, after 1K and after 1M tokens (read in
-         pieces).  Both positions stand at the same step of their chunk.
+decode   Tokens a second, one by one, after 1K and after 1M tokens (read in pieces; both stand at the same
+         step of their chunk): by ordinary calls with a state, and by a ``Decoder``.  Then with a batch of
+         ``beams`` rows that are drawn from the rows before each step, as a beam search does; a step of
+         the batch counts as so many tokens.  Last, the bytes of the two states.
 
 Dropout is off everywhere: with it, PyTorch's attention leaves its fast path.
 """
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -30,8 +33,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import CausalLM
-from megalodon_tasks.models.state import StackState, map_state
+from megalodon_tasks.models.state import StackState, map_state, reorder_state
 
 TRANSFORMER_HEADS = 4
 
@@ -54,6 +58,7 @@ class Sizes:
     far: int = 1_000_000
     piece: int = 8192
     decoded: int = 64
+    beams: int = 8
 
     @property
     def config(self) -> MegalodonConfig:
@@ -70,7 +75,7 @@ class Sizes:
         )
 
 
-TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2)
+TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2, 3)
 
 
 class TransformerBlock(nn.Module):
@@ -188,26 +193,53 @@ def read(lm: CausalLM, sizes: Sizes, length: int, device: torch.device) -> Stack
     return state
 
 
+class Beams:
+    """A batch whose rows are drawn from the rows before each step, by one of the two ways to decode."""
+
+    def __init__(self, lm: CausalLM, state: StackState, sizes: Sizes, prepared: bool) -> None:
+        self.lm, self.size = lm, sizes.beams
+        device = state.norm.count.device
+        self.tokens = torch.zeros(self.size, 1, dtype=torch.int64, device=device)
+        self.state = reorder_state(state, torch.zeros(self.size, dtype=torch.int64, device=device))
+        self.decoder = Decoder(lm, self.state) if prepared else None
+
+    def __call__(self) -> None:
+        order = torch.randint(self.size, (self.size,), device=self.tokens.device)
+        if self.decoder is None:
+            self.lm(self.tokens, reorder_state(self.state, order))
+        else:
+            self.decoder.reorder(order)
+            self.decoder(self.tokens)
+
+
 @torch.inference_mode()
 def decode(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]:
-    """Milliseconds of one more token near and far, in turn, with the bytes of the state."""
+    """Tokens a second near and far, ordinary and prepared, in turn, with the bytes of the state."""
     lm = CausalLM(sizes.config, sizes.vocab, share_emb=True).to(device).eval()
     near = sizes.near + sizes.far % sizes.chunk  # at the same step of its chunk as the far one
     states = [read(lm, sizes, length, device) for length in (near, sizes.far)]
-    token, seconds = torch.zeros(1, 1, dtype=torch.int64, device=device), ([], [])
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    steps = [
+        *(functools.partial(lm, token, state) for state in states),
+        *(functools.partial(Decoder(lm, state), token) for state in states),
+        *(Beams(lm, states[1], sizes, prepared) for prepared in (False, True)),
+    ]
+    seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats * sizes.decoded):
-        for state, taken in zip(states, seconds, strict=True):
+        for step, taken in zip(steps, seconds, strict=True):
             start = time.perf_counter()
-            lm(token, state)
+            step()
             _wait(token)
             taken.append(time.perf_counter() - start)
-    near_ms, far_ms = (statistics.median(taken) * 1e3 for taken in seconds)
-    near_bytes, far_bytes = map(state_bytes, states)
+    rates = [round(1 / statistics.median(taken), 1) for taken in seconds]
     return {
         "positions": [near, sizes.far],
-        "ms_per_token": [round(near_ms, 3), round(far_ms, 3)],
-        "ratio": round(far_ms / near_ms, 3),
-        "state_bytes": [near_bytes, far_bytes],
+        "tokens_per_s": rates[:2],
+        "prepared_tokens_per_s": rates[2:4],
+        "beams": sizes.beams,
+        "beams_tokens_per_s": round(sizes.beams * rates[4], 1),
+        "prepared_beams_tokens_per_s": round(sizes.beams * rates[5], 1),
+        "state_bytes": list(map(state_bytes, states)),
     }
 
 
