@@ -11,10 +11,10 @@ train    One training step of both models in turn, in one process, so that the r
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
          several shorter ones; the lengths in turn.  Activations are checkpointed, so that so many
          tokens fit in memory.
-decode   Tokens a second, one by one, after 1K and after 1M tokens (read in pieces; both stand at the same
-         step of their chunk): by ordinary calls with a state, and by a ``Decoder``.  Then with a batch of
-         ``beams`` rows that are drawn from the rows before each step, as a beam search does; a step of
-         the batch counts as so many tokens.  Last, the bytes of the two states.
+decode   Tokens a second, one by one, after 1K and after 1M tokens (read in pieces; both stand at the
+         same step of their chunk): by ordinary calls with a state, and by a ``Decoder``.  Then with a
+         batch of ``beams`` rows that are drawn from the rows before each step, as in a beam search; a
+         step of the batch counts as so many tokens.  Last, the bytes of the two states.
 
 Dropout is off everywhere: with it, PyTorch's attention leaves its fast path.
 """
