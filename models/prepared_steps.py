@@ -63,20 +63,20 @@ class NormStep:
         if state.mean_low is not None:
             self.mean_BG += state.mean_low
         self.var_BG = state.var.to(torch.float64, copy=True)
+        self._mean_M, self._var_M = self.mean_BG.view(-1), self.var_BG.view(-1)
+        self._grouped = (1, len(self._mean_M), -1)
 
     def __call__(self, x_BD: torch.Tensor, place: Place) -> torch.Tensor:
         """Map (B, D) float64 to (B, D) float64."""
-        mean_M, var_M = self.mean_BG.view(-1), self.var_BG.view(-1)
-        x_MJ = x_BD.view(len(mean_M), -1)
-        step_var_M, moved_M = torch.var_mean(x_MJ, dim=-1, correction=0)
-        moved_M = moved_M.sub_(mean_M)
+        mean_M, var_M = self._mean_M, self._var_M
+        x_1MJ = x_BD.view(self._grouped)
+        step_var_M, moved_M = torch.var_mean(x_1MJ, dim=(0, 2), correction=0)
+        moved_M.sub_(mean_M)
         mean_M.addcmul_(moved_M, place.share_M)
         var_M.lerp_(step_var_M.addcmul_(moved_M, moved_M * place.rest_M), place.share_M)
         # Batch norm in evaluation is the shortest way to say (x - mean) / sqrt(var + eps).
-        normed = torch.batch_norm(
-            *(x_MJ[None], None, None, mean_M, var_M, False, 0.0, self.eps, False)
-        )
-        return torch.addcmul(self.bias_D, normed.view_as(x_BD), self.scale_D)
+        normed = torch.batch_norm(*(x_1MJ, None, None, mean_M, var_M, False, 0.0, self.eps, False))
+        return torch.addcmul(self.bias_D, normed.view(x_BD.shape), self.scale_D)
 
     def rows(self) -> Iterator[torch.Tensor]:
         """Yield what is stored per row, with the row as the first axis."""
@@ -106,7 +106,7 @@ class CemaStep:
     def __call__(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Map (B, D) float64 to (B, D) float64."""
         self.state_BDN.mul_(self.q_DN)
-        self._real_BDN.addcmul_(self.p_DN, x_BD[..., None])
+        self._real_BDN.addcmul_(self.p_DN, x_BD.unsqueeze(-1))
         y_BD = (self._parts_BDK * self.eta_DK).sum(-1)
         return y_BD.addcmul_(self.omega_D, x_BD)
 
@@ -117,7 +117,7 @@ class AttentionStep:
     def __init__(
         self, layer: GatedAttention, state: BlockState, capacity: int, dtype: torch.dtype
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.narrow = dtype, dtype.itemsize < 4
         self.eps = layer.norm_eps
         self.norm = NormStep(layer.norm, state.norm)
         self.cema = CemaStep(layer.cema, state.cema)
@@ -129,11 +129,22 @@ class AttentionStep:
             )
         )
         wide = torch.promote_types(dtype, torch.float32)
-        scale_2HK = (layer.qk_scale + 1).to(wide).unflatten(-1, (layer.num_heads, -1))
-        self.scale_2HK = scale_2HK / scale_2HK.shape[-1] ** 0.5
-        self.bias_2HK = layer.qk_bias.to(wide).unflatten(-1, (layer.num_heads, -1))
-        self.key_RCK = _chunk_memory(state.attention.key, capacity, wide)
-        self.value_RCV = _chunk_memory(state.attention.value, capacity, dtype)
+        batch, heads = len(state.cema), layer.num_heads
+        width = layer.qk_scale.shape[1] // heads
+        scale_2Z = (layer.qk_scale + 1).to(wide) / width**0.5
+        self.scale_2R1K, self.bias_2R1K = (
+            both.repeat(1, batch).view(2, batch * heads, 1, width)
+            for both in (scale_2Z, layer.qk_bias.to(wide))
+        )
+        self._hold(
+            _chunk_memory(state.attention.key, capacity, wide),
+            _chunk_memory(state.attention.value, capacity, dtype),
+        )
+
+    def _hold(self, key_RCK: torch.Tensor, value_RCV: torch.Tensor) -> None:
+        self.key_RCK, self.value_RCV = key_RCK, value_RCV
+        self._key_RKC = key_RCK.transpose(1, 2)
+        self._value_shape = (len(value_RCV), 1, -1)
 
     def __call__(self, x_BD: torch.Tensor, place: Place) -> torch.Tensor:
         """Map (B, D) to the branch (B, D)."""
@@ -142,29 +153,32 @@ class AttentionStep:
         q_R1K, k_R1K = self._queries_and_keys(mx_BD, place.turns)
         v_BD = F.silu(self.v_proj(normed_BD.to(self.dtype)))
         self.key_RCK.index_copy_(1, place.position, k_R1K)
-        self.value_RCV.index_copy_(1, place.position, v_BD.view(len(k_R1K), 1, -1))
+        self.value_RCV.index_copy_(1, place.position, v_BD.view(self._value_shape))
         steps = place.bias_R1S.shape[-1]
-        keys_RKS = self.key_RCK[:, :steps].transpose(1, 2)
-        weights_R1S = torch.baddbmm(place.bias_R1S, q_R1K, keys_RKS).softmax(-1).to(self.dtype)
-        attended_BD = torch.bmm(weights_R1S, self.value_RCV[:, :steps]).view_as(v_BD)
-        gated_BD = attended_BD * F.silu(self.gate_proj(mx_BD))
+        keys_RKS = self._key_RKC.narrow(2, 0, steps)
+        weights_R1S = torch.baddbmm(place.bias_R1S, q_R1K, keys_RKS).softmax(-1)
+        if self.narrow:
+            weights_R1S = weights_R1S.to(self.dtype)
+        attended_R1V = torch.bmm(weights_R1S, self.value_RCV.narrow(1, 0, steps))
+        gated_BD = attended_R1V.view(v_BD.shape) * F.silu(self.gate_proj(mx_BD))
         return self.skip_proj(mx_BD) + self.out_proj(gated_BD)
 
     def _queries_and_keys(
         self, mx_BD: torch.Tensor, turns: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scale_2HK = self.scale_2HK
-        width = scale_2HK.shape[-1]
-        z_B1HK = self.z_proj(mx_BD).to(scale_2HK.dtype).view(len(mx_BD), 1, -1, width)
-        z_B1HK = torch.rms_norm(z_B1HK, [width], None, self.eps)
-        pairs = torch.addcmul(self.bias_2HK, z_B1HK, scale_2HK).view(turns.dtype)
-        q_BHK, k_BHK = (pairs * turns).view(scale_2HK.dtype).unbind(1)
-        return q_BHK.reshape(-1, 1, width), k_BHK.reshape(-1, 1, width)
+        scale_2R1K = self.scale_2R1K
+        z_BD = self.z_proj(mx_BD)
+        if self.narrow:
+            z_BD = z_BD.to(scale_2R1K.dtype)
+        z_1R1K = torch.rms_norm(
+            z_BD.view(1, *scale_2R1K.shape[1:]), scale_2R1K.shape[-1:], None, self.eps
+        )
+        pairs = torch.addcmul(self.bias_2R1K, z_1R1K, scale_2R1K).view(turns.dtype)
+        return (pairs * turns).view(scale_2R1K.dtype).unbind(0)
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` steps of the chunk."""
-        self.key_RCK = _grown(self.key_RCK, capacity)
-        self.value_RCV = _grown(self.value_RCV, capacity)
+        self._hold(_grown(self.key_RCK, capacity), _grown(self.value_RCV, capacity))
 
     def open_chunk(self) -> None:
         """Forget the finished chunk: what a later step multiplies by zero must be finite."""
@@ -225,7 +239,9 @@ class FeedForwardStep:
 
     def __call__(self, y_BD: torch.Tensor) -> torch.Tensor:
         """Map (B, D) to the branch (B, D)."""
-        normed_BD = self.norm(y_BD).to(self.dtype)
+        normed_BD = self.norm(y_BD)
+        if normed_BD.dtype != self.dtype:
+            normed_BD = normed_BD.to(self.dtype)
         hidden_BF = F.silu(self.fc1(normed_BD))
         if self.fc3 is not None:
             hidden_BF = hidden_BF * self.fc3(normed_BD)
@@ -236,7 +252,7 @@ class FeedForwardStep:
 def _layer_norm(norm: LayerNorm) -> Callable[[torch.Tensor], torch.Tensor]:
     scale, bias = (norm.weight + 1).detach(), norm.bias
     return partial(
-        F.layer_norm, normalized_shape=scale.shape, weight=scale, bias=bias, eps=norm.eps
+        torch.layer_norm, normalized_shape=scale.shape, weight=scale, bias=bias, eps=norm.eps
     )
 
 
