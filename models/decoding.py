@@ -9,25 +9,25 @@ memory of the open chunk holds, S of them that a step attends to.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
+from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import LanguageModel
-from megalodon_tasks.models.layers.gated_attention import GatedAttention
 from megalodon_tasks.models.prepared_steps import BlockStep, NormStep, Place
 from megalodon_tasks.models.state import StackState, reorder_state
 
-# Full attention has no longest chunk: its memory starts with so many steps and doubles.
-FEWEST_STEPS = 64
+# The memory of the open chunk starts with so many steps and doubles, up to the chunk size.
+FEWEST_STEPS = 256
 # Devices whose steps are replayed from graphs.  There attention covers a multiple of so many steps,
 # masked, so that few graphs serve all steps.
 CAPTURING = {"cuda"}
 STEPS_PER_GRAPH = 256
 
 _version = operator.attrgetter("_version")
-_Step = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 class Decoder:
@@ -51,7 +51,7 @@ class Decoder:
         self._refuse_training()
         layer = lm.stack.blocks[0].attention
         lm.stack.check_state(state)
-        _check_sizes(state, layer)
+        _check_sizes(state, lm.config, layer.chunk_size)
         self._chunk_size = layer.chunk_size
         self._dtype = layer.norm.weight.dtype
         self._device = layer.norm.weight.device
@@ -74,7 +74,7 @@ class Decoder:
     def _prepare(self, state: StackState) -> None:
         stack, device = self._lm.stack, self._device
         batch, steps, heads, _ = state.blocks[0].attention.key.shape
-        capacity = self._chunk_size or _power_of_two(steps + 1)
+        capacity = self._limited(max(FEWEST_STEPS, 1 << steps.bit_length()))
         self._batch, self._steps = batch, steps
         self._blocks = [
             BlockStep(*pair, capacity, self._dtype)
@@ -93,14 +93,15 @@ class Decoder:
         self._set_slots(list(range(batch)))
         self._set_capacity(capacity)
 
+    def _limited(self, capacity: int) -> int:
+        return min(capacity, self._chunk_size or capacity)
+
     def _set_capacity(self, capacity: int) -> None:
         self._capacity = capacity
         like = torch.empty(0, dtype=self._bias_BHC.dtype.to_complex(), device=self._device)
         rotary = self._lm.stack.blocks[0].attention.rotary
         self._turns_CK = rotary.turns(0, capacity, like)
-        self._run: _Step = without_autocast(self._step)
-        if self._device.type in CAPTURING:
-            self._run = CapturedSteps(self._run)
+        self._captured = CapturedSteps() if self._device.type in CAPTURING else None
 
     def __call__(self, tokens_B1: torch.Tensor) -> torch.Tensor:
         """Return the scores of the next token, (B, 1, V).  tokens: (B, 1) int64.
@@ -131,7 +132,8 @@ class Decoder:
             x_BD = self._lm.embed(tokens_B1)[:, 0]
             if self._row_of_slot is not None:
                 x_BD = x_BD.index_select(0, self._row_of_slot)
-            y_BD = self._run(x_BD, self._span())
+            run = self._captured or Decoder._step
+            y_BD = run(x_BD, self, self._span())
             if self._slot_of_row is not None:
                 y_BD = y_BD.index_select(0, self._slot_of_row)
             self._end_step()
@@ -144,22 +146,24 @@ class Decoder:
             steps = -(-steps // STEPS_PER_GRAPH) * STEPS_PER_GRAPH
         return min(steps, self._capacity)
 
-    def _step(self, x_BD: torch.Tensor, span: int) -> torch.Tensor:
+    @staticmethod
+    @without_autocast
+    def _step(x_BD: torch.Tensor, decoder: "Decoder", span: int) -> torch.Tensor:
         """Run the stack.  What differs from step to step is in tensors, except for the span."""
-        share_BG = self._count_BG.add_(1).reciprocal()
-        self._bias_BHC.index_fill_(2, self._position, 0.0)
+        share_BG = decoder._count_BG.add_(1).reciprocal()
+        decoder._bias_BHC.index_fill_(2, decoder._position, 0.0)
         place = Place(
             share_BG.view(-1),
             (1 - share_BG).view(-1),
-            self._turns_CK.index_select(0, self._position),
-            self._position,
-            self._bias_BHC.view(-1, 1, self._capacity)[:, :, :span],
+            decoder._turns_CK.index_select(0, decoder._position),
+            decoder._position,
+            decoder._bias_BHC.view(-1, 1, decoder._capacity)[:, :, :span],
         )
         y_BD = x_BD
-        for block in self._blocks:
+        for block in decoder._blocks:
             y_BD = block(y_BD, place)
-        self._position.add_(1)
-        return self._norm(y_BD.double(), place).to(y_BD.dtype)
+        decoder._position.add_(1)
+        return decoder._norm(y_BD.double(), place).to(y_BD.dtype)
 
     def _end_step(self) -> None:
         self._steps += 1
@@ -175,9 +179,9 @@ class Decoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _grow(self) -> None:
-        capacity = 2 * self._capacity
-        unseen = self._bias_BHC.new_full(self._bias_BHC.shape, -torch.inf)
-        self._bias_BHC = torch.cat((self._bias_BHC, unseen), dim=2)
+        capacity = self._limited(2 * self._capacity)
+        more = (0, capacity - self._capacity)
+        self._bias_BHC = F.pad(self._bias_BHC, more, value=-torch.inf)
         for block in self._blocks:
             block.attention.grow(capacity)
         self._set_capacity(capacity)
@@ -249,33 +253,28 @@ class Decoder:
         return addresses + list(map(_version, parameters)) if self._versioned else addresses
 
 
-def _check_sizes(state: StackState, layer: GatedAttention) -> None:
-    norm, cema, attention = state.blocks[0]
-    held = {
-        "groups": norm.mean.shape[1],
-        "dim and order of cema": tuple(cema.shape[1:]),
-        "heads and key width": tuple(attention.key.shape[2:]),
-        "value width": attention.value.shape[3],
+def _check_sizes(state: StackState, config: MegalodonConfig, chunk_size: int | None) -> None:
+    norm, cema, (key, value, _) = state.blocks[0]
+    heads = config.num_heads
+    sizes = {
+        "groups": (norm.mean.shape[1], config.norm_groups),
+        "dim": (cema.shape[1], config.model_dim),
+        "order of cema": (cema.shape[2], config.cema_ndim),
+        "heads": (key.shape[2], heads),
+        "key width": (key.shape[3], config.z_dim // heads),
+        "value width": (value.shape[3], config.value_dim // heads),
     }
-    heads = layer.num_heads
-    needed = {
-        "groups": layer.norm.num_groups,
-        "dim and order of cema": tuple(layer.cema.gamma.shape[:2]),
-        "heads and key width": (heads, layer.qk_scale.shape[1] // heads),
-        "value width": layer.out_proj.in_features // heads,
-    }
-    if held != needed:
-        raise ValueError(f"the state has {held}, this model {needed}; pass a state of this model")
-    steps = attention.key.shape[1]
-    if layer.chunk_size is not None and steps >= layer.chunk_size:
+    for name, (held, needed) in sizes.items():
+        if held != needed:
+            raise ValueError(
+                f"the state has {name} {held}, this model {needed}; pass a state of this model"
+            )
+    steps = key.shape[1]
+    if chunk_size is not None and steps >= chunk_size:
         raise ValueError(
             f"the state holds {steps} steps of an open chunk, but the chunk_size of this model is "
-            f"{layer.chunk_size}; pass a state of this model"
+            f"{chunk_size}; pass a state of this model"
         )
-
-
-def _power_of_two(steps: int) -> int:
-    return max(FEWEST_STEPS, 1 << (steps - 1).bit_length())
 
 
 class CapturedSteps:
@@ -285,17 +284,16 @@ class CapturedSteps:
     is overwritten by the next step.
     """
 
-    def __init__(self, step: _Step) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._seen: set[int] = set()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._input: torch.Tensor | None = None
 
-    def __call__(self, x_BD: torch.Tensor, span: int) -> torch.Tensor:
-        """Run the step on ``x_BD``, whose shape and dtype must be those of the first call."""
+    def __call__(self, x_BD: torch.Tensor, decoder: Decoder, span: int) -> torch.Tensor:
+        """Run the step of ``decoder``; ``x_BD`` must have the shape and dtype of the first call."""
         if span not in self._seen:
             self._seen.add(span)
-            return self._step(x_BD, span)
+            return decoder._step(x_BD, decoder, span)
         if self._input is None:
             self._input = torch.empty_like(x_BD)
         self._input.copy_(x_BD)
@@ -303,7 +301,7 @@ class CapturedSteps:
             graph = torch.cuda.CUDAGraph()
             pool = next((first.pool() for first, _ in self._graphs.values()), None)
             with torch.cuda.graph(graph, pool=pool):
-                y_BD = self._step(self._input, span)
+                y_BD = decoder._step(self._input, decoder, span)
             self._graphs[span] = graph, y_BD
         graph, y_BD = self._graphs[span]
         graph.replay()

@@ -61,9 +61,11 @@ def generate(
     """
     device = next(model.parameters()).device
     state = None
-    for part in prompt.to(device).split(piece):
-        x_1LD, state = model.features(part[None], state)
-    scores_11V = model.output.scores(x_1LD[:, -1:])
+    prompt_1L = prompt.to(device)[None]
+    for part in prompt_1L[:, :-1].split(piece, dim=1):
+        if part.shape[1]:
+            _, state = model.features(part, state)
+    scores_11V, state = model(prompt_1L[:, -1:], state)
     decoder = Decoder(model, state)
     while True:
         scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))

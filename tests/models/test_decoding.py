@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -81,6 +83,28 @@ def test_half_precision_is_within_its_rounding(way):
     assert scores.dtype == ordinary.dtype == torch.bfloat16
     assert relative(scores, expected) < max(2e-2, 1.2 * relative(ordinary, expected))
     half(tokens[:, -1:], decoder.state())
+
+
+def test_autocast_around_the_steps_changes_nothing():
+    lm, tokens = make_lm().float(), make_tokens(length=9)
+    plain, around = after(lm, tokens, 3), after(lm, tokens, 3)
+    expected = [plain.features(tokens[:, at : at + 1]) for at in range(3, 9)]
+    with torch.autocast("cpu", torch.bfloat16):
+        features = [around.features(tokens[:, at : at + 1]) for at in range(3, 9)]
+    torch.testing.assert_close(features, expected, rtol=0, atol=0)
+
+
+def test_nothing_but_its_owner_holds_a_decoder():
+    """Its memory, which may be large, is freed at once, without a search for cycles."""
+    decoder = after(make_lm(), make_tokens(), 3)
+    decoder(make_tokens(length=1))
+    gone = weakref.ref(decoder)
+    gc.disable()
+    try:
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_state_can_be_taken_out_and_put_back_at_any_step():
