@@ -9,7 +9,7 @@ to a block.
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
+from omegaconf import open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.layers.gated_attention import attention_chunks
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
@@ -75,6 +77,12 @@ class MegalodonLanguageModelingConfig(TaskSettings):
     )
     eval_multiple: int = field(
         default=2, metadata={"help": "stream: units read at a time in evaluation"}
+    )
+    eval_chunk_size: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "steps in an attention chunk in validation and evaluation; default: as in training"
+        },
     )
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
@@ -176,22 +184,31 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Evaluate a batch; over rows the model continues from the state of the last batch."""
+        """Evaluate a batch; over rows the model continues from the state of the last batch.
+
+        Attention has chunks of ``task.eval_chunk_size``.
+        """
         if self.cfg.eval_mode == "stream":
             if sample["begins"]:
                 self._eval_state = Carried()
             sample = _with_state(sample, self._eval_state)
-        return super().valid_step(sample, model, criterion)
+        with attention_chunks(model, self.cfg.eval_chunk_size):
+            return super().valid_step(sample, model, criterion)
 
-    @user_errors()
+    # Not decorated: fairseq passes from_checkpoint only where it finds it among the parameters
+    # (checkpoint_utils.py:482).
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Build the model.
+        """Build the model; one for evaluation has attention chunks of ``task.eval_chunk_size``.
 
         Raises :class:`UserError` for impossible sizes, and for a checkpoint whose vocabulary is not that
         of the data.
         """
-        check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
-        return super().build_model(cfg, from_checkpoint)
+        with user_errors():
+            check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
+            if from_checkpoint and self.cfg.eval_chunk_size is not None:
+                with open_dict(cfg):
+                    cfg.chunk_size = self.cfg.eval_chunk_size
+            return super().build_model(cfg, from_checkpoint)
 
     def gather_for_checkpoint(self) -> None:
         """Bring the states together; called on all processes before one of them writes a checkpoint."""
@@ -230,6 +247,11 @@ def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
     if cfg.eval_mode not in EVAL_MODES:
         raise ValueError(
             f"task.eval_mode={cfg.eval_mode!r} is unknown; choose one of {', '.join(EVAL_MODES)}"
+        )
+    if cfg.eval_chunk_size is not None and cfg.eval_chunk_size < 1:
+        raise ValueError(
+            f"task.eval_chunk_size={cfg.eval_chunk_size} is not a positive number of steps; leave it "
+            "out for that of training"
         )
     if cfg.add_bos_token:
         raise ValueError(

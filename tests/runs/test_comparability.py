@@ -10,7 +10,10 @@ from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import METRICS, append
 from tests.runs.records import start
 
-BATCHES = {"lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32}}
+BATCHES = {
+    "lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32},
+    "lm/enwik8": {"tokens": 65_536}, "lm/wikitext103": {"tokens": 147_456},
+}  # fmt: skip
 
 
 @functools.cache
@@ -78,7 +81,7 @@ def test_settings_without_effect_are_none(override):
         ({"split": "valid"}, "split valid (published: test)"),
         ({"task_overrides": {"sample_rate": 8000}}, "evaluated with task.sample_rate 8000"),
         ({"time_step": 2}, "evaluated at time step 2"),
-        ({"evaluation_chunk_size": 64}, "evaluated with chunk size 64, trained with null"),
+        ({"evaluation_chunk_size": 64}, "evaluated with chunk size 64 (trained with null)"),
         ({"dynamic": {"rate": 0.1}}, "dynamic evaluation"),
         ({"segment_tokens": 1024}, "context cut after 1,024 tokens"),
         ({"update": 0}, "the checkpoint was not trained here"),
@@ -130,6 +133,32 @@ def test_the_batch_of_a_training_is_that_of_its_record(tmp_path, recorded, expec
     found = comparability.describe_training(tmp_path, config)
     assert found["batch"] == expected
     assert found["updates"] == 0
+
+
+# benchmark -> metric, and the chunk sizes in training and evaluation of the published number
+CHUNKS = {
+    "lm/enwik8": ("bits_per_byte", 2048, 4096),
+    "lm/wikitext103": ("perplexity", 1024, 2048),
+    "lm/pg19": ("word_perplexity", 2048, 2048),
+}
+
+
+@pytest.mark.parametrize("benchmark", CHUNKS)
+def test_the_chunk_size_of_the_published_evaluation_compares_and_no_other(benchmark):
+    metric, trained, evaluated = CHUNKS[benchmark]
+    assert config_of(benchmark).model.chunk_size == trained
+    published = "trained with" if trained == evaluated else "published:"
+    for size in (1024, 2048, 4096, None):
+        found = judged(result_of(benchmark, metric, evaluation_chunk_size=size))
+        reason = f"evaluated with chunk size {size or 'null'} ({published} {evaluated:g})"
+        assert found["comparable"] == (True if size == evaluated else reason)
+
+
+def test_another_chunk_size_in_training_is_a_reason_at_the_published_evaluation():
+    words = ["model.chunk_size=512", "task.eval_chunk_size=4096"]
+    config = config_of("lm/enwik8", *words)
+    result = result_of("lm/enwik8", "bits_per_byte", config, evaluation_chunk_size=4096)
+    assert judged(result, *words)["comparable"].endswith("model.chunk_size 512 (recipe: 2048)")
 
 
 def test_what_is_wrong_with_the_data_comes_first():
