@@ -177,7 +177,7 @@ def _reasons_in_evaluation(result: Mapping[str, Any], chunk_size: int | None) ->
     if result.get("time_step", 1) != 1:
         yield f"evaluated at time step {result['time_step']}"
     if result.get("dynamic"):
-        yield "dynamic evaluation"
+        yield results.DYNAMIC
     if context := result.get("segment_tokens"):
         yield f"context cut after {context:,} tokens"
     if result["evaluation_chunk_size"] != chunk_size:

@@ -211,6 +211,25 @@ def test_a_comparable_result_says_with_which_number():
     assert sum("not comparable" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, "; not comparable: dynamic evaluation, this result is without"),
+        ({"dynamic": {"rate": 0.1}}, ""),
+        ({"dynamic": {"rate": 0.1}, "split": "valid"}, "; not comparable: split valid"),
+    ],
+)
+def test_numbers_of_dynamic_evaluation_compare_with_each_other(changes, note):
+    result = result_of("lm/wikitext103", "perplexity", evaluation_chunk_size=2048) | changes
+    result |= judged(result)
+    lines = results.summary(result, results.published("lm/wikitext103"))
+    (dynamic,) = [line for line in lines if "(dynamic evaluation)" in line]
+    assert dynamic.partition("arXiv 1904.08378")[2].startswith(note)
+    assert dynamic.endswith("arXiv 1904.08378") == (not note)
+    (static,) = [line for line in lines if "Transformer-XL  " in line]
+    assert ("not comparable" in static) == bool(changes)
+
+
 def test_a_result_of_an_earlier_version_does_not_pass_as_comparable():
     result = {"benchmark": "lra/listops", "value": 63.0}
     assert "earlier version" in results.reason_against(result, "lra/listops")
