@@ -43,6 +43,8 @@ def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
     return {
         "updates": run.updates if run else None,
         "max_update": settings["optimization"].get("max_update"),
+        "epochs": run.epochs if run else None,
+        "max_epoch": settings["optimization"].get("max_epoch"),
         "batch": _recorded_batch(start) or batch_of(settings, start.get("processes")),
         "processes": start.get("processes"),
         "device": start.get("device"),
@@ -162,11 +164,13 @@ def _reasons(
 
 def _reasons_in_training(result: Mapping[str, Any]) -> Iterator[str]:
     training, manifest = result["training"], result["data"]["manifest"]
-    updates, planned = training["updates"], training["max_update"]
     if not result["update"]:
         yield "the checkpoint was not trained here"
-    elif updates is not None and planned and updates < planned:
-        yield f"trained for {updates:,} of {planned:,} updates"
+    else:
+        for unit, limit in (("updates", "max_update"), ("epochs", "max_epoch")):
+            reached, planned = training[unit], training[limit]
+            if reached is not None and planned and reached < planned:
+                yield f"trained for {reached:,} of {planned:,} {unit}"
     if training["manifest"] is not None and training["manifest"] != manifest:
         yield "evaluated on other data than it was trained on"
 

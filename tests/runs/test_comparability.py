@@ -8,11 +8,12 @@ from omegaconf import OmegaConf
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import METRICS, append
-from tests.runs.records import start
+from tests.runs.records import start, write_record
 
 BATCHES = {
     "lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32},
-    "lm/enwik8": {"tokens": 65_536}, "lm/wikitext103": {"tokens": 147_456},
+    "imagenet/imagenet": {"items": 1024}, "lm/enwik8": {"tokens": 65_536},
+    "lm/wikitext103": {"tokens": 147_456},
 }  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def result_of(benchmark="lra/listops", metric="accuracy", config=None, **changes
         "chunk_size": chunk_size, "evaluation_chunk_size": chunk_size,
         "data": {"origin": "release", "manifest": "abc", "differences": []},
         "training": {
-            "updates": planned, "max_update": planned, "batch": BATCHES[benchmark],
+            "updates": planned, "max_update": planned, "epochs": 1, "max_epoch": 0,
+            "batch": BATCHES[benchmark],
             "manifest": "abc",
         },
     }  # fmt: skip
@@ -95,8 +97,41 @@ def test_each_difference_in_the_evaluation_is_a_reason(changes, reason):
     assert judged(result_of(**changes))["comparable"] == reason
 
 
+@pytest.mark.parametrize(
+    ("updates", "epochs", "expected"),
+    [
+        ((0, 0), (300, 300), True),
+        ((0, 0), (12, 300), "trained for 12 of 300 epochs"),
+        ((0, 0), (0, 300), "trained for 0 of 300 epochs"),
+        ((0, 0), (None, 300), True),
+        ((5000, 0), (299, 300), "trained for 299 of 300 epochs"),
+    ],
+)
+def test_recipes_that_end_by_epoch_are_held_to_it(updates, epochs, expected):
+    result = result_of("imagenet/imagenet")
+    counts = dict(
+        zip(("updates", "max_update", "epochs", "max_epoch"), (*updates, *epochs), strict=True)
+    )
+    assert judged(result | {"training": result["training"] | counts})["comparable"] == expected
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_the_epochs_of_a_training_are_those_recorded_to_their_end(tmp_path, done):
+    config = OmegaConf.create(
+        {"common": {}, "dataset": {}, "optimization": {"max_epoch": 3}, "task": {}}
+    )
+    train = [{"step": 6 * epoch, "epoch": epoch} for epoch in range(1, done + 1)]
+    inner = [{"step": 6 * done + 1, "epoch": done + 1}]
+    write_record(tmp_path, config={}, train=train, train_inner=inner)
+    found = comparability.describe_training(tmp_path, config)
+    assert (found["epochs"], found["max_epoch"]) == (done, 3)
+
+
 def test_batch_and_length_of_training_are_compared():
-    training = {"updates": 10, "max_update": 90000, "batch": {"items": 512}, "manifest": None}
+    training = {
+        "updates": 10, "max_update": 90000, "epochs": 1, "max_epoch": 0, "batch": {"items": 512},
+        "manifest": None,
+    }  # fmt: skip
     found = judged(result_of(training=training))["comparable"]
     assert found == "trained for 10 of 90,000 updates; batch 512 items (recipe: 64 items)"
 
