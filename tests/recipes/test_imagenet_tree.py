@@ -154,7 +154,7 @@ def class_in_val_alone(images):
 
 def no_folder(images):
     shutil.rmtree(images)
-    return "does not exist"
+    return "is not a folder"
 
 
 def line_break(images):
