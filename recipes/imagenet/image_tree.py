@@ -190,6 +190,15 @@ class ImageTree:
         """Note in the index that every image of a split was decoded."""
         self.splits[name].info.verified = True
         self.manifest.splits[name] = asdict(self.splits[name].info)
+        self._write_manifest()
+
+    def record_duplicates(self, counts: dict[str, int]) -> None:
+        """Note in the index what ``writer.duplicates`` has counted."""
+        if self.manifest.source.get("duplicates") != counts:
+            self.manifest.source["duplicates"] = counts
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
         with sole_writer(self.folder):
             self.manifest.write(self.folder)
 
