@@ -141,8 +141,7 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         limits = {"max_tokens": max_tokens, "max_sentences": max_sentences}
         if isinstance(dataset, RowDataset):
             if dataset is self.datasets.get(self.cfg.train_subset):
-                rows = max_sentences or (max_tokens or 0) // dataset.length.longest or 1
-                dataset.lay_out(rows, num_shards)
+                dataset.lay_out(_rows_at_a_time(dataset, limits) or 1, num_shards)
             else:
                 _lay_out_for_evaluation(dataset, self.cfg.eval_streams, num_shards, limits)
         iterator = super().get_batch_iterator(dataset, **limits, num_shards=num_shards, **settings)
@@ -267,10 +266,25 @@ def _lay_out_for_evaluation(
     documents = len(dataset.stream.document_starts)
     rows = min(streams, documents or streams, len(dataset.stream))
     per_process = max(1, -(-rows // processes))
-    together = limits["max_sentences"]
-    if together is None and limits["max_tokens"] is not None:
-        together = max(1, limits["max_tokens"] // dataset.length.longest)
-    dataset.lay_out(per_process, processes, together)
+    dataset.lay_out(per_process, processes, _rows_at_a_time(dataset, limits))
+
+
+def _rows_at_a_time(dataset: RowDataset, limits: dict[str, int | None]) -> int | None:
+    """Return how many rows both limits allow in a batch; None without a limit.
+
+    Raises ``ValueError`` where a block of one row has more tokens than the limit.
+    """
+    tokens, longest = limits["max_tokens"], dataset.length.longest
+    allowed = [] if limits["max_sentences"] is None else [limits["max_sentences"]]
+    if tokens is not None:
+        if tokens < longest:
+            raise ValueError(
+                f"{dataset.stream.name}: a block of a row has up to {longest} tokens, but at most "
+                f"{tokens} fit in a batch; raise dataset.max_tokens (in evaluation max_tokens_valid), "
+                "or lower task.tokens_per_sample, task.block_multiple_max or task.eval_multiple"
+            )
+        allowed.append(tokens // longest)
+    return min(allowed, default=None)
 
 
 def _with_state(sample: dict[str, Any], carried: Carried) -> dict[str, Any]:
