@@ -82,7 +82,8 @@ def load(
     data: the folder of the prepared data, by default that of training.  device: by default the GPU if
     there is one.  ema: take the weights that training averaged (``ema.store_ema=true``) instead of the
     last ones.  task_overrides: other values for fields of the task.  chunk_size: steps in an attention
-    chunk, or ``full`` attention, by default as in training; no weight depends on it.
+    chunk, or ``full`` attention, by default ``task.eval_chunk_size``, else as in training; no weight
+    depends on it.
 
     Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
     missing, damaged, or does not fit the model that its settings name, for an unknown field, and for a
@@ -95,8 +96,9 @@ def load(
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
     _override_task(state["cfg"].task, task_overrides or {})
     trained_chunk_size = state["cfg"].model.get("chunk_size")
+    chunk_size = chunk_size or state["cfg"].task.get("eval_chunk_size")
     if chunk_size is not None:
-        _override_chunk_size(state["cfg"].model, chunk_size)
+        _override_chunk_size(state["cfg"], chunk_size)
     if ema:
         if "ema" not in state["extra_state"]:
             raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
@@ -126,14 +128,17 @@ def load(
     )
 
 
-def _override_chunk_size(model: Any, chunk_size: int | Literal["full"]) -> None:
-    """Set the chunk size in the model's configuration."""
+def _override_chunk_size(cfg: Any, chunk_size: int | Literal["full"]) -> None:
+    """Set the chunk size in the model's configuration, and let the task have no other."""
+    model, task = cfg.model, cfg.task
     if "chunk_size" not in model:
         raise UserError(
             f"--chunk-size {chunk_size}: the model {model._name} has no attention chunks"
         )
     with open_dict(model):
         model.chunk_size = None if chunk_size == "full" else chunk_size
+    if "eval_chunk_size" in task:
+        task.eval_chunk_size = None
 
 
 def _override_task(task: Any, overrides: Mapping[str, Any]) -> None:
