@@ -1,4 +1,4 @@
-"""Counts of what kernels take: bank conflicts of PTX written by hand, bytes of a small call, the table."""
+"""Counts of what kernels take: conflicts in PTX written by hand, bytes of a small call, the table."""
 
 import json
 import os
