@@ -139,8 +139,16 @@ def _choose(
     tensors = device, dtype, key_width
     if name is None:
         for default in _DEFAULTS.get(device.type, ()):
-            if default in table and _why_not(default, *tensors) is None:
-                return _load(op, default)
+            if default in table:
+                reason = _why_not(default, *tensors)
+                if reason is None:
+                    return _load(op, default)
+                if default == "native" and dtype != torch.float64:
+                    native.warn_once(
+                        "backend",
+                        f"Ops run on backend torch, slower than native, because {reason} "
+                        f"({ENV_VARIABLE}=torch chooses it without this warning)",
+                    )
         return _load(op, "torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops
