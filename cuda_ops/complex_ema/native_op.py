@@ -150,7 +150,8 @@ class _Cema(torch.autograd.Function):
         coeffs, states = tensors[:5], tensors[5:]
         shape, dtype = ctx.like
         sizes = _Sizes(shape, coeffs[0].shape[1])
-        grad_y = torch.zeros(shape) if grad_BLD is None else _float32(grad_BLD)
+        zeros = omega_D.new_zeros(shape, dtype=torch.float32) if grad_BLD is None else grad_BLD
+        grad_y = _float32(zeros)
         grad_x = torch.empty_like(grad_y) if ctx.needs_input_grad[0] else None
         grad_state = None
         if ctx.needs_input_grad[1]:

@@ -1,5 +1,7 @@
 """What every op and backend promises: splits, causality, padding, rows, layouts, gradients, numerics."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -254,6 +256,51 @@ def test_gradients_of_the_output_or_the_state_only(case, backend, dtype):
             chosen = {n: out for n, out in outputs.items() if (n != "y") == only_state}
             found.append((chosen, gradients(chosen, leaves)))
         assert_equal_calls(*found, 1e-5, 1e-4, 1.0)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@each(
+    [
+        *TYPICAL,
+        *CARRYING,
+        *(Cema(2, 130, "random", True), Cema(2, 130, bidirectional=True), Cema(2, 1, state=True)),
+        *(TimestepNorm(2, 30, "left", True), SequenceNorm(2, 30, "right")),
+        *(Attention(causal=False), Attention(mask="random", dropout_p=0.3)),
+    ]
+)
+@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(case, backend, dtype, default):
+    truth = evaluate(case, backend, dtype)
+    with default_dtype(default):
+        found = evaluate(case, backend, dtype)
+    for tensors, true_tensors in zip(found, truth, strict=True):
+        for name, tensor in tensors.items():
+            assert tensor.dtype == true_tensors[name].dtype
+            assert torch.equal(tensor, true_tensors[name]), name
+
+
+@each(CARRYING, "reference")
+@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
+def test_the_default_dtype_changes_no_gradient_of_the_state(case, backend, dtype, default):
+    """Nor that of x alone, which backends find in other ways."""
+    leaves = cast(case, case.leaves(), dtype)
+    found = []
+    for kind in (FLOAT, default):
+        with default_dtype(kind):
+            y, state = case.call(leaves, None, case.initial_state(leaves), backend)
+            outputs = case.outputs(y, state)
+            outputs.pop("y")
+            found.append(gradients(outputs, leaves))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in leaves)
 
 
 def saved_numbers(case, backend, leaves):
