@@ -268,17 +268,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-@each(
-    [
-        *TYPICAL,
-        *CARRYING,
-        *(Cema(2, 130, "random", True), Cema(2, 130, bidirectional=True), Cema(2, 1, state=True)),
-        *(TimestepNorm(2, 30, "left", True), SequenceNorm(2, 30, "right")),
-        *(Attention(causal=False), Attention(mask="random", dropout_p=0.3)),
-    ]
-)
-@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
-def test_the_default_dtype_changes_nothing(case, backend, dtype, default):
+def assert_default_dtype_changes_nothing(case, backend, dtype, default):
     truth = evaluate(case, backend, dtype)
     with default_dtype(default):
         found = evaluate(case, backend, dtype)
@@ -288,10 +278,32 @@ def test_the_default_dtype_changes_nothing(case, backend, dtype, default):
             assert torch.equal(tensor, true_tensors[name]), name
 
 
-@each(CARRYING, "reference")
+@each(
+    [
+        *(*TYPICAL, *CARRYING),
+        *(Cema(2, 130, "random", True), Cema(2, 130, bidirectional=True), Cema(2, 1, state=True)),
+        *(TimestepNorm(2, 30, "left", True), SequenceNorm(2, 30, "right")),
+        *(Attention(causal=False), Attention(mask="random", dropout_p=0.3)),
+    ],
+    "triton",
+)
+@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(case, backend, dtype, default):
+    assert_default_dtype_changes_nothing(case, backend, dtype, default)
+
+
+@each(
+    [*CARRYING, SequenceNorm(2, 9), Cema(2, 9, bidirectional=True)],
+    *("reference", "torch", "native", "fft"),
+)
+def test_the_default_dtype_changes_nothing_of_kernels(case, backend, dtype):
+    assert_default_dtype_changes_nothing(case, backend, dtype, torch.bfloat16)
+
+
+@each(CARRYING, "reference", "triton")
 @pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
 def test_the_default_dtype_changes_no_gradient_of_the_state(case, backend, dtype, default):
-    """Nor that of x alone, which backends find in other ways."""
+    """That is, where only the state is in the loss."""
     leaves = cast(case, case.leaves(), dtype)
     found = []
     for kind in (FLOAT, default):
