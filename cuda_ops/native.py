@@ -1,6 +1,6 @@
 """C kernels for the CPU: compiled on first use, stored in a cache, loaded with ctypes.
 
-A kernel is a C file beside the op that uses it.  It is compiled for the CPU that it runs on, as
+A kernel is a C file beside the op that uses it; ``native.h`` has what they share.  It is compiled for the CPU that it runs on, as
 PyTorch's and Triton's own compilers do, by the C compiler of the machine: ``$CC``, ``cc``, ``gcc`` or
 ``clang``.  Its loops share PyTorch's threads: the OpenMP functions are not linked but found in the
 runtime that PyTorch has loaded, so that no second pool of threads competes for the cores.
@@ -22,7 +22,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-CEMA = Path(__file__).with_name("complex_ema") / "native_kernels.c"
+_HEADER = Path(__file__).with_name("native.h")
+CEMA = _HEADER.with_name("complex_ema") / "native_kernels.c"
+NORMS = _HEADER.with_name("norms") / "native_kernels.c"
 
 CACHE_VARIABLE = "MEGALODON_CACHE_DIR"
 
@@ -30,7 +32,7 @@ CACHE_VARIABLE = "MEGALODON_CACHE_DIR"
 TIME_LIMIT = 60.0
 
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", f"-I{_HEADER.parent}")
 # Tried in turn, with what is lost.  A compiler whose OpenMP is not that of PyTorch gives one thread.
 _VARIANTS = (
     (("-march=native", "-fopenmp"), "nothing"),
@@ -163,7 +165,8 @@ def _name(source: Path, compiler: list[str], flags: tuple[str, ...], scratch: st
     shared by machines that differ.
     """
     defined = _run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], scratch)
-    parts = source.read_text(encoding="utf-8"), *compiler, *flags, defined
+    texts = (path.read_text(encoding="utf-8") for path in (source, _HEADER))
+    parts = *texts, *compiler, *flags, defined
     key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{source.stem}-{key[:16]}"
 

@@ -17,36 +17,15 @@
  * first to the last with lags >= 0, or, `reverse`, from the last to the first with lags < 0.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-#ifdef _OPENMP
-int omp_get_thread_num(void);
-int omp_get_num_threads(void);
-#endif
+#include "native.h"
 
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
 #define STEPS 16
 #define ROWS 16
 #define TILE 4
 /* Groups of a window for each thread that shares it. */
 #define SHARE 8
 
-typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef double wide __attribute__((vector_size(8 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
 #define WIDE(v) __builtin_convertvector(v, wide)
 #define NARROW(v) __builtin_convertvector(v, vec)
 
@@ -77,29 +56,6 @@ struct call {
     double *grad_omega;      /* (splits, D) */
 };
 
-/* Denormal numbers, as in states that decay, cost a hundred cycles each: take them for zeros. */
-static uint64_t flush_denormals(void) {
-    uint64_t before = 0;
-#if defined(__SSE2__)
-    before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-#elif defined(__aarch64__)
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1 << 24));
-#endif
-    return before;
-}
-
-static void restore_denormals(uint64_t before) {
-#if defined(__SSE2__)
-    _mm_setcsr(before);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
-#endif
-}
-
 /* The threads that work on one tile of one part of the batch: one, or all. */
 struct team {
     int64_t member, members;
@@ -127,9 +83,6 @@ static void stream(float *to, vec value) {
     *(vec *)to = value;
 #endif
 }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Steps of the last block. */
 static int64_t steps_left(const struct call *call) { return (call->length - 1) % STEPS + 1; }
@@ -221,8 +174,6 @@ static void fill_matrices(struct matrices *m, const struct call *call, int64_t c
     for (int64_t lane = team->member; lane < least(LANES, call->dim - channel); lane += team->members)
         fill_lane(m, call, lane, channel + lane, adjoint);
 }
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Four rows of `left` times TILE columns: sums += products over [begin, end) of the inner index. */
 INLINE void multiply(const vec *left, int64_t pitch, const vec *table, int64_t begin, int64_t end,
@@ -791,17 +742,6 @@ static void backward_job(const struct call *call, int64_t tile, int64_t split, c
 
 typedef void job(const struct call *call, int64_t tile, int64_t split, const struct team *team);
 
-/* Ask for large pages: to touch new memory in pages of 4 KiB costs as much as the products. */
-static void ask_for_large_pages(const struct call *call, float *output) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = 1 << 21, begin = ((uintptr_t)output + page - 1) / page * page;
-    const uintptr_t end = (uintptr_t)(output + call->batch * call->length * call->dim) / page * page;
-    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-#else
-    (void)call, (void)output;
-#endif
-}
-
 /* Whether all threads share each job, because jobs are too few or divide badly.  The unit is the time of
  * a group; sharing must gain a fifth. */
 static int is_shared(const struct call *call, int64_t jobs) {
@@ -820,12 +760,9 @@ static int run(const struct call *call, job *work, int64_t matrices, int64_t own
 #pragma omp parallel num_threads(call->threads)
     {
         const uint64_t before = flush_denormals();
-#ifdef _OPENMP
-        const int64_t thread = omp_get_thread_num(), running = omp_get_num_threads();
-#else
-        const int64_t thread = 0, running = 1;
-#endif
-        struct team team = {.member = thread, .members = running, .window = window, .shared = memory};
+        const int64_t thread = this_thread();
+        struct team team = {.member = thread, .members = running_threads(), .window = window};
+        team.shared = memory;
         team.own = memory + size, team.own_size = own_size;
         if (shared) {
             for (int64_t index = 0; index < jobs; index++)
@@ -846,12 +783,13 @@ static int run(const struct call *call, job *work, int64_t matrices, int64_t own
 int cema_lanes(void) { return LANES; }
 int cema_forward(const struct call *call) {
     const int64_t K = columns_of(call);
-    if (call->storing == STREAM) ask_for_large_pages(call, call->y);
+    if (call->storing == STREAM) ask_for_large_pages(call->y, call->batch * call->length * call->dim);
     return run(call, forward_job, MATRICES(K), OWN_FORWARD);
 }
 
 int cema_backward(const struct call *call) {
     const int64_t K = columns_of(call);
-    if (call->storing == STREAM && call->grad_x) ask_for_large_pages(call, call->grad_x);
+    if (call->storing == STREAM && call->grad_x)
+        ask_for_large_pages(call->grad_x, call->batch * call->length * call->dim);
     return run(call, backward_job, 2 * MATRICES(K), OWN_BACKWARD(K));
 }
