@@ -126,21 +126,31 @@ def pick(
     Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
     for one that cannot run here.
     """
-    return _loaded[op, _choose(op, backend, device, dtype, key_width)]
+    # Read here, where torch.compile sees it: code compiled under another choice is compiled again.
+    name = backend or _override.get()
+    return _loaded[op, _choose(op, name, device, dtype, key_width)]
 
 
 # torch.compile cannot follow an import, so it runs this function and keeps the name.
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
+    op: str, name: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str:
-    name = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
+    name = name or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]
     tensors = device, dtype, key_width
     if name is None:
         for default in _DEFAULTS.get(device.type, ()):
-            if default in table and _why_not(default, *tensors) is None:
-                return _load(op, default)
+            if default in table:
+                reason = _why_not(default, *tensors)
+                if reason is None:
+                    return _load(op, default)
+                if default == "native" and dtype != torch.float64:
+                    native.warn_once(
+                        "backend",
+                        f"Ops run on backend torch, slower than native, because {reason} "
+                        f"({ENV_VARIABLE}=torch chooses it without this warning)",
+                    )
         return _load(op, "torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops

@@ -101,16 +101,6 @@ def dense_features(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def contiguous(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Return contiguous tensors; None stays None."""
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
-
-
 def mask_bytes(mask: torch.Tensor | None) -> torch.Tensor | None:
     """Return a bool mask as the kernels read it."""
     return None if mask is None else mask.contiguous().view(torch.uint8)
-
-
-def empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous tensor with the shape and dtype of ``tensor``."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)

@@ -110,6 +110,38 @@ def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
             yield child
 
 
+# What makes a tensor in PyTorch's default dtype unless it is given one.
+FACTORIES = {
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+}
+
+
+def without_dtype() -> Iterator[str]:
+    for source in sources(*SHIPPED):
+        calls = [node for node in ast.walk(source.tree) if isinstance(node, ast.Call)]
+        # Parameters are made in the default dtype, as those of PyTorch's modules are.
+        parameters = [call for call in calls if ast.unparse(call.func) == "nn.Parameter"]
+        exempt = {id(node) for call in parameters for node in ast.walk(call)}
+        for call in calls:
+            module, _, name = ast.unparse(call.func).rpartition(".")
+            given = any(keyword.arg in ("dtype", None) for keyword in call.keywords)
+            if module == "torch" and name in FACTORIES and not given and id(call) not in exempt:
+                yield source.at(call, f"torch.{name} without a dtype")
+
+
+def test_no_tensor_is_made_in_the_default_dtype():
+    none(without_dtype())
+
+
 def unannotated() -> Iterator[str]:
     for source in sources(*SHIPPED, "benchmarks"):
         if source.holds_kernels:

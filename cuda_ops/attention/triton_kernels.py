@@ -183,7 +183,8 @@ def chunk_attention_kernel(
         b_v = load_rows((v, o_s, v_strides[1], real_s), o_v, V, OPERAND)
         acc = dot(weights.to(OPERAND), b_v, acc * shrink[:, None])
 
-    some = real_q & (total > 0)
+    # Not > 0, which would hide NaN.
+    some = real_q & (total != 0)
     safe = tl.where(some, total, 1.0)
     b_y = tl.where(some[:, None], acc / safe[:, None], 0.0)
     store_rows((_dense_head(y, i_bh, L, H, V), o_q - past, H * V, inside_q), b_y, o_v, V)

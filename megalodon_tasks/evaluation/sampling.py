@@ -65,7 +65,7 @@ def generate(
             _, state = model.features(part[None].to(device), state)
     token = int(prompt[-1])
     while True:
-        scores_11V, state = model(torch.tensor([[token]], device=device), state)
+        scores_11V, state = model(torch.tensor([[token]], dtype=torch.int64, device=device), state)
         scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
         token = int(choose(scores_V))
         yield token

@@ -13,9 +13,10 @@ from torch import nn
 
 from megalodon_tasks.cuda_ops import cema
 from megalodon_tasks.models.config import SHORTEST_MEMORY
+from megalodon_tasks.models.layers.no_decay import WithoutDecay
 
 
-class ComplexEMA(nn.Module):
+class ComplexEMA(WithoutDecay):
     """Compute the complex exponential moving average of each feature.
 
     Parameters, in the released shapes (rows = D, or 2D when bidirectional: first forward, then
@@ -26,6 +27,9 @@ class ComplexEMA(nn.Module):
     steps.  A number of steps spreads the time constants of each feature's components from
     ``SHORTEST_MEMORY`` to that number (see :meth:`reset_parameters`).
     """
+
+    # Weight decay would pull these logits to arbitrary rates and angles.
+    undecayed = ("alpha", "delta", "theta")
 
     def __init__(self, dim: int, ndim: int, bidirectional: bool, memory: int | None = None) -> None:
         super().__init__()
@@ -39,10 +43,6 @@ class ComplexEMA(nn.Module):
         self.theta = nn.Parameter(torch.empty(rows, 1, 1))
         self.gamma = nn.Parameter(torch.empty(rows, ndim, 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
-        for parameter in (self.alpha, self.delta, self.theta):
-            # Weight decay would pull these logits to arbitrary rates and angles; optimizers with
-            # parameter groups do not decay parameters with this tag.
-            parameter.param_group = "no_weight_decay"
         self.reset_parameters()
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class ComplexEMA(nn.Module):
     def _spread_time_constants(self, memory: int) -> None:
         rows, ndim, _ = self.delta.shape
         tau_N = torch.linspace(SHORTEST_MEMORY, memory, ndim, dtype=torch.float64)
-        order_RN = torch.rand(rows, ndim).argsort(dim=1)
+        order_RN = torch.rand(rows, ndim, dtype=torch.float32).argsort(dim=1)
         forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
         # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2
         share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())

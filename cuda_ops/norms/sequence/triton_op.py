@@ -17,13 +17,11 @@ from megalodon_tasks.cuda_ops.norms.triton_launch import (
     plan_for,
     total_moments,
 )
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import (
-    contiguous,
     dense_features,
-    empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def sequence_norm_triton(call: NormCall) -> torch.Tensor:

@@ -19,13 +19,11 @@ from megalodon_tasks.cuda_ops.norms.triton_launch import (
     scan_grid,
     scan_tile,
 )
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import (
-    contiguous,
     dense_features,
-    empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def timestep_norm_triton(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:

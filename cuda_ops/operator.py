@@ -3,6 +3,7 @@
 The schemas of an operator and of its backward operator, what is saved between them and which gradients
 are returned all follow from two NamedTuples: one of the arguments, one of the results.
 ``torch.compile`` sees opaque operators ``megalodon_tasks::<name>`` and takes them without a graph break.
+They run outside of autocast.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import FunctionCtx
 
-from megalodon_tasks.cuda_ops.triton_helpers import empty_like
+from megalodon_tasks.cuda_ops.autocast import without_autocast
 
 _SCHEMA_TYPES = {
     torch.Tensor: "Tensor",
@@ -33,10 +34,11 @@ class DifferentiableOperator:
     arguments: NamedTuple of tensors, tensors or None, and last of numbers.
     results: NamedTuple of tensors.
     forward: called with ``arguments``, returns ``results``.
+        Compiled graphs call it where flags of lazy conjugation are ignored: no ``Tensor.conj`` inside.
     fake: the same on tensors without data.
     backward: called with ``arguments``, the list of gradients of the results ``differentiable`` (None
         where nothing depends on one) and the list of results ``saved``; returns the gradients of the
-        arguments ``gradients``, each None where the argument is None.
+        arguments ``gradients``, each None where the argument is None, none a view of another.
     differentiable: names of the results that have a gradient.
     saved: names of the results that the backward pass needs.
     gradients: names of the arguments that get a gradient.
@@ -66,6 +68,7 @@ class DifferentiableOperator:
         )
         operator.register_fake(lambda *values: tuple(self.fake(self.arguments(*values))))
         backward.register_fake(self._fake_backward)
+        backward.register_autograd(self._refuse_second)
 
         def propagate(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple:
             return self._propagate(backward, ctx, grads)
@@ -90,17 +93,24 @@ class DifferentiableOperator:
         return self.arguments(*values[start:stop]), list(values[:start]), list(values[stop:])
 
     def _forward(self, *values: Any) -> tuple[torch.Tensor, ...]:
-        return tuple(self.forward(self.arguments(*values)))
+        results = without_autocast(self.forward)(self.arguments(*values))
+        return tuple(result.contiguous() for result in results)
 
     def _backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
         call, grads, saved = self._split(values)
-        computed = self.backward(call, grads, saved)
-        return tuple(call[0].new_empty(0) if grad is None else grad for grad in computed)
+        computed = without_autocast(self.backward)(call, grads, saved)
+        return tuple(call[0].new_empty(0) if g is None else g.contiguous() for g in computed)
 
     def _fake_backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
         call, _, _ = self._split(values)
         inputs = (getattr(call, field) for field in self.gradients)
         return tuple(call[0].new_empty(0) if x is None else empty_like(x) for x in inputs)
+
+    def _refuse_second(self, *_: object) -> None:
+        raise RuntimeError(
+            f"{self.name}: this operator has no second derivative; run the op on backend='torch' or "
+            "'reference', which have"
+        )
 
     def _setup_context(self, ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
         count, results = self._tensors, self.results(*output)._asdict()
@@ -121,6 +131,16 @@ class DifferentiableOperator:
             by_name = dict(zip(self.gradients, computed, strict=True))
         values = call._asdict().items()
         return tuple(None if value is None else by_name.get(field) for field, value in values)
+
+
+def empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor with the shape and dtype of ``tensor``."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def contiguous(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Return contiguous tensors; None stays None."""
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 def _define(
