@@ -140,7 +140,9 @@ def test_compiled_code_honours_use_backend():
     leaves = cast(case, case.leaves(), torch.float32)
     torch.compiler.reset()
     compiled = torch.compile(lambda: cema(**leaves)[0], fullgraph=True, backend="eager")
-    expected = {name: case.call(leaves, None, None, name)[0] for name in ("reference",)}
+    expected = {
+        name: case.call(leaves, None, None, name)[0] for name in ("reference", "torch", "fft")
+    }
     default = compiled()
     for name, y in expected.items():
         with use_backend(name):
