@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "runs": {"configuration", "models", "data", *LEAVES},
     "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
     "recipes": {"training", "data", "models", *LEAVES},
-    "evaluation": {"runs", "data", "models", "cuda_ops", *LEAVES},
+    "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
     "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
 # These look back, to register everything and to start the command.

@@ -17,6 +17,7 @@ from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
@@ -84,15 +85,17 @@ def load(
     last ones.  task_overrides: other values for fields of the task.  chunk_size: steps in an attention
     chunk, or ``full`` attention, by default as in training; no weight depends on it.
 
-    Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
-    missing, damaged, or does not fit the model that its settings name, for an unknown field, and for a
-    chunk size where the model has none.
+    Only tensors and settings are read from the file, and only components of this project are built
+    (``fairseq_compat/trusted_components.py``).  Raises :class:`UserError` for a file that is missing,
+    damaged, names other components, or does not fit the model that its settings name, for an unknown
+    field, and for a chunk size where the model has none.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overrides = {} if data is None else {"data": str(data.resolve())}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    check_components(str(path), state)
     _override_task(state["cfg"].task, task_overrides or {})
     trained_chunk_size = state["cfg"].model.get("chunk_size")
     if chunk_size is not None:
@@ -220,6 +223,7 @@ def read_language_model(path: Path) -> CausalLM:
             f"{path}: adaptive_cutoffs={settings['adaptive_cutoffs']}: the released model has no "
             "adaptive embedding and softmax, so this model cannot be converted"
         )
+    check_depth(path, settings, len(weights))
     plain = {f.name: settings[f.name] for f in fields(MegalodonConfig) if f.name in settings}
     vocab_size = len(weights[f"{PREFIX}embedding.weight"])
     options = {key: settings[key] for key in ("scale_emb", "share_emb")}

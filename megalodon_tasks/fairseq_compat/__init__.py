@@ -29,6 +29,7 @@ def install() -> None:
         optimizer_settings,
         safe_globals,
         training_settings,
+        trusted_components,
     )
 
     errors.install_excepthook()
@@ -36,6 +37,7 @@ def install() -> None:
         safe_globals,
         atomic_files,
         checkpoint_errors,
+        trusted_components,
         log_file,
         jobs,
         gather_before_save,
