@@ -17,6 +17,7 @@ from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat.divergence import finite
 from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
@@ -104,6 +105,11 @@ def load(
         if "ema" not in state["extra_state"]:
             raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
         state["model"] = state["extra_state"]["ema"]
+    if "diverged" in state["extra_state"]:
+        raise UserError(
+            f"{path}: the state of a run that diverged at update {state['extra_state']['diverged']}; "
+            "name a checkpoint from before"
+        )
     update = state["optimizer_history"][-1]["num_updates"]
     position = state["extra_state"]["train_iterator"]
     try:
@@ -115,6 +121,7 @@ def load(
             f"{path}: does not fit the model that its settings name: {error}"
         ) from error
     (model,), cfg, task = loaded
+    check_finite(path, model.state_dict())
     between_epochs = position["iterations_in_epoch"] == 0
     return Trained(
         path=path,
@@ -127,6 +134,16 @@ def load(
         device=device,
         trained_chunk_size=trained_chunk_size,
     )
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise :class:`UserError` naming a tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise UserError(
+                f"{path}: {name} holds numbers that are not finite: the training diverged before this "
+                "checkpoint was written, so name an earlier one"
+            )
 
 
 def _override_chunk_size(model: Any, chunk_size: int | Literal["full"]) -> None:

@@ -129,7 +129,8 @@ def evaluate(
     piece: tokens read at a time.  end_token: what the first token of a document is predicted from; that
     of a part inside a document is predicted from the token before it, as in a block of training.
     adaptation: moves the weights of ``model`` after each piece, from one document to the next too.
-    Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved.
+    Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved, and
+    ``ValueError`` for a probability that is not finite.
     """
     documents = frozenset(split.offsets.tolist())
     totals, position = progress.load(first_context, adaptation)
@@ -146,6 +147,12 @@ def evaluate(
             before = end_token if start in documents else int(split.tokens(start - 1, start)[0])
             steps = read_document(model, read, stop - start, piece, before, position, score)
             for first, nll_L, position in steps:
+                if not np.isfinite(nll_L).all():
+                    raise ValueError(
+                        f"split {split.name}: the output of the model is not finite in document "
+                        f"{position.document}, tokens {first} to {first + len(nll_L)}; nothing was "
+                        "recorded"
+                    )
                 totals.add(first, nll_L)
                 bar.update(len(nll_L))
                 if interrupted.is_set() or progress.is_due():

@@ -56,7 +56,8 @@ def generate(
 
     prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
     that may be drawn.  ``choose`` draws from scores (V,).
-    Raises ``ValueError`` for a token that is not in the model's vocabulary.
+    Raises ``ValueError`` for a token that is not in the model's vocabulary, and for scores that are not
+    finite.
     """
     device = next(model.parameters()).device
     state = None
@@ -66,7 +67,10 @@ def generate(
     token = int(prompt[-1])
     while True:
         scores_11V, state = model(torch.tensor([[token]], device=device), state)
-        scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
+        scores_V = scores_11V[0, 0].float().cpu()
+        if not scores_V.isfinite().all():
+            raise ValueError("the scores of the model are not finite, so no token can be drawn")
+        scores_V = scores_V.masked_fill(~allowed, float("-inf"))
         token = int(choose(scores_V))
         yield token
 

@@ -27,7 +27,7 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat import best_checkpoint, frequent_last, restoring
+from megalodon_tasks.fairseq_compat import best_checkpoint, divergence, frequent_last, restoring
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
@@ -57,6 +57,7 @@ def _with_clean_start(stock: Callable) -> Callable:
             restoring.start_counting(trainer)
         elif extra_state is not None:
             best_checkpoint.restore_patience(extra_state)
+            divergence.restore_count(trainer, extra_state)
             _restore_running_averages(cfg, extra_state)
         _skip_if_finished(trainer)
         return extra_state, epoch_iterator

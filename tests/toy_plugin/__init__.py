@@ -76,6 +76,7 @@ class ToyDataset(FairseqDataset):
 class ToyTaskConfig(FairseqDataclass):
     data: str = field(default=".", metadata={"help": "not read"})
     effective_batch: Optional[int] = field(default=None, metadata={"help": "items of an update"})
+    skip_nonfinite: int = field(default=0, metadata={"help": "updates that may be skipped"})
 
 
 @register_task("toy", dataclass=ToyTaskConfig)
