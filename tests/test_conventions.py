@@ -17,10 +17,11 @@ SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
-LEAVES = {"errors", "files"}
+LEAVES = {"errors", "files", "signals"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "signals": set(),
     "cuda_ops": set(),
     "models": {"cuda_ops", "files"},
     "timm_model": {"models"},

@@ -29,6 +29,7 @@ from megalodon_tasks.evaluation.dynamic import Adaptation
 from megalodon_tasks.evaluation.long_context import Position, Totals, counted_from, read_document
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
+from megalodon_tasks.signals import is_repeated
 
 # measure -> what it is counted by, a field of SplitInfo; the first that is known is the default
 UNITS = {
@@ -110,6 +111,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
 
     def note(*_: object) -> None:
+        is_repeated()  # notes the moment for the handler before
         interrupted.set()
         signal.signal(signal.SIGINT, before)
 

@@ -27,7 +27,13 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat import best_checkpoint, divergence, frequent_last, restoring
+from megalodon_tasks.fairseq_compat import (
+    best_checkpoint,
+    divergence,
+    frequent_last,
+    restoring,
+    stop_signals,
+)
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
@@ -83,6 +89,7 @@ def _forget_last_job(cfg: Any) -> None:
         replace(train, "get_valid_stats", _with_metric_check)
         best_checkpoint.install_in(train)
         frequent_last.install(train)
+        stop_signals.install_in(train)
 
 
 def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
