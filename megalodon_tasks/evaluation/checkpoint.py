@@ -17,6 +17,8 @@ from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat.divergence import finite
+from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
@@ -85,15 +87,17 @@ def load(
     chunk, or ``full`` attention, by default ``task.eval_chunk_size``, else as in training; no weight
     depends on it.
 
-    Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
-    missing, damaged, or does not fit the model that its settings name, for an unknown field, and for a
-    chunk size where the model has none.
+    Only tensors and settings are read from the file, and only components of this project are built
+    (``fairseq_compat/trusted_components.py``).  Raises :class:`UserError` for a file that is missing,
+    damaged, names other components, or does not fit the model that its settings name, for an unknown
+    field, and for a chunk size where the model has none.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overrides = {} if data is None else {"data": str(data.resolve())}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    check_components(str(path), state)
     _override_task(state["cfg"].task, task_overrides or {})
     trained_chunk_size = state["cfg"].model.get("chunk_size")
     chunk_size = chunk_size or state["cfg"].task.get("eval_chunk_size")
@@ -103,6 +107,11 @@ def load(
         if "ema" not in state["extra_state"]:
             raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
         state["model"] = state["extra_state"]["ema"]
+    if "diverged" in state["extra_state"]:
+        raise UserError(
+            f"{path}: the state of a run that diverged at update {state['extra_state']['diverged']}; "
+            "name a checkpoint from before"
+        )
     update = state["optimizer_history"][-1]["num_updates"]
     position = state["extra_state"]["train_iterator"]
     try:
@@ -114,6 +123,7 @@ def load(
             f"{path}: does not fit the model that its settings name: {error}"
         ) from error
     (model,), cfg, task = loaded
+    check_finite(path, model.state_dict())
     between_epochs = position["iterations_in_epoch"] == 0
     return Trained(
         path=path,
@@ -126,6 +136,16 @@ def load(
         device=device,
         trained_chunk_size=trained_chunk_size,
     )
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise :class:`UserError` naming a tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise UserError(
+                f"{path}: {name} holds numbers that are not finite: the training diverged before this "
+                "checkpoint was written, so name an earlier one"
+            )
 
 
 def _override_chunk_size(cfg: Any, chunk_size: int | Literal["full"]) -> None:
@@ -225,6 +245,7 @@ def read_language_model(path: Path) -> CausalLM:
             f"{path}: adaptive_cutoffs={settings['adaptive_cutoffs']}: the released model has no "
             "adaptive embedding and softmax, so this model cannot be converted"
         )
+    check_depth(path, settings, len(weights))
     plain = {f.name: settings[f.name] for f in fields(MegalodonConfig) if f.name in settings}
     vocab_size = len(weights[f"{PREFIX}embedding.weight"])
     options = {key: settings[key] for key in ("scale_emb", "share_emb")}

@@ -22,6 +22,7 @@ def install() -> None:
         bf16_option,
         byte_encoder,
         checkpoint_errors,
+        divergence,
         epoch_position,
         gather_before_save,
         jobs,
@@ -29,6 +30,7 @@ def install() -> None:
         optimizer_settings,
         safe_globals,
         training_settings,
+        trusted_components,
     )
 
     errors.install_excepthook()
@@ -36,10 +38,12 @@ def install() -> None:
         safe_globals,
         atomic_files,
         checkpoint_errors,
+        trusted_components,
         log_file,
         jobs,
         gather_before_save,
         best_checkpoint,
+        divergence,
         epoch_position,
         optimizer_settings,
         bf16_option,

@@ -30,7 +30,13 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat import best_checkpoint, frequent_last, restoring
+from megalodon_tasks.fairseq_compat import (
+    best_checkpoint,
+    divergence,
+    frequent_last,
+    restoring,
+    stop_signals,
+)
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
 from megalodon_tasks.fairseq_compat.patching import replace
@@ -60,6 +66,7 @@ def _with_clean_start(stock: Callable) -> Callable:
             restoring.start_counting(trainer)
         elif extra_state is not None:
             best_checkpoint.restore_patience(extra_state)
+            divergence.restore_count(trainer, extra_state)
             _restore_running_averages(cfg, extra_state)
         _continue_clock(trainer)
         _skip_if_finished(trainer, epoch_iterator.next_epoch_idx)
@@ -86,6 +93,7 @@ def _forget_last_job(cfg: Any) -> None:
         replace(train, "get_valid_stats", _with_metric_check)
         best_checkpoint.install_in(train)
         frequent_last.install(train)
+        stop_signals.install_in(train)
 
 
 def _restore_running_averages(cfg: Any, extra_state: dict) -> None:

@@ -109,6 +109,11 @@ def load_released(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, o
     Raises ``ValueError`` naming every missing, surplus or misshapen tensor.
     """
     ours = config_from_released(config)
+    if ours.num_layers > len(state_dict):
+        raise ValueError(
+            f"num_layers={ours.num_layers}, but the released checkpoint has {len(state_dict)} tensors: "
+            "the configuration is of another model"
+        )
     options = {key: bool(config.get(key, False)) for key in ("scale_emb", "share_emb")}
     with torch.device("meta"):
         model = CausalLM(ours, int(config["vocab_size"]), **options)

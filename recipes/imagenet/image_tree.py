@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from megalodon_tasks.data.finding import folders_in, not_recognised
-from megalodon_tasks.data.manifest import Manifest, OnBytes, damaged, no_progress
+from megalodon_tasks.data.manifest import MANIFEST, Manifest, OnBytes, damaged, no_progress
 from megalodon_tasks.data.preparing import Preparation
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, check_source, is_leftover, listing
 from megalodon_tasks.data.writer import Form
-from megalodon_tasks.files import sole_writer
+from megalodon_tasks.files import inner_path, sole_writer
 
 BENCHMARK = "imagenet"
 # ImageNet-1K (ILSVRC 2012)
@@ -152,8 +152,13 @@ class ImageSplit:
     def path(self, index: int) -> Path:
         """Return the path of image ``index``."""
         text, starts = self._lines
-        line = text[starts[index] : starts[index + 1] - 1].tobytes()
-        return self.root / self.info.folder / os.fsdecode(line)
+        line = os.fsdecode(text[starts[index] : starts[index + 1] - 1].tobytes())
+        if line.startswith("/") or ".." in line.split("/"):
+            raise ValueError(
+                f"{self.paths_file}, line {index + 1} names {line!r}, which leads out of "
+                f"{self.root / self.info.folder}; prepare the images again"
+            )
+        return self.root / self.info.folder / line
 
 
 class ImageTree:
@@ -169,6 +174,7 @@ class ImageTree:
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(self.folder, error) from None
         for info in infos.values():
+            inner_path(self.root, info.folder, self.folder / MANIFEST)
             if not (self.root / info.folder).is_dir():
                 raise ValueError(
                     f"{self.root / info.folder} is not there any more: {folder} is the index of "

@@ -209,6 +209,10 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
                     cfg.chunk_size = self.cfg.eval_chunk_size
             return super().build_model(cfg, from_checkpoint)
 
+    def after_skipped_update(self) -> None:
+        """Drop the state of the rows, in which the loss that was not finite may have left its trace."""
+        self.stream_state.drop()
+
     def gather_for_checkpoint(self) -> None:
         """Bring the states together; called on all processes before one of them writes a checkpoint."""
         if self.cfg.stream:

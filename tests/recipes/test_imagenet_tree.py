@@ -236,6 +236,23 @@ def test_a_damaged_index_is_named_and_prepared_again(images, tmp_path, spoil):
     assert len(ImageTree(index).split("train")) == 24
 
 
+def test_paths_in_an_index_stay_in_the_class_folders(images):
+    index, split = images / "prepared", build_index(images, images / "prepared").split("train")
+    first = split.path(0).relative_to(images / "train")
+    path = index / "train.paths"
+    bad = ("../" * 9)[: len(str(first))].encode()
+    path.write_bytes(
+        path.read_bytes().replace(str(first).encode(), bad.ljust(len(str(first)), b"x"))
+    )
+    with pytest.raises(ValueError, match=r"train.paths, line 1 names '\.\./.*leads out of"):
+        ImageTree(index).split("train").path(0)
+    content = json.loads((index / MANIFEST).read_text())
+    content["splits"]["train"]["folder"] = "../../etc"
+    (index / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names '../../etc', which leads out of"):
+        ImageTree(index)
+
+
 def test_an_interrupted_index_continues_with_the_next_class(images, tmp_path):
     index, listed = tmp_path / "index", []
 
