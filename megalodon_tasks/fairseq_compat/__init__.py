@@ -27,6 +27,7 @@ def install() -> None:
         jobs,
         log_file,
         optimizer_settings,
+        processes,
         safe_globals,
         training_settings,
     )
@@ -44,6 +45,7 @@ def install() -> None:
         optimizer_settings,
         bf16_option,
         training_settings,
+        processes,
         adaptive_loss,
         byte_encoder,
     ):
