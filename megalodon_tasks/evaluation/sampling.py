@@ -57,8 +57,8 @@ def generate(
 
     prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
     that may be drawn.  ``choose`` draws from scores (V,).
-    Raises ``ValueError`` for a token that is not in the model's vocabulary, a model in training mode, and
-    scores that are not finite.
+    Raises ``ValueError`` for a token that is not in the model's vocabulary, a model in training mode,
+    and scores that are not finite.
     """
     device = next(model.parameters()).device
     state = None

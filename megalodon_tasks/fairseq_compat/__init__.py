@@ -28,6 +28,7 @@ def install() -> None:
         jobs,
         log_file,
         optimizer_settings,
+        processes,
         safe_globals,
         training_settings,
         trusted_components,
@@ -48,6 +49,7 @@ def install() -> None:
         optimizer_settings,
         bf16_option,
         training_settings,
+        processes,
         adaptive_loss,
         byte_encoder,
     ):

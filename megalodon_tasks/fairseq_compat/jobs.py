@@ -20,7 +20,6 @@ update.  The patch wraps it, because without it:
 import atexit
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ from megalodon_tasks.fairseq_compat import (
 )
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import replace, training_modules
 from megalodon_tasks.files import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -87,8 +86,7 @@ def _claim(save_dir: Path) -> None:
 def _forget_last_job(cfg: Any) -> None:
     best_checkpoint.forget_scores()
     keep_file_handlers(progress_bar.logger, newest=0)
-    train = sys.modules.get("fairseq_cli.train")  # not imported: it would configure logging
-    if train is not None:
+    for train in training_modules():
         keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
         replace(train, "get_valid_stats", _with_metric_check)
         best_checkpoint.install_in(train)

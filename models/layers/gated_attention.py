@@ -106,11 +106,12 @@ class GatedAttention(nn.Module):
         norm_state, cema_state, attention_state = state or (None, None, None)
         offset = 0 if attention_state is None else attention_state.key.shape[1]
         normed_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, norm_state)
-        averaged_BLD, cema_state = self.cema(normed_BLD, padding_mask_BL, cema_state)
+        cema_state = self.cema.start(normed_BLD, padding_mask_BL, cema_state)
+        v_BLHV = F.silu(self.v_proj(normed_BLD)).unflatten(-1, (self.num_heads, -1))
+        averaged_BLD, cema_state = self.cema(normed_BLD, padding_mask_BL, cema_state())
         mx_BLD = F.dropout(self.cema_norm(averaged_BLD), self.hidden_dropout, self.training)
 
         q_BLHK, k_BLHK = self._queries_and_keys(mx_BLD, offset)
-        v_BLHV = F.silu(self.v_proj(normed_BLD)).unflatten(-1, (self.num_heads, -1))
         attended_BLHV, attention_state = chunk_attention(
             q_BLHK,
             k_BLHK,
