@@ -140,7 +140,6 @@ def _run(index: int, main: Callable, cfg: Any, kwargs: dict[str, Any]) -> None:
     kwargs["after_distributed_init_fn"] = heartbeat.start
     try:
         distributed_utils.distributed_main(index, main, cfg, kwargs)
-        heartbeat.stop()
     except Exception as error:
         if errors.debugging():
             raise
@@ -152,3 +151,5 @@ def _run(index: int, main: Callable, cfg: Any, kwargs: dict[str, Any]) -> None:
             time.sleep(2.0)  # all have the same error: the first to end has the others stopped
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    finally:
+        heartbeat.stop()
