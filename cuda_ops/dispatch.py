@@ -3,7 +3,8 @@
 Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
 environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor:
 ``triton`` or else ``fused`` on CUDA, ``native`` on a CPU, ``torch`` where the op has none of these or
-they cannot run.  A backend that was given by name and cannot run raises :class:`BackendUnavailable`.
+they cannot run, and in ``torch.export``.  A backend that was given by name and cannot run raises
+:class:`BackendUnavailable`.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from megalodon_tasks.cuda_ops import native
+from megalodon_tasks.cuda_ops.transforms import transforms_are_active
 
 ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 
@@ -54,6 +56,9 @@ BACKENDS: dict[str, dict[str, str]] = {
 # By type of device, in order of preference; last comes ``torch``, which every op has and runs anywhere.
 _DEFAULTS = {"cuda": ("triton", "fused"), "cpu": ("native",)}
 
+# Backends that are all operators of ours; ``torch`` has a plain form for transforms.
+_WITHOUT_TRANSFORMS = ("triton", "native", "fft")
+
 # Features per head of q and k beyond which the kernels have no room for any other tile.
 WIDEST_KEY = 512
 
@@ -79,6 +84,11 @@ def _why_not(
     backend: str, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str | None:
     """Return why ``backend`` cannot run such tensors on ``device``, or None if it can."""
+    if backend in _WITHOUT_TRANSFORMS and transforms_are_active():
+        return (
+            "it has no rules for torch.func (vmap, grad, jvp) and forward-mode differentiation, "
+            "of which one is active"
+        )
     if backend == "native":
         return _why_not_native(device, dtype)
     if backend != "triton":
@@ -126,21 +136,33 @@ def pick(
     Raises ``ValueError`` for a name that this op does not have and :class:`BackendUnavailable`
     for one that cannot run here.
     """
-    return _loaded[op, _choose(op, backend, device, dtype, key_width)]
+    # Read here, where torch.compile sees it: code compiled under another choice is compiled again.
+    name = backend or _override.get()
+    return _loaded[op, _choose(op, name, device, dtype, key_width)]
 
 
 # torch.compile cannot follow an import, so it runs this function and keeps the name.
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
+    op: str, name: str | None, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str:
-    name = backend or _override.get() or os.environ.get(ENV_VARIABLE) or None
+    name = name or os.environ.get(ENV_VARIABLE) or None
     table = BACKENDS[op]
     tensors = device, dtype, key_width
     if name is None:
-        for default in _DEFAULTS.get(device.type, ()):
-            if default in table and _why_not(default, *tensors) is None:
-                return _load(op, default)
+        # An exported program holds what runs without this package: ``torch`` in its plain form.
+        defaults = () if torch.compiler.is_exporting() else _DEFAULTS.get(device.type, ())
+        for default in defaults:
+            if default in table:
+                reason = _why_not(default, *tensors)
+                if reason is None:
+                    return _load(op, default)
+                if default == "native" and dtype != torch.float64:
+                    native.warn_once(
+                        "backend",
+                        f"Ops run on backend torch, slower than native, because {reason} "
+                        f"({ENV_VARIABLE}=torch chooses it without this warning)",
+                    )
         return _load(op, "torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops

@@ -45,6 +45,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def inner_path(folder: Path, name: str, named_in: Path) -> Path:
+    """Return ``folder / name``; raise ``ValueError`` unless that lies in ``folder``, links followed.
+
+    named_in: the file that says ``name``, for the message.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
+        raise ValueError(
+            f"{named_in} names {name!r}, which leads out of {folder}: a file may only name others in "
+            "its own folder; get a whole copy of the folder"
+        )
+    return path
+
+
 @contextmanager
 def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold ``folder`` (made if missing) for writing.

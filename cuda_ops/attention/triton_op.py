@@ -12,8 +12,8 @@ import torch
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
 from megalodon_tasks.cuda_ops.attention.triton_launch import Launches, OperatorArguments
-from megalodon_tasks.cuda_ops.triton_helpers import dense_features, empty_like, mask_bytes
-from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
+from megalodon_tasks.cuda_ops.triton_helpers import dense_features, mask_bytes
 
 
 def chunk_attention_triton(

@@ -1,19 +1,21 @@
-"""CEMA's ``native`` backend: C kernels for float32 on a CPU, forward and backward.
+"""CEMA's ``native`` backend: C kernels for float32 on a CPU as a differentiable operator of PyTorch.
 
-``native_kernels.c`` does all work that follows the coefficients.
+``native_kernels.c`` does all work that follows the coefficients.  Complex numbers enter and leave the
+operator as pairs of float64.
 
 Letters: B batch, L length, D channels, N order, G directions.
 """
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 
 from megalodon_tasks.cuda_ops import native
-from megalodon_tasks.cuda_ops.autocast import without_autocast
 from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, coefficients
 from megalodon_tasks.cuda_ops.complex_ema.single_step import single_step
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 
 # The C file: steps of a group of blocks; the ways to store an output.
 _GROUP = 256
@@ -25,21 +27,43 @@ _LEAST_STEPS = 2048
 _LARGE = 1 << 23
 
 
-@torch.compiler.disable
-@without_autocast
 def cema_native(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute :func:`cema` in blocks of 16 steps, with a channel in each lane of the CPU's vectors."""
     coeffs = coefficients(*call.logits)
     if call.x.shape[1] == 1 and not call.bidirectional:
         y_BLD, state = single_step(call, coeffs)
-    else:
-        state = None if call.state is None else call.state.to(torch.complex128)
-        omega_D = call.omega[:, 0].double()
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in (omega_D, *coeffs))
-        y_BLD, state = _Cema.apply(
-            call.x, state, omega_D, *coeffs, call.padding_mask, call.bidirectional, keep
-        )
-    return y_BLD, None if call.bidirectional else state.to(torch.complex64)
+        return y_BLD, state.to(torch.complex64)
+    pairs = None
+    if call.state is not None:
+        pairs = torch.view_as_real(call.state.to(torch.complex128).resolve_conj())
+    omega_D = call.omega[:, 0].double()
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (omega_D, *coeffs))
+    y_BLD, last, _ = cema_native_op(
+        call.x, *coeffs, omega_D, pairs, call.padding_mask, call.bidirectional, save
+    )
+    return y_BLD, None if call.bidirectional else torch.view_as_complex(last).to(torch.complex64)
+
+
+class _Arguments(NamedTuple):
+    """Coefficients are float64, (D, N) or, with both directions, (2D, N)."""
+
+    x: torch.Tensor  # (B, L, D)
+    p: torch.Tensor
+    log_radius: torch.Tensor
+    angle: torch.Tensor
+    eta_re: torch.Tensor
+    eta_im: torch.Tensor
+    omega: torch.Tensor  # (D,) float64
+    state: torch.Tensor | None  # (B, D, N, 2) float64
+    padding_mask: torch.Tensor | None  # (B, L)
+    bidirectional: bool
+    save: bool  # whether the backward will ask for gradients of coefficients or omega
+
+
+class _Results(NamedTuple):
+    y: torch.Tensor  # (B, L, D)
+    last: torch.Tensor  # (B, D, N, 2) float64, the state after step L; empty if bidirectional
+    states: torch.Tensor  # float32, those of each direction that the backward starts from, if saved
 
 
 class _Call(ctypes.Structure):
@@ -90,88 +114,81 @@ class _Sizes:
             raise MemoryError(f"cema: no memory for the work of {function} at {vars(self)}")
 
 
-def _directions(coeffs: tuple[torch.Tensor, ...], dim: int) -> list[dict[str, torch.Tensor]]:
-    """Return the coefficients of each direction by name."""
-    parts = zip(*(tensor.contiguous().split(dim) for tensor in coeffs), strict=True)
-    return [Coefficients(*part)._asdict() for part in parts]
+def _directions(call: _Arguments) -> list[dict[str, torch.Tensor | None]]:
+    """Return the coefficients of each direction, and omega for the first, by name."""
+    parts = zip(*(tensor.contiguous().split(call.x.shape[2]) for tensor in call[1:6]), strict=True)
+    omega = call.omega.contiguous()
+    return [
+        {**Coefficients(*part)._asdict(), "omega": None if direction else omega}
+        for direction, part in enumerate(parts)
+    ]
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32).contiguous()
 
 
-def _pairs(state_BDN: torch.Tensor | None) -> torch.Tensor | None:
-    return None if state_BDN is None else state_BDN.resolve_conj().contiguous()
+def _allocate(call: _Arguments) -> _Results:
+    sizes, new = _Sizes(call.x.shape, call.p.shape[1]), call.x.new_empty
+    last = (0,) if call.bidirectional else (sizes.batch, sizes.dim, sizes.order, 2)
+    states = (1 + call.bidirectional, *sizes.saved_shape()) if call.save else (0,)
+    return _Results(
+        empty_like(call.x),
+        new(last, dtype=torch.float64),
+        new(states, dtype=torch.float32),
+    )
 
 
-class _Cema(torch.autograd.Function):
-    """(x, state, omega (D), p, log_radius, angle, eta_re, eta_im (GD, N)) -> (y, last state)."""
+def _forward(call: _Arguments) -> _Results:
+    results, x = _allocate(call), _float32(call.x)
+    y = results.y if results.y.dtype == torch.float32 else torch.empty_like(x)
+    sizes = _Sizes(x.shape, call.p.shape[1])
+    padding, state = contiguous(call.padding_mask, call.state)
+    for direction, named in enumerate(_directions(call)):
+        sizes.call(
+            *("cema_forward", direction),
+            **{"x": x, "y": y, "padding": padding, **named},
+            kept=results.states[direction] if call.save else None,
+            state=state,
+            last_state=None if call.bidirectional else results.last,
+        )
+    return results._replace(y=y.to(call.x.dtype))
 
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x_BLD: torch.Tensor,
-        state_BDN: torch.Tensor | None,
-        omega_D: torch.Tensor,
-        *arguments: torch.Tensor | bool | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        *coeffs, padding_mask, bidirectional, keep = arguments
-        x = _float32(x_BLD)
-        sizes = _Sizes(x.shape, coeffs[0].shape[1])
-        y = torch.empty_like(x)
-        last_state = None
-        if not bidirectional:
-            shape = sizes.batch, sizes.dim, sizes.order
-            last_state = x.new_empty(shape, dtype=torch.complex128)
-        padding = None if padding_mask is None else padding_mask.contiguous()
-        states = []
-        for direction, named in enumerate(_directions(coeffs, sizes.dim)):
-            states.append(x.new_empty(sizes.saved_shape()) if keep else None)
-            sizes.call(
-                *("cema_forward", direction),
-                **{"x": x, "y": y, "padding": padding, "kept": states[-1], **named},
-                **{"state": _pairs(state_BDN), "last_state": last_state},
-                omega=None if direction else omega_D,
-            )
-        ctx.set_materialize_grads(False)
-        ctx.like = x_BLD.shape, x_BLD.dtype
-        inputs = x_BLD if keep else None
-        ctx.save_for_backward(inputs, padding, omega_D, *coeffs, *states)
-        return y.to(x_BLD.dtype), last_state
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx,
-        grad_BLD: torch.Tensor | None,
-        grad_last_BDN: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, ...]:
-        x_BLD, padding, omega_D, *tensors = ctx.saved_tensors
-        coeffs, states = tensors[:5], tensors[5:]
-        shape, dtype = ctx.like
-        sizes = _Sizes(shape, coeffs[0].shape[1])
-        grad_y = torch.zeros(shape) if grad_BLD is None else _float32(grad_BLD)
-        grad_x = torch.empty_like(grad_y) if ctx.needs_input_grad[0] else None
-        grad_state = None
-        if ctx.needs_input_grad[1]:
-            state = sizes.batch, sizes.dim, sizes.order
-            grad_state = grad_y.new_empty(state, dtype=torch.complex128)
-        x = None if x_BLD is None else _float32(x_BLD)
-        by_coeffs, by_omega = [], []
-        for direction, named in enumerate(_directions(coeffs, sizes.dim)):
-            by_coeffs.append(omega_D.new_zeros(sizes.splits, 5, sizes.dim, sizes.order))
-            by_omega.append(omega_D.new_zeros(sizes.splits, sizes.dim))
-            sizes.call(
-                *("cema_backward", direction),
-                **{"x": x, "padding": padding, "kept": states[direction], **named},
-                **{"grad_y": grad_y, "grad_x": grad_x},
-                **{"grad_state": grad_state, "grad_last": _pairs(grad_last_BDN)},
-                **{"grad_coefficients": by_coeffs[-1], "grad_omega": by_omega[-1]},
-                omega=None if direction else omega_D,
-            )
-        if grad_x is not None:
-            grad_x = grad_x.to(dtype)
-        if x is None:
-            return grad_x, grad_state, *(None,) * 9
-        grads = torch.cat([parts.sum(0) for parts in by_coeffs], dim=1).unbind(0)
-        return grad_x, grad_state, by_omega[0].sum(0), *grads, None, None, None
+def _backward(
+    call: _Arguments, grads: list[torch.Tensor | None], saved: list[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    sizes = _Sizes(call.x.shape, call.p.shape[1])
+    x = _float32(call.x) if call.save else None
+    grad_y = _float32(torch.zeros_like(call.x) if grads[0] is None else grads[0])
+    grad_x = torch.empty_like(grad_y)
+    grad_state = None if call.state is None else torch.empty_like(call.state)
+    padding, grad_last = contiguous(call.padding_mask, None if call.bidirectional else grads[1])
+    by_coeffs, by_omega = [], []
+    for direction, named in enumerate(_directions(call)):
+        by_coeffs.append(call.p.new_zeros(sizes.splits, 5, sizes.dim, sizes.order))
+        by_omega.append(call.p.new_zeros(sizes.splits, sizes.dim))
+        sizes.call(
+            *("cema_backward", direction),
+            **{"x": x, "padding": padding, **named},
+            kept=saved[0][direction] if call.save else None,
+            **{"grad_y": grad_y, "grad_x": grad_x},
+            **{"grad_state": grad_state, "grad_last": grad_last},
+            **{"grad_coefficients": by_coeffs[-1], "grad_omega": by_omega[-1]},
+        )
+    # Without saved states these are zeros that nobody asked for.
+    coeffs = torch.cat([parts.sum(0) for parts in by_coeffs], dim=1)
+    return [grad_x.to(call.x.dtype), *map(torch.clone, coeffs), by_omega[0].sum(0), grad_state]
+
+
+cema_native_op = DifferentiableOperator(
+    "cema_native",
+    _Arguments,
+    _Results,
+    forward=_forward,
+    fake=_allocate,
+    backward=_backward,
+    differentiable=("y", "last"),
+    saved=("states",),
+    gradients=("x", *Coefficients._fields, "omega", "state"),
+).register()

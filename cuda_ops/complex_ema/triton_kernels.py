@@ -289,8 +289,9 @@ def cema_carry_kernel(
     ends_log, unless None, is replaced by the derivatives along log q of states for w = 1 from zero,
     ``l <- q**segment (l + segment s) + end_log``.  The last segment has its own length and power.
     """
-    i_b = tl.program_id(0)
-    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    parts = tl.cdiv(DN, BLOCK)
+    i_b = tl.program_id(0) // parts
+    o = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)
     inside = o < DN
     q_re, q_im = load_pair(segment_power, DN, o, inside)
     if weight[0] is not None:

@@ -192,7 +192,7 @@ class Direction:
         features = plan.dim * plan.order
         final = self.powers.new_empty(plan.batch, plan.dim, plan.order, 2)
         final_log = None if ends_log is None else torch.empty_like(final)
-        kernels.cema_carry_kernel[(plan.batch, triton.cdiv(features, 256))](
+        kernels.cema_carry_kernel[(plan.batch * triton.cdiv(features, 256),)](
             ends,
             ends_log,
             carried,

@@ -16,13 +16,11 @@ import torch
 from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import Coefficients, coefficients, power
 from megalodon_tasks.cuda_ops.complex_ema.triton_launch import Direction, Plan, plan_for
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import (
-    contiguous,
     dense_features,
-    empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def cema_triton(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -139,7 +137,9 @@ def _prepare(call: _Arguments) -> tuple[torch.Tensor, Plan, list[Direction]]:
 
 
 def _conj(pairs: torch.Tensor) -> torch.Tensor:
-    return pairs * pairs.new_tensor([1.0, -1.0])
+    # Not times a new tensor (1, -1), whose copy from the host a GPU would wait for, and not Tensor.conj,
+    # which only sets a flag: compiled graphs run operators without what resolves such flags.
+    return torch.stack([pairs[..., 0], -pairs[..., 1]], dim=-1)
 
 
 def _wide(pairs: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def _add_state_out(
     coeffs, length = direction.coeffs, direction.plan.length
     finals = direction.carry_log(*direction.ends(x, adjoint=False, with_log=True))
     from_x, from_x_log = (_wide(final) for final in finals)
-    weight = _wide(grad_last).conj()
+    weight = _wide(_conj(grad_last))
     by_log = (weight * coeffs.p * from_x_log).sum(0)
     if state is not None:
         decay = length * power(coeffs.log_radius, coeffs.angle, length)

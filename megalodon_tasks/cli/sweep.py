@@ -33,8 +33,14 @@ from megalodon_tasks.runs import results, sweep_job, sweep_table
 from megalodon_tasks.runs import sweep as sweeps
 from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
 
-# Without the lock on the folder of the sweep, its runs stop.
+# Without the lock on the folder of the sweep, its runs stop, except for those on a cluster.
 AFTER_INTERRUPT = "the same command resumes the sweep"
+STOPPING = f"its runs save and stop within {sweep_job.GRACE_SECONDS:.0f} seconds"
+ON_THE_CLUSTER = (
+    "its jobs stay on the cluster, where squeue --me --name {name} lists them and "
+    "scancel --me --name {name} ends them"
+)
+JOB_NAME = "megalodon-sweep"
 LAUNCHERS = {"local": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm"}
 LAUNCHER_FIELD = "hydra.launcher."
 OVERRIDE = re.compile(r"\w[\w.]*=")
@@ -120,7 +126,7 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
         fields = {"n_jobs": given.workers, "batch_size": 1, "pre_dispatch": given.workers}
         runs = min(given.workers, runs)
     else:
-        fields = {"name": "megalodon-sweep"}
+        fields = {"name": JOB_NAME}
     cluster = given.launcher == "slurm"
     share = 0 if cluster else max(1, (os.cpu_count() or 1) // runs)
     gpus = [] if cluster else sweep_job.gpu_shares(runs)
@@ -182,7 +188,12 @@ def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     if not remaining:
         return conclude(sweep)
     process = sweep_job.launch(sweep, remaining, launcher)
-    follow(process, sweep)
+    try:
+        follow(process, sweep)
+    except KeyboardInterrupt:
+        outlives = f"hydra/launcher={LAUNCHERS['slurm']}" in launcher
+        state = ON_THE_CLUSTER.format(name=JOB_NAME) if outlives else STOPPING
+        raise KeyboardInterrupt(f"{sweep.summary()}; {state}") from None
     complete = conclude(sweep)
     if process.returncode:
         raise UserError(f"hydra's launcher failed; see {sweep.folder / 'launcher.log'}")

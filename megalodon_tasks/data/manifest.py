@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, inner_path
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # folder inside, in which the data grows until it is complete
@@ -61,8 +61,8 @@ class Manifest:
         """Read the manifest of ``folder`` and check that every file has the size that it states.
 
         Raises ``ValueError``, naming the path, for a folder that is missing or holds no prepared data, a
-        manifest that is damaged, of another version or of another ``kind`` (None: any), and a file that
-        is missing or of another size.
+        manifest that is damaged, of another version or of another ``kind`` (None: any), a name that
+        leads out of the folder, and a file that is missing or of another size.
         """
         folder = Path(folder)
         content = _read_json(folder)
@@ -72,6 +72,7 @@ class Manifest:
                 tuple(manifest.classes),
                 tuple(manifest.vocabulary),
             )
+            manifest._check_names()
             manifest._check_sizes()
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(folder, error) from None
@@ -121,6 +122,13 @@ class Manifest:
                     f"{self.folder / name} is damaged: its sha256 is {found}, but {MANIFEST} has "
                     f"{expected['sha256']}; {_AGAIN}"
                 )
+
+    def _check_names(self) -> None:
+        """Check every name that becomes part of a path below the folder."""
+        tokenizer = self.form.get("tokenizer") or {}
+        models = [tokenizer["model"]] if "model" in tokenizer else []
+        for name in [*self.files, *self.splits, *self.form.get("columns", {}), *models]:
+            inner_path(self.folder, name, self.folder / MANIFEST)
 
     def _check_sizes(self) -> None:
         for name, expected in self.files.items():

@@ -83,12 +83,12 @@ class SequenceDataset(EpochDataset):
                 sequences, batch_first=True, padding_value=self.padding_value
             )
             net_input[name.replace("inputs", "lengths")] = torch.tensor(
-                [len(sequence) for sequence in sequences]
+                [len(sequence) for sequence in sequences], dtype=torch.int64
             )
         return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
+            "id": torch.tensor([sample["id"] for sample in samples], dtype=torch.int64),
             "net_input": net_input,
-            "target": torch.tensor([sample["label"] for sample in samples]),
+            "target": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
             "nsentences": len(samples),
             "ntokens": sum(int(v.sum()) for k, v in net_input.items() if k.startswith("lengths")),
         }

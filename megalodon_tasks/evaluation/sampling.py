@@ -57,7 +57,8 @@ def generate(
 
     prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
     that may be drawn.  ``choose`` draws from scores (V,).
-    Raises ``ValueError`` for a token that is not in the model's vocabulary, or a model in training mode.
+    Raises ``ValueError`` for a token that is not in the model's vocabulary, a model in training mode,
+    and scores that are not finite.
     """
     device = next(model.parameters()).device
     state = None
@@ -68,10 +69,13 @@ def generate(
     scores_11V, state = model(prompt_1L[:, -1:], state)
     decoder = Decoder(model, state)
     while True:
-        scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
+        scores_V = scores_11V[0, 0].float().cpu()
+        if not scores_V.isfinite().all():
+            raise ValueError("the scores of the model are not finite, so no token can be drawn")
+        scores_V = scores_V.masked_fill(~allowed, float("-inf"))
         token = int(choose(scores_V))
         yield token
-        scores_11V = decoder(torch.tensor([[token]], device=device))
+        scores_11V = decoder(torch.tensor([[token]], dtype=torch.int64, device=device))
 
 
 def text_tokens(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:

@@ -62,7 +62,7 @@ def _why_unusable(path: str, error: Exception) -> str | None:
         )
     if isinstance(error, (KeyError, TypeError, pickle.UnpicklingError)):
         return (
-            f"not a training checkpoint of fairseq (reading it ended in {error!r}); "
+            f"not a training checkpoint of fairseq ({type(error).__name__} while reading it); "
             "name a file that a training run wrote, such as checkpoint_best.pt"
         )
     return None

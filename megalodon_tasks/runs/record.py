@@ -4,15 +4,22 @@ Both files lie in the folder of the run (``checkpoint.save_dir``) and hold one J
 The lines of ``metrics.jsonl`` differ in their ``event``:
 
 =============== ========================================================================================
-``start``       the run starts or resumes: format version, configuration, versions, device, parameters
+``start``       the run starts or resumes; see below
 ``train_inner`` averages over the last ``common.log_interval`` updates
 ``valid``       a validation on the data named by ``split``
 ``train``       averages over an epoch
 =============== ========================================================================================
 
-Each line has ``step`` (updates so far), ``epoch`` and ``time`` (Unix time in seconds).  Measurements
-have fairseq's names: ``loss``, ``lr``, ``gnorm`` (gradient norm), ``wps`` (tokens per second), ``ups``
-(updates per second), ``wall`` (seconds since the run began) and the metrics of the task.  Added to them
+Each line has ``step`` (updates so far), ``epoch`` and ``time`` (Unix time in seconds).
+
+A ``start`` line has ``format`` (version of this file), ``params`` (number of parameters), ``config``
+(fairseq's whole configuration), ``data`` (of ``data.provenance.describe_data``), ``effective_batch``,
+``effective_batch_unit`` and ``processes`` (``training.effective_batch.BatchRecord``), and ``date``,
+``device``, ``versions`` and ``commit`` (``environment.py``).
+
+Measurements have fairseq's names: ``loss``, ``lr``, ``gnorm`` (gradient norm), ``wps`` (tokens per
+second), ``ups`` (updates per second), ``wall`` (seconds of all attempts of this run, without what was
+lost when one was killed) and the metrics of the task.  Added to them
 are ``samples_per_second``, ``host_peak_bytes`` and, on a GPU, ``device_peak_bytes``.  JSON has no NaN:
 such a value is null, and ``not_finite`` maps its name to ``nan``, ``inf`` or ``-inf``.
 """
@@ -78,6 +85,11 @@ class Run:
     def updates(self) -> int:
         """The last recorded update; 0 if none is."""
         return max((step for points in self._series() for step in points), default=0)
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch that was recorded to its end; 0 if none is."""
+        return max((line["epoch"] for line in self.train.values()), default=0)
 
     @property
     def peak_memory(self) -> int | None:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file, has_writer
+from megalodon_tasks.signals import is_interruption
 
 FILE = "sweep.json"
 CHUNK_SIZE, SEED = "model.chunk_size", "common.seed"
@@ -66,7 +67,7 @@ class SweepRun:
         if has_writer(self.job):
             return RUNNING
         status = self.status
-        if status is None or status < 0:
+        if status is None or is_interruption(status):
             return WAITING
         return FAILED if status else DONE
 

@@ -144,10 +144,7 @@ def _from_wav(
 def _from_mega(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:
     origins = find_tensors(source, options.words)
     if origins is None:
-        raise ValueError(
-            f"{source} holds neither a folder of each word nor processed tensors; "
-            f"{speech_commands.how_to_get(source)}"
-        )
+        raise speech_commands.no_clips(source)
     if options != Options(words=options.words):
         raise ValueError(
             f"{origins['train_X'].paths[0].parent} holds processed tensors, whose splits and form are "

@@ -50,7 +50,9 @@ def test_default_on_a_cpu_is_native_where_the_op_has_it(compiler):
 def test_default_on_a_cpu_without_a_compiler_or_in_float64_is_torch(compiler):
     assert chosen(dtype=torch.float64) == "torch"
     compiler("no C compiler was found")
-    assert chosen() == "torch"
+    dispatch.native.warned_of.clear()
+    with pytest.warns(RuntimeWarning, match="on backend torch, .* because no C compiler was found"):
+        assert chosen() == "torch"
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,37 @@ def test_changed_byte_is_found_by_verify(folder):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"{path} is damaged: its sha256"):
         Manifest.read(folder).verify()
+
+
+OUTSIDE = ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "link/secret.bin"]
+
+
+def renamed(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("where", ["files", "splits"])
+def test_names_in_a_manifest_stay_in_its_folder(folder, tmp_path_factory, where, name):
+    secret = tmp_path_factory.mktemp("elsewhere")
+    (secret / "secret.bin").write_bytes(b"12345678")
+    (folder / "link").symlink_to(secret)
+    entries = {"files": {"bytes": 8, "sha256": "0"}, "splits": {}}
+    renamed(folder, lambda m: m[where].update({name: m[where].get("train", entries[where])}))
+    with pytest.raises(ValueError, match=f"{MANIFEST} names '{name}', which leads out of {folder}"):
+        PreparedDataset(folder)
+
+
+def test_the_model_of_a_tokenizer_stays_in_the_folder(tmp_path):
+    write_corpus(tmp_path / "books")
+    renamed(tmp_path / "books", lambda m: m["form"]["tokenizer"].update(model="../../model"))
+    with pytest.raises(ValueError, match="names '../../model', which leads out of"):
+        read_corpus(tmp_path / "books")
+
+
+def test_a_column_stays_in_the_folder(folder):
+    renamed(folder, lambda m: m["form"]["columns"].update({"../x": m["form"]["columns"]["inputs"]}))
+    with pytest.raises(ValueError, match=r"names '../x', which leads out of"):
+        PreparedDataset(folder)

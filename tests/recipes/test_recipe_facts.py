@@ -30,7 +30,7 @@ _LM = {
     **_ADAM, **_LINEAR, "optimization.clip_norm": 0.25, "optimization.lr": [0.005],
     "optimization.max_update": 400_000, "lr_scheduler.warmup_updates": 24_000,
     "optimizer.weight_decay": 0.1, "model.cema_ndim": 16, "model.num_heads": 1,
-    "model.chunk_size": 2048, "model.scale_emb": True, "model.share_emb": True,
+    "model.scale_emb": True, "model.share_emb": True,
     "task.sample_break_mode": "complete", "task.eval_streams": 10,
 }  # fmt: skip
 _IMAGES = {
@@ -92,12 +92,15 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "model.dropout": 0.3, "model.attention_dropout": 0.1, "model.hidden_dropout": 0.1,
         "model.adaptive_dropout": 0.2, "model.adaptive_cutoffs": "20000,60000",
         "model.adaptive_factor": 4.0, "dataset.max_tokens": 6144, "task.block_multiple_min": 2,
-        "task.block_multiple_max": 6, "task.eval_multiple": 2, "criterion._name": "adaptive_loss",
+        "task.block_multiple_max": 6, "criterion._name": "adaptive_loss",
+        # evaluated in pieces of 2 chunks of 2,048
+        "model.chunk_size": 1024, "task.eval_chunk_size": 2048, "task.eval_multiple": 4,
     },
     "lm/enwik8": _LM | _NO_DROPOUT | sizes(12, 512, 1024, 1024, 128)
     | {
         "model.dropout": 0.1, "dataset.max_tokens": 8192, "task.block_multiple_min": 2,
         "task.block_multiple_max": 4, "criterion._name": "cross_entropy",
+        "model.chunk_size": 2048, "task.eval_chunk_size": 4096,
     },
     # the authors' mega1.3B_pg19, and the defaults of its repository
     "lm/pg19": _ADAM | _LINEAR | _NO_DROPOUT | sizes(24, 2048, 4096, 3584, 512)

@@ -339,5 +339,7 @@ def test_no_clip_of_the_wanted_length(release, tmp_path):
 def test_nothing_to_prepare_says_where_to_get_it(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "speech_commands_v0.02.tar.gz").touch()
-    with pytest.raises(ValueError, match="holds neither a folder of each word nor .* unpack"):
+    with pytest.raises(
+        ValueError, match="holds no data that is recognised: .* a folder of each word .*unpack"
+    ):
         prepare(tmp_path / "raw", tmp_path / "out", hidden=True)

@@ -19,13 +19,11 @@ from megalodon_tasks.cuda_ops.norms.triton_launch import (
     scan_grid,
     scan_tile,
 )
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import (
-    contiguous,
     dense_features,
-    empty_like,
     mask_bytes,
 )
-from megalodon_tasks.cuda_ops.triton_operator import DifferentiableOperator
 
 
 def timestep_norm_triton(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
@@ -129,7 +127,7 @@ def _backward(
     lines = prefix.new_empty(3, plan.batch, plan.blocks, plan.groups)
     partial = prefix.new_empty(plan.batch * plan.runs, 2, plan.dim)
     with torch.cuda.device_of(x):
-        kernels.timestep_norm_lines_kernel[(plan.batch * plan.runs, plan.columns)](
+        kernels.timestep_norm_lines_kernel[(plan.batch * plan.runs * plan.columns,)](
             x, grad, scale, *known, lines, partial, blocks=plan.blocks_per_program, **shared
         )
         later, grad_start = _carry(plan, lines, end, contiguous(*grads[1:]), call.state)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import (
@@ -23,7 +24,6 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.image import cifar
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.splits import random_split, split_in_order

@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import find_files, folders_in, not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, check_source
-from megalodon_tasks.recipes.lra.data_folder import (
-    OR_GENERATE,
-    find_files,
-    folders_in,
-    not_recognised,
-)
+from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.listops import generator
 from megalodon_tasks.recipes.lra.listops.grammar import (
     CLOSE,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import (
     ColumnSpec,
@@ -28,7 +29,7 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE, not_recognised
+from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.pathfinder import generator
 from megalodon_tasks.recipes.lra.pathfinder.release import (

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.mega_files import MegaTokens
 from megalodon_tasks.recipes.lra.retrieval.release import (
     CLASSES,

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, MegaTokens
 from megalodon_tasks.recipes.lra.text.release import (
     CLASSES,
