@@ -230,8 +230,8 @@ def decode(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object
     }
     seconds = {name: ([], []) for name in steps}
     for _ in range(repeats * sizes.decoded):
-        for name, both in steps.items():
-            for step, taken in zip(both, seconds[name], strict=True):
+        for name, pair in steps.items():
+            for step, taken in zip(pair, seconds[name], strict=True):
                 start = time.perf_counter()
                 step()
                 _wait(token)
@@ -252,8 +252,8 @@ def _rates(
     """Tokens a second near and far; a step of a batch of beams counts as so many tokens."""
     rows = {name: sizes.beams if name.endswith("beams") else 1 for name in seconds}
     return {
-        name: [round(rows[name] / summary(taken)) for taken in both]
-        for name, both in seconds.items()
+        name: [round(rows[name] / summary(taken)) for taken in pair]
+        for name, pair in seconds.items()
     }
 
 

@@ -117,7 +117,7 @@ def test_a_state_can_be_taken_out_and_put_back_at_any_step():
         ordinary, _ = lm(tokens[:, at + 1 :], taken)
         torch.testing.assert_close(ordinary, expected[:, at + 1 :], rtol=1e-9, atol=1e-9)
         before = map_state(taken, torch.clone)
-        decoder(tokens[:, at + 1 : at + 2])  # leaves the state that was taken alone
+        decoder(tokens[:, at + 1 : at + 2])  # does not write to the state that was taken
         assert_equal_states(taken, before)
         decoder = Decoder(lm, taken)
 
