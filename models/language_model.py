@@ -92,8 +92,8 @@ class LanguageModel(nn.Module):
         return self.output.nll(x_BLD, targets_BL), state
 
     def _check_tokens(self, tokens_BL: torch.Tensor) -> None:
-        # On a GPU the comparison would make each call wait for the device; the lookup checks there, and in
-        # traced code.
+        # On a GPU the comparison would make each call wait for the device: the lookup checks there, and
+        # in traced code.
         if tokens_BL.device.type != "cpu" or not data_is_at_hand(tokens_BL):
             return
         low, high = tokens_BL.aminmax()
