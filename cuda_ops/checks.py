@@ -19,13 +19,6 @@ def check_shape(op: str, name: str, tensor: torch.Tensor, expected: tuple, layou
         raise ValueError(f"{op}: {name} has shape {shape}, expected ({sizes}) = {layout}")
 
 
-def check_length(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise ``ValueError`` if ``tensor`` (batch, length, ...) has no step of time."""
-    if tensor.shape[1] < 1:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"{op}: {name} has shape {shape}, expected at least one step of time")
-
-
 def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
     """Raise ``ValueError`` unless ``tensor`` has a real floating dtype."""
     if tensor.dtype not in FLOATS:

@@ -3,7 +3,8 @@
 Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
 environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor:
 ``triton`` or else ``fused`` on CUDA, ``native`` on a CPU, ``torch`` where the op has none of these or
-they cannot run.  A backend that was given by name and cannot run raises :class:`BackendUnavailable`.
+they cannot run, and in ``torch.export``.  A backend that was given by name and cannot run raises
+:class:`BackendUnavailable`.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from megalodon_tasks.cuda_ops import native
+from megalodon_tasks.cuda_ops.transforms import transforms_are_active
 
 ENV_VARIABLE = "MEGALODON_OPS_BACKEND"
 
@@ -56,10 +58,16 @@ BACKENDS: dict[str, dict[str, str]] = {
 # By type of device, in order of preference; last comes ``torch``, which every op has and runs anywhere.
 _DEFAULTS = {"cuda": ("triton", "fused"), "cpu": ("native",)}
 
+# Backends that are all operators of ours; ``torch`` has a plain form for transforms.
+_WITHOUT_TRANSFORMS = ("triton", "native", "fft")
+
 # Features per head of q and k beyond which the kernels have no room for any other tile.
 WIDEST_KEY = 512
 
-_loaded: dict[tuple[str, str], Callable] = {}
+# backend -> op -> implementation, empty until the backend is chosen for some op.
+_loaded: dict[str, dict[str, Callable]] = {
+    backend: {} for table in BACKENDS.values() for backend in table
+}
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
@@ -81,6 +89,11 @@ def _why_not(
     backend: str, device: torch.device, dtype: torch.dtype | None, key_width: int
 ) -> str | None:
     """Return why ``backend`` cannot run such tensors on ``device``, or None if it can."""
+    if backend in _WITHOUT_TRANSFORMS and transforms_are_active():
+        return (
+            "it has no rules for torch.func (vmap, grad, jvp) and forward-mode differentiation, "
+            "of which one is active"
+        )
     if backend == "native":
         return _why_not_native(device, dtype)
     if backend != "triton":
@@ -106,11 +119,14 @@ def _why_not_native(device: torch.device, dtype: torch.dtype | None) -> str | No
     return native.why_not(native.CEMA) or native.why_not(native.NORMS)
 
 
-def _load(op: str, backend: str) -> str:
-    if (op, backend) not in _loaded:
-        module, function = BACKENDS[op][backend].split(":")
-        module = importlib.import_module(f"{__package__}.{module}")
-        _loaded[op, backend] = getattr(module, function)
+def _load(backend: str) -> str:
+    """Import ``backend`` of all ops, so that torch.compile sees a table that does not change."""
+    if not _loaded[backend]:
+        for op, table in BACKENDS.items():
+            if backend in table:
+                module, function = table[backend].split(":")
+                module = importlib.import_module(f"{__package__}.{module}")
+                _loaded[backend][op] = getattr(module, function)
     return backend
 
 
@@ -130,7 +146,7 @@ def pick(
     """
     # Read here, where torch.compile sees it: code compiled under another choice is compiled again.
     name = backend or _override.get()
-    return _loaded[op, _choose(op, name, device, dtype, key_width)]
+    return _loaded[_choose(op, name, device, dtype, key_width)][op]
 
 
 # torch.compile cannot follow an import, so it runs this function and keeps the name.
@@ -142,18 +158,20 @@ def _choose(
     table = BACKENDS[op]
     tensors = device, dtype, key_width
     if name is None:
-        for default in _DEFAULTS.get(device.type, ()):
+        # An exported program holds what runs without this package: ``torch`` in its plain form.
+        defaults = () if torch.compiler.is_exporting() else _DEFAULTS.get(device.type, ())
+        for default in defaults:
             if default in table:
                 reason = _why_not(default, *tensors)
                 if reason is None:
-                    return _load(op, default)
+                    return _load(default)
                 if default == "native" and dtype != torch.float64:
                     native.warn_once(
                         "backend",
                         f"Ops run on backend torch, slower than native, because {reason} "
                         f"({ENV_VARIABLE}=torch chooses it without this warning)",
                     )
-        return _load(op, "torch")
+        return _load("torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops
     if name not in table:
@@ -165,4 +183,4 @@ def _choose(
     if reason is not None:
         usable = [other for other in table if _why_not(other, *tensors) is None]
         raise BackendUnavailable(f"{op}: backend {name!r} cannot run: {reason}; usable: {usable}")
-    return _load(op, name)
+    return _load(name)

@@ -8,7 +8,7 @@ They run outside of autocast.
 
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class DifferentiableOperator:
     differentiable: names of the results that have a gradient.
     saved: names of the results that the backward pass needs.
     gradients: names of the arguments that get a gradient.
+    plain: called with ``arguments``, returns the results ``differentiable`` in plain PyTorch, from which
+        second derivatives follow; None refuses them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class DifferentiableOperator:
     differentiable: tuple[str, ...]
     saved: tuple[str, ...]
     gradients: tuple[str, ...]
+    plain: Callable[..., tuple] | None = None
 
     def register(self) -> torch.library.CustomOpDef:
         """Register the two operators, connect them and return the first."""
@@ -66,9 +69,9 @@ class DifferentiableOperator:
             f"{grads}, {schema}{saved}",
             len(self.gradients),
         )
-        operator.register_fake(lambda *values: tuple(self.fake(self.arguments(*values))))
+        operator.register_fake(lambda *values: _returned(self.fake(self.arguments(*values))))
         backward.register_fake(self._fake_backward)
-        backward.register_autograd(self._refuse_second)
+        backward.register_autograd(self._propagate_again, setup_context=self._setup_again)
 
         def propagate(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple:
             return self._propagate(backward, ctx, grads)
@@ -92,28 +95,23 @@ class DifferentiableOperator:
         stop = start + len(self.arguments._fields)
         return self.arguments(*values[start:stop]), list(values[:start]), list(values[stop:])
 
-    def _forward(self, *values: Any) -> tuple[torch.Tensor, ...]:
+    def _forward(self, *values: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
         results = without_autocast(self.forward)(self.arguments(*values))
-        return tuple(result.contiguous() for result in results)
+        return _returned(result.contiguous() for result in results)
 
     def _backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
         call, grads, saved = self._split(values)
         computed = without_autocast(self.backward)(call, grads, saved)
-        return tuple(call[0].new_empty(0) if g is None else g.contiguous() for g in computed)
+        return _returned(call[0].new_empty(0) if g is None else g.contiguous() for g in computed)
 
     def _fake_backward(self, *values: Any) -> tuple[torch.Tensor, ...]:
         call, _, _ = self._split(values)
         inputs = (getattr(call, field) for field in self.gradients)
-        return tuple(call[0].new_empty(0) if x is None else empty_like(x) for x in inputs)
+        return _returned(call[0].new_empty(0) if x is None else empty_like(x) for x in inputs)
 
-    def _refuse_second(self, *_: object) -> None:
-        raise RuntimeError(
-            f"{self.name}: this operator has no second derivative; run the op on backend='torch' or "
-            "'reference', which have"
-        )
-
-    def _setup_context(self, ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
-        count, results = self._tensors, self.results(*output)._asdict()
+    def _setup_context(self, ctx: FunctionCtx, inputs: tuple, output: torch.Tensor | tuple) -> None:
+        outputs = (output,) if isinstance(output, torch.Tensor) else output
+        count, results = self._tensors, self.results(*outputs)._asdict()
         ctx.save_for_backward(*inputs[:count], *(results[field] for field in self.saved))
         ctx.numbers = inputs[count:]
         constant = (value for field, value in results.items() if field not in self.differentiable)
@@ -128,9 +126,72 @@ class DifferentiableOperator:
         by_name: dict[str, torch.Tensor] = {}
         if any(grad is not None for grad in grads):
             computed = operator(*grads, *call, *tensors[count:])
+            computed = (computed,) if isinstance(computed, torch.Tensor) else computed
             by_name = dict(zip(self.gradients, computed, strict=True))
         values = call._asdict().items()
         return tuple(None if value is None else by_name.get(field) for field, value in values)
+
+    def _setup_again(self, ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+        call, grads, saved = self._split(inputs)
+        ctx.save_for_backward(*grads, *call[: self._tensors])
+        ctx.numbers = call[self._tensors :]
+        ctx.set_materialize_grads(False)
+
+    def _propagate_again(self, ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple:
+        """Differentiate the backward operator: compute its gradients again, in plain PyTorch."""
+        if self.plain is None:
+            raise RuntimeError(
+                f"{self.name}: this operator has no second derivative; "
+                "run the op with backend='torch' or use_backend('torch'), which has"
+            )
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Fresh views, so that no input of the call is seen to depend on another.
+            inputs = [
+                tensor.view_as(tensor) if tensor is not None and tensor.requires_grad else tensor
+                for tensor in ctx.saved_tensors
+            ]
+            first_grads, tensors = inputs[: len(self.differentiable)], inputs[-self._tensors :]
+            call = self.arguments(*tensors, *ctx.numbers)
+            firsts = _vjp(self.plain(call), first_grads, [getattr(call, f) for f in self.gradients])
+            seconds = _vjp(firsts, grads, inputs, create_graph=create_graph)
+        return (*seconds, *(None,) * (len(ctx.numbers) + len(self.saved)))
+
+
+def _returned(results: Iterable[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Return a single result as an operator returns it: not in a tuple."""
+    results = tuple(results)
+    return results[0] if len(results) == 1 else results
+
+
+def _vjp(
+    outputs: typing.Sequence[torch.Tensor | None],
+    grads: typing.Sequence[torch.Tensor | None],
+    inputs: typing.Sequence[torch.Tensor | None],
+    *,
+    create_graph: bool = True,
+) -> list[torch.Tensor | None]:
+    """Return the gradient of each of ``inputs``, None for one that has none."""
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, grads, strict=True)
+        if grad is not None and output is not None and output.requires_grad
+    ]
+    leaves = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    if not pairs or not leaves:
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            leaves,
+            [grad for _, grad in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+    return [
+        next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs
+    ]
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import torch
 
 from megalodon_tasks.cuda_ops import checks
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
 from megalodon_tasks.cuda_ops.dispatch import pick
 
 OP = "chunk_attention"
@@ -32,7 +33,7 @@ def chunk_attention(
     which multiplies all of ``v``, NaN in ``v`` reaches all outputs.
 
     Args:
-        q: queries (B, L, H, K), a real floating dtype, L >= 1.
+        q: queries (B, L, H, K), a real floating dtype.
         k: keys (B, L, H, K).
         v: values (B, L, H, V); V may differ from K.
         chunk_size: steps per chunk, >= 1; None is attention over the whole sequence.
@@ -60,6 +61,10 @@ def chunk_attention(
     _check_choices(chunk_size, dropout_p)
     if state is not None:
         _check_state(call, state)
+    if 0 in q.shape[:2]:
+        return v.clone(), take_open(
+            extend(state, k, v, padding_mask), chunk_size
+        ) if causal else None
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     return pick(OP, backend, q.device, wide, key_width=int(q.shape[-1]))(call)
 
@@ -68,7 +73,6 @@ def _check_tensors(call: ChunkAttentionCall) -> None:
     q, k, v = call[:3]
     checks.check_shape(OP, "q", q, (None, None, None, None), "(batch, length, heads, z_head)")
     batch, length, heads, width = q.shape
-    checks.check_length(OP, "q", q)
     checks.check_shape(OP, "k", k, (batch, length, heads, width), "the shape of q")
     checks.check_shape(OP, "v", v, (batch, length, heads, None), "(batch, length, heads, v_head)")
     for name, tensor in {"q": q, "k": k, "v": v}.items():

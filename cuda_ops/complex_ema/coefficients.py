@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator
+from megalodon_tasks.cuda_ops.transforms import plain_is_needed
+
 # Replaces a radius of zero, so that 0 * log(radius) stays finite.
 _SMALLEST = 1e-300
 
@@ -49,46 +52,80 @@ def power(log_radius: torch.Tensor, angle: torch.Tensor, exponent: int) -> torch
     return torch.polar((exponent * log_radius).exp(), exponent * angle)
 
 
+def power_pairs(log_radius: torch.Tensor, angle: torch.Tensor, exponent: int) -> torch.Tensor:
+    """Return q**exponent as pairs of float64, in the shape of ``log_radius`` and (2,)."""
+    radius, turned = (exponent * log_radius).exp(), exponent * angle
+    return torch.stack([radius * turned.cos(), radius * turned.sin()], dim=-1)
+
+
+def times(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Multiply complex numbers that are pairs (..., 2) of real ones."""
+    left_re, left_im = left.unbind(-1)
+    right_re, right_im = right.unbind(-1)
+    product = left_re * right_re - left_im * right_im, left_re * right_im + left_im * right_re
+    return torch.stack(product, dim=-1)
+
+
 def powers(
     log_radius_DN: torch.Tensor, angle_DN: torch.Tensor, count: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return q**0 .. q**(count - 1) as (D, count, N), complex with parts in ``dtype``."""
-    return _Powers.apply(log_radius_DN, angle_DN, count, dtype.to_complex())
+    """Return q**0 .. q**(count - 1) as pairs (D, count, N, 2) in ``dtype``."""
+    call = _Arguments(log_radius_DN, angle_DN, count, dtype == torch.float64)
+    return _plain_powers(call)[0] if plain_is_needed() else cema_powers_op(*call)
 
 
-class _Powers(torch.autograd.Function):
-    """The table is the outer product of a fine and a coarse one, 2 sqrt(count) exponentials.
+class _Arguments(NamedTuple):
+    log_radius: torch.Tensor  # (D, N) float64
+    angle: torch.Tensor  # (D, N) float64
+    count: int
+    wide: bool  # whether the table is float64 and not float32
 
-    Backward: ``d q**t = t q**t (d log_radius + i d angle)``.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        log_radius: torch.Tensor,
-        angle: torch.Tensor,
-        count: int,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        fine = max(1, math.isqrt(count))
-        coarse = -(-count // fine)
-        steps = torch.arange(fine + coarse, dtype=torch.float64, device=angle.device)[:, None]
-        steps[fine:] = fine * (steps[fine:] - fine)
-        radius, turned = (log_radius[:, None] * steps).exp(), angle[:, None] * steps
-        factors = torch.complex(radius * turned.cos(), radius * turned.sin())
-        table = factors[:, fine:, None] * factors[:, None, :fine]
-        result = table.flatten(1, 2)[:, :count].to(dtype)
-        ctx.save_for_backward(result)
-        return result
+class _Results(NamedTuple):
+    table: torch.Tensor  # (D, count, N, 2)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        (result,) = ctx.saved_tensors
-        steps = torch.arange(result.shape[1], dtype=result.real.dtype, device=result.device)
-        products = torch.view_as_real(result.conj() * grad).flatten(2)
-        sums = torch.bmm(steps.expand(len(products), 1, -1), products)[:, 0].double()
-        along, across = sums.unflatten(1, (-1, 2)).unbind(2)
-        return along, across, None, None
+
+def _plain_powers(call: _Arguments) -> tuple[torch.Tensor]:
+    """Compute the outer product of a fine and a coarse table, 2 sqrt(count) exponentials."""
+    fine = max(1, math.isqrt(call.count))
+    coarse = -(-call.count // fine)
+    steps = torch.arange(coarse * fine, dtype=torch.float64, device=call.angle.device)[:, None]
+    log_radius, angle = call.log_radius[:, None], call.angle[:, None]
+    fine_DTN2 = power_pairs(log_radius, angle, steps[:fine])
+    coarse_DIN2 = power_pairs(log_radius, angle, steps[::fine])
+    table = times(coarse_DIN2[:, :, None], fine_DTN2[:, None]).flatten(1, 2)[:, : call.count]
+    return (table.to(torch.float64 if call.wide else torch.float32),)
+
+
+def _allocate_powers(call: _Arguments) -> _Results:
+    dim, order = call.angle.shape
+    dtype = torch.float64 if call.wide else torch.float32
+    return _Results(call.angle.new_empty(dim, call.count, order, 2, dtype=dtype))
+
+
+def _powers_backward(
+    call: _Arguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute ``d q**t = t q**t (d log_radius + i d angle)``."""
+    table_re, table_im = saved[0].unbind(-1)
+    grad_re, grad_im = grads[0].unbind(-1)
+    steps_T = torch.arange(call.count, dtype=table_re.dtype, device=table_re.device)
+    products = (
+        table_re * grad_re + table_im * grad_im,
+        table_re * grad_im - table_im * grad_re,
+    )
+    return tuple((steps_T @ product).double() for product in products)
+
+
+cema_powers_op = DifferentiableOperator(
+    "cema_powers",
+    _Arguments,
+    _Results,
+    forward=_plain_powers,
+    fake=_allocate_powers,
+    backward=_powers_backward,
+    differentiable=("table",),
+    saved=("table",),
+    gradients=("log_radius", "angle"),
+    plain=_plain_powers,
+).register()

@@ -6,6 +6,7 @@ of the channels at a time, and the backward reuses the spectrum of the input.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,7 @@ from megalodon_tasks.cuda_ops.complex_ema.coefficients import (
     power,
     powers,
 )
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
 
 # Numbers of a transform that are worked on together, few enough to stay in the caches.
 _CHUNK = 1 << 20
@@ -24,7 +26,6 @@ _CHUNK = 1 << 20
 _LINE = 16
 
 
-@torch.compiler.disable
 @without_autocast
 def cema_fft(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute :func:`cema` by FFT; time and memory are in proportion to ``L log L`` and ``L``."""
@@ -50,7 +51,9 @@ def cema_fft(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         if state is not None:
             state = state.to(torch.complex128).transpose(0, 1)
             y_BLD = y_BLD + tables.response(state).to(y_BLD.dtype)
-        state = tables.final_state(x_BLD, state).to(dtype.to_complex())
+        state = tables.final_state(x_BLD, state).to(
+            torch.complex128 if dtype == torch.float64 else torch.complex64
+        )
     if padding_mask is not None:
         y_BLD = y_BLD.masked_fill(padding_mask[:, :, None], 0.0)
     return y_BLD, state
@@ -74,10 +77,11 @@ class _Tables:
         self.fine_steps = max(1, math.isqrt(length))
         self.coarse_steps = -(-length // self.fine_steps)
         log_radius, angle = coeffs.log_radius, coeffs.angle
-        self.fine_DTN = powers(log_radius, angle, self.fine_steps, dtype)
-        self.coarse_DIN = powers(
+        fine = powers(log_radius, angle, self.fine_steps, dtype)
+        coarse = powers(
             self.fine_steps * log_radius, self.fine_steps * angle, self.coarse_steps, dtype
         )
+        self.fine_DTN, self.coarse_DIN = torch.view_as_complex(fine), torch.view_as_complex(coarse)
 
     def kernel(self) -> torch.Tensor:
         """Return (D, L): Re sum_n eta p q**t."""
@@ -91,7 +95,7 @@ class _Tables:
     def final_state(self, x_BLD: torch.Tensor, state_DBN: torch.Tensor | None) -> torch.Tensor:
         """Return (B, D, N): q**L s_0 + sum_t p q**(L - 1 - t) x_t."""
         write = torch.view_as_real(self.fine_DTN.flip(1)).flatten(2)
-        sums_DBIN = torch.view_as_complex(_BlockSums.apply(x_BLD, write).unflatten(3, (-1, 2)))
+        sums_DBIN = torch.view_as_complex(fft_block_sums_op(x_BLD, write).unflatten(3, (-1, 2)))
         state = (sums_DBIN * self.coarse_DIN.flip(1)[:, None]).sum(2) * self.coeffs.p[:, None]
         if state_DBN is not None:
             decay = power(self.coeffs.log_radius, self.coeffs.angle, self.length)
@@ -109,79 +113,113 @@ class _Tables:
         return product.unflatten(1, scaled.shape[1:3]).flatten(2)[:, :, : self.length]
 
 
+class _Arguments(NamedTuple):
+    x: torch.Tensor  # (B, L, D)
+    taps: torch.Tensor  # (D, n), which wrap around after the longest lag; n is even
+    save: bool  # whether the backward will ask for the gradient of the taps
+
+
+class _Results(NamedTuple):
+    y: torch.Tensor  # (B, L, D): y_t = sum_s taps_(t - s) x_s
+    response: torch.Tensor  # (D, n / 2 + 1, 2), transform of the taps
+    spectrum: torch.Tensor  # (B, D, n / 2 + 1, 2), transform of x, if saved
+
+
+def _allocate(call: _Arguments) -> _Results:
+    batch, _, dim = call.x.shape
+    frequencies = call.taps.shape[1] // 2 + 1
+    spectrum = (batch, dim, frequencies, 2) if call.save else (0, 2)
+    new = call.taps.new_empty
+    return _Results(empty_like(call.x), new(dim, frequencies, 2), new(spectrum))
+
+
+def _forward(call: _Arguments) -> _Results:
+    x_BLD, taps_DT, save = call
+    steps, results = taps_DT.shape[1], _allocate(call)
+    responses, spectra = (torch.view_as_complex(part) for part in results[1:])
+    for channels in _chunks(x_BLD, steps):
+        responses[channels] = torch.fft.rfft(taps_DT[channels])
+        spectrum = _spectrum(x_BLD[:, :, channels], steps, taps_DT.dtype)
+        _to_steps(spectrum * responses[channels], steps, results.y[:, :, channels])
+        if save:
+            spectra[:, channels] = spectrum
+    return results
+
+
+def _backward(
+    call: _Arguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (grad_BLD,), steps = grads, call.taps.shape[1]
+    responses, spectra = map(torch.view_as_complex, saved)
+    grad_x, grad_taps = empty_like(call.x), torch.zeros_like(call.taps)
+    for channels in _chunks(grad_BLD, steps):
+        spectrum = _spectrum(grad_BLD[:, :, channels], steps, call.taps.dtype)
+        if call.save:
+            summed = (spectra[:, channels].conj_physical() * spectrum).sum(0)
+            grad_taps[channels] = torch.fft.irfft(summed, steps)
+        spectrum.mul_(responses[channels].conj_physical())
+        _to_steps(spectrum, steps, grad_x[:, :, channels])
+    return grad_x, grad_taps
+
+
+fft_convolution_op = DifferentiableOperator(
+    "fft_convolution",
+    _Arguments,
+    _Results,
+    forward=_forward,
+    fake=_allocate,
+    backward=_backward,
+    differentiable=("y",),
+    saved=("response", "spectrum"),
+    gradients=("x", "taps"),
+).register()
+
+
+class _SumArguments(NamedTuple):
+    x: torch.Tensor  # (B, L, D)
+    write: torch.Tensor  # (D, T, K)
+
+
+class _Sums(NamedTuple):
+    sums: torch.Tensor  # (D, B, I, K): each of I blocks of x times ``write``
+
+
+def _allocate_sums(call: _SumArguments) -> _Sums:
+    (batch, length, dim), (_, steps, states) = call.x.shape, call.write.shape
+    return _Sums(call.write.new_empty(dim, batch, -(-length // steps), states))
+
+
+def _sums_forward(call: _SumArguments) -> _Sums:
+    rows = _blocks(*call)
+    return _Sums(torch.bmm(rows.flatten(1, 2), call.write).unflatten(1, rows.shape[1:3]))
+
+
+def _sums_backward(
+    call: _SumArguments, grads: list[torch.Tensor], _: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, grad = _blocks(*call), grads[0].flatten(1, 2)
+    grad_rows = torch.bmm(grad, call.write.mT).view_as(rows).flatten(2)
+    grad_x = grad_rows[:, :, -call.x.shape[1] :].permute(1, 2, 0).to(call.x.dtype)
+    return grad_x, torch.bmm(rows.flatten(1, 2).mT, grad)
+
+
+# Saves only ``x`` itself, because the final state is seldom differentiated.
+fft_block_sums_op = DifferentiableOperator(
+    "fft_block_sums",
+    _SumArguments,
+    _Sums,
+    forward=_sums_forward,
+    fake=_allocate_sums,
+    backward=_sums_backward,
+    differentiable=("sums",),
+    saved=(),
+    gradients=("x", "write"),
+).register()
+
+
 def _convolve(x_BLD: torch.Tensor, taps_DT: torch.Tensor) -> torch.Tensor:
-    keep = torch.is_grad_enabled() and taps_DT.requires_grad
-    return _Convolution.apply(x_BLD, taps_DT, keep)
-
-
-class _Convolution(torch.autograd.Function):
-    """Compute y_t = sum_s taps_(t - s) x_s; the taps (D, n) wrap around after the longest lag."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x_BLD: torch.Tensor,
-        taps_DT: torch.Tensor,
-        keep: bool,
-    ) -> torch.Tensor:
-        steps = taps_DT.shape[1]
-        y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
-        responses, spectra = [], []
-        for channels in _chunks(x_BLD, steps):
-            response = torch.fft.rfft(taps_DT[channels])
-            spectrum = _spectrum(x_BLD[:, :, channels], steps, taps_DT.dtype)
-            _to_steps(spectrum * response, steps, y_BLD[:, :, channels])
-            responses.append(response)
-            spectra += [spectrum] if keep else []
-        ctx.dtype, ctx.taps_shape = x_BLD.dtype, taps_DT.shape
-        ctx.save_for_backward(*responses, *spectra)
-        return y_BLD
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_BLD: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        saved = ctx.saved_tensors
-        steps = ctx.taps_shape[1]
-        chunks = _chunks(grad_BLD, steps)
-        responses, spectra = saved[: len(chunks)], saved[len(chunks) :]
-        grad_x = torch.empty_like(grad_BLD, dtype=ctx.dtype, memory_format=torch.contiguous_format)
-        grad_taps = responses[0].real.new_empty(ctx.taps_shape) if spectra else None
-        for index, channels in enumerate(chunks):
-            spectrum = _spectrum(grad_BLD[:, :, channels], steps, responses[0].real.dtype)
-            if spectra:
-                summed = torch.linalg.vecdot(spectra[index], spectrum, dim=0)
-                grad_taps[channels] = torch.fft.irfft(summed, steps)
-            _to_steps(spectrum.mul_(responses[index].conj()), steps, grad_x[:, :, channels])
-        return grad_x, grad_taps, None
-
-
-class _BlockSums(torch.autograd.Function):
-    """Multiply each of I blocks of ``x``, with zeros before the first step, by ``write``: (D, B, I, K).
-
-    Saves only ``x`` itself, because the final state is seldom differentiated.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x_BLD: torch.Tensor, write_DTK: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x_BLD, write_DTK)
-        rows = _blocks(x_BLD, write_DTK)
-        return torch.bmm(rows.flatten(1, 2), write_DTK).unflatten(1, rows.shape[1:3])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_DBIK: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x_BLD, write_DTK = ctx.saved_tensors
-        rows = _blocks(x_BLD, write_DTK)
-        grad = grad_DBIK.flatten(1, 2)
-        grad_rows = torch.bmm(grad, write_DTK.mT).view_as(rows).flatten(2)
-        grad_x = grad_rows[:, :, -x_BLD.shape[1] :].permute(1, 2, 0).to(x_BLD.dtype)
-        return grad_x, torch.bmm(rows.flatten(1, 2).mT, grad)
+    save = torch.is_grad_enabled() and taps_DT.requires_grad
+    return fft_convolution_op(x_BLD, taps_DT, save)[0]
 
 
 def _blocks(x_BLD: torch.Tensor, write_DTK: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def cema(
     on ``fft`` all outputs of its sequence, as it does with ``bidirectional``.
 
     Args:
-        x: input (B, L, D), a real floating dtype, L >= 1.
+        x: input (B, L, D), a real floating dtype.
         alpha: logits of the input weight (D, N, 1), or (2D, N, 1) if ``bidirectional`` with the
             forward direction in the first D rows; the same holds for the next three.
         delta: logits of the damping (D, N, 1).
@@ -64,13 +64,26 @@ def cema(
     """
     call = CemaCall(x, alpha, delta, theta, gamma, omega, state, padding_mask, bidirectional)
     _check(call)
+    if 0 in x.shape[:2]:
+        return _nothing(call)
     return pick(OP, backend, x.device, x.dtype)(call)
+
+
+def _nothing(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what a call without rows or without steps does: no output, the state that it was given."""
+    x, alpha, omega, state = call.x, call.alpha, call.omega, call.state
+    y = x * omega[:, 0].to(x.dtype)
+    if call.bidirectional:
+        return y, None
+    dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
+    if state is None:
+        return y, x.new_zeros(x.shape[0], x.shape[2], alpha.shape[1], dtype=dtype)
+    return y, state.to(dtype)
 
 
 def _check(call: CemaCall) -> None:
     x, alpha, delta, theta, gamma, omega, state, padding_mask, bidirectional = call
     checks.check_shape(OP, "x", x, (None, None, None), "(batch, length, dim)")
-    checks.check_length(OP, "x", x)
     batch, length, dim = x.shape
     rows, row_name = (2 * dim, "2 * dim") if bidirectional else (dim, "dim")
     checks.check_shape(OP, "alpha", alpha, (rows, None, 1), f"({row_name}, order, 1)")

@@ -60,15 +60,15 @@ class Rows:
         batch = len(self.source)
         return rows[:, : segment.blocks * batch].unflatten(1, (segment.blocks, batch))
 
-    def states_of(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Copy the states (D, R, K) in ``buffer``."""
-        return buffer[..., : self.operators.states].clone(memory_format=torch.contiguous_format)
+    def states_of(self, buffer: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """View the states (D, blocks, B, K) in ``buffer``."""
+        return self.by_block(buffer, segment)[..., : self.operators.states]
 
-    def fill(self, segment: Segment, states_DRK: torch.Tensor | None) -> torch.Tensor:
+    def fill(self, segment: Segment, states_DIBK: torch.Tensor | None) -> torch.Tensor:
         """Return the buffer, with the inputs of the segment and, if given, these states."""
         buffer = self._reuse(_odd(segment.blocks * len(self.source)))
-        if states_DRK is not None:
-            buffer[..., : self.operators.states] = states_DRK
+        if states_DIBK is not None:
+            self.states_of(buffer, segment).copy_(states_DIBK)
         # Read in order first: a copy that transposes would wait for each line of memory.
         steps = self.source[:, segment.start : segment.stop].to(buffer.dtype, copy=True)
         if self.padding_mask is not None:
@@ -123,20 +123,19 @@ class BlockScan:
         self.operators = operators
         self.rows = Rows(operators, source_BLD, padding_mask)
         self.into_last = into_last_DBK
-        dim, directions, order = operators.decay.shape
+        decay = torch.view_as_complex(operators.decay)
+        dim, directions, order = decay.shape
         if state_DBN is None:
-            state_DBN = operators.decay.new_zeros(dim, len(source_BLD), order)
+            state_DBN = decay.new_zeros(dim, len(source_BLD), order)
         self.carry = [state_DBN] * directions
         most = max(_group(segment.blocks) for segment in self.rows.segments)
-        self._powers = [
-            _powers(operators.decay[:, direction], most) for direction in range(directions)
-        ]
+        self._powers = [_powers(decay[:, direction], most) for direction in range(directions)]
         # Spread out over the batch, so that a step multiplies long runs of numbers.
         self._decays = [
-            decay.to(operators.kernel.dtype.to_complex())[:, None, None].repeat(
+            one.to(operators.kernel.dtype.to_complex())[:, None, None].repeat(
                 1, 1, len(source_BLD), 1
             )
-            for decay in operators.decay.unbind(1)
+            for one in decay.unbind(1)
         ]
 
     def __iter__(self) -> Iterator[tuple[Segment, torch.Tensor]]:
@@ -150,7 +149,7 @@ class BlockScan:
                 if direction == len(passes) - 1:
                     yield segment, buffer
                 else:
-                    states[segment.index] = self.rows.states_of(buffer)
+                    states[segment.index] = self.rows.states_of(buffer, segment).clone()
 
     def _scan(self, segment: Segment, buffer: torch.Tensor, direction: int) -> None:
         """Fill in the states of one direction and move ``carry`` to the other side of the segment.

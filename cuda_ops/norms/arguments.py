@@ -33,11 +33,15 @@ class NormCall(NamedTuple):
     padding_mask: torch.Tensor | None
     state: TimestepNormState | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no rows or no steps, so that there is nothing to compute."""
+        return 0 in self.x.shape[:2]
+
     def check(self, op: str) -> None:
         """Raise ``ValueError``, with the name ``op``, unless all but the state is valid."""
         x, scale, bias, num_groups, _, padding_mask, _ = self
         checks.check_shape(op, "x", x, (None, None, None), "(batch, length, dim)")
-        checks.check_length(op, "x", x)
         batch, length, dim = x.shape
         if num_groups < 1 or dim % num_groups:
             raise ValueError(

@@ -23,6 +23,11 @@ class Tile(NamedTuple):
         return self.rows, self.times
 
 
+def steps_of_a_tile(length: int, dim: int) -> int:
+    """Return how many steps of a sequence fit in a tile."""
+    return min(length, max(1, TILE_ELEMENTS // dim))
+
+
 class Workspace:
     """Memory to compute a result (batch, length, dim) tile by tile in the dtype ``wide``.
 
@@ -34,7 +39,7 @@ class Workspace:
         batch, length, dim = result.shape
         self.result = result
         self.wide = wide
-        steps = min(length, max(1, TILE_ELEMENTS // dim))
+        self.steps = steps = steps_of_a_tile(length, dim)
         rows = min(batch, max(1, TILE_ELEMENTS // (length * dim)))
         self.tiles_by_rows = [
             [

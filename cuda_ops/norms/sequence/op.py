@@ -27,7 +27,7 @@ def sequence_norm(
         y_tj = (x_tj - mean) / sqrt(var + eps) * scale_j + bias_j
 
     Args:
-        x: input (B, L, D), a real floating dtype, L >= 1.
+        x: input (B, L, D), a real floating dtype.
         scale: factor (D,).  The layer that stores it minus one (equation 23) adds the one.
         bias: offset (D,).
         num_groups: number of groups, a divisor of D; D itself normalises each feature over time.
@@ -46,4 +46,6 @@ def sequence_norm(
     """
     call = NormCall(x, scale, bias, num_groups, eps, padding_mask)
     call.check(OP)
+    if call.is_empty:
+        return (x * scale + bias).to(x.dtype)
     return pick(OP, backend, x.device, x.dtype)(call)

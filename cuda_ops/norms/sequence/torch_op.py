@@ -6,10 +6,12 @@ float64.  The input is processed in tiles that fit the cache (see ``splitting.py
 Legend: B batch, L length (of a tile), D dim, G groups, J = D / G features of a group.
 """
 
+from typing import NamedTuple
+
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megalodon_tasks.cuda_ops.norms.arguments import NormCall
+from megalodon_tasks.cuda_ops.norms.sequence.reference import sequence_norm_reference
 from megalodon_tasks.cuda_ops.norms.splitting import (
     Tile,
     Workspace,
@@ -17,80 +19,118 @@ from megalodon_tasks.cuda_ops.norms.splitting import (
     sum_over_time,
     zero_padded_,
 )
+from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
+from megalodon_tasks.cuda_ops.transforms import plain_is_needed
 
 
 def sequence_norm_torch(call: NormCall) -> torch.Tensor:
     """Compute a group norm over the real steps of each sequence."""
-    return _SequenceNorm.apply(*call[:6])
+    if plain_is_needed():
+        return _plain(call)
+    x, scale, bias, num_groups, eps, padding_mask, _ = call
+    return sequence_norm_torch_op(x, scale, bias, padding_mask, num_groups, eps)[0]
 
 
-class _SequenceNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x: torch.Tensor,
-        scale: torch.Tensor,
-        bias: torch.Tensor,
-        num_groups: int,
-        eps: float,
-        padding_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        work = Workspace(y, wide)
-        moments = []
-        for tiles in work.tiles_by_rows:
-            count_B1, mean_BD, square_BD, shift_BD = _moments_over_time(
-                x, padding_mask, work, tiles
-            )
-            moments.append(_group_moments(count_B1, mean_BD, square_BD, num_groups, eps))
-            mean_BD, factor_BD = _spread(moments[-1][0], x), _spread(moments[-1][1], x) * scale
-            factor_B1D = factor_BD.to(wide)[:, None]
-            for tile in reversed(tiles):
-                work_BLD = work.target(tile)
-                if not tile.is_last:  # the last tile is still there
-                    shift_BD = mean_BD.to(wide)
-                    torch.sub(x[tile.index], shift_BD[:, None], out=work_BLD)
-                offset_BD = torch.addcmul(bias.double(), shift_BD - mean_BD, factor_BD)
-                torch.addcmul(offset_BD.to(wide)[:, None], work_BLD, factor_B1D, out=work_BLD)
-                work.store(tile, zero_padded_(work_BLD, padded_steps(padding_mask, tile)))
-        ctx.save_for_backward(x, scale, padding_mask, *map(torch.cat, zip(*moments, strict=True)))
-        ctx.bias_dtype = bias.dtype
-        return y
+def _plain(call: NormCall) -> torch.Tensor:
+    """Compute the same in plain PyTorch, in float64 for the sake of a mean far from zero."""
+    return sequence_norm_reference(call._replace(x=call.x.double())).to(call.x.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, scale, padding_mask, mean_BG1, rstd_BG1, elements_BG1 = ctx.saved_tensors
-        wide = torch.promote_types(x.dtype, torch.float32)
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        grad_scale = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
-        grad_bias = torch.zeros_like(grad_scale)
-        work = Workspace(grad_x, wide)
-        for tiles in work.tiles_by_rows:
-            rows = tiles[0].rows
-            mean_BD, rstd_BD = _spread(mean_BG1[rows], x), _spread(rstd_BG1[rows], x)
-            high_BD = mean_BD.to(wide)
-            low_BD = mean_BD - high_BD
-            grad_BD, along_BD = _sums_over_time(x, grad_y, high_BD, padding_mask, work, tiles)
-            along_BD.sub_(low_BD * grad_BD).mul_(rstd_BD)
-            grad_bias += grad_BD.sum(0)
-            grad_scale += along_BD.sum(0)
-            direct_BD, slope_BD = (
-                _spread(_group_sums(sums_BD * scale, mean_BG1) / elements_BG1[rows], x)
-                for sums_BD in (grad_BD, along_BD)
-            )
-            slope_BD = slope_BD * rstd_BD.square()
-            offset_B1D = (low_BD * slope_BD - direct_BD * rstd_BD).to(wide)[:, None]
-            slope_B1D, factor_B1D = -slope_BD.to(wide)[:, None], (rstd_BD * scale).to(wide)[:, None]
-            for tile in reversed(tiles):
-                work_BLD = work.target(tile)
-                if not tile.is_last:  # the last tile is still there
-                    torch.sub(x[tile.index], high_BD[:, None], out=work_BLD)
-                torch.addcmul(offset_B1D, work_BLD, slope_B1D, out=work_BLD)
-                work_BLD.addcmul_(grad_y[tile.index], factor_B1D)
-                work.store(tile, zero_padded_(work_BLD, padded_steps(padding_mask, tile)))
-        return grad_x, grad_scale.to(scale.dtype), grad_bias.to(ctx.bias_dtype), None, None, None
+
+class _Arguments(NamedTuple):
+    x: torch.Tensor  # (B, L, D)
+    scale: torch.Tensor  # (D,)
+    bias: torch.Tensor  # (D,)
+    padding_mask: torch.Tensor | None  # (B, L)
+    groups: int
+    eps: float
+
+
+class _Results(NamedTuple):
+    """All but ``y`` are (B, G, 1) float64."""
+
+    y: torch.Tensor  # (B, L, D)
+    mean: torch.Tensor
+    rstd: torch.Tensor
+    elements: torch.Tensor  # numbers that the moments are of
+
+
+def _allocate(call: _Arguments) -> _Results:
+    shape = call.x.shape[0], call.groups, 1
+    moments = (call.x.new_empty(shape, dtype=torch.float64) for _ in range(3))
+    return _Results(empty_like(call.x), *moments)
+
+
+def _forward(call: _Arguments) -> _Results:
+    x, scale, bias, padding_mask, num_groups, eps = call
+    results = _allocate(call)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    work = Workspace(results.y, wide)
+    for tiles in work.tiles_by_rows:
+        count_B1, mean_BD, square_BD, shift_BD = _moments_over_time(x, padding_mask, work, tiles)
+        moments = _group_moments(count_B1, mean_BD, square_BD, num_groups, eps)
+        for result, value in zip(results[1:], moments, strict=True):
+            result[tiles[0].rows] = value
+        mean_BD, factor_BD = _spread(moments[0], x), _spread(moments[1], x) * scale
+        factor_B1D = factor_BD.to(wide)[:, None]
+        for tile in reversed(tiles):
+            work_BLD = work.target(tile)
+            if not tile.is_last:  # the last tile is still there
+                shift_BD = mean_BD.to(wide)
+                torch.sub(x[tile.index], shift_BD[:, None], out=work_BLD)
+            offset_BD = torch.addcmul(bias.double(), shift_BD - mean_BD, factor_BD)
+            torch.addcmul(offset_BD.to(wide)[:, None], work_BLD, factor_B1D, out=work_BLD)
+            work.store(tile, zero_padded_(work_BLD, padded_steps(padding_mask, tile)))
+    return results
+
+
+def _backward(
+    call: _Arguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    x, scale, bias, padding_mask = call[:4]
+    (grad_y,), (mean_BG1, rstd_BG1, elements_BG1) = grads, saved
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad_scale = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+    grad_bias = torch.zeros_like(grad_scale)
+    work = Workspace(grad_x, wide)
+    for tiles in work.tiles_by_rows:
+        rows = tiles[0].rows
+        mean_BD, rstd_BD = _spread(mean_BG1[rows], x), _spread(rstd_BG1[rows], x)
+        high_BD = mean_BD.to(wide)
+        low_BD = mean_BD - high_BD
+        grad_BD, along_BD = _sums_over_time(x, grad_y, high_BD, padding_mask, work, tiles)
+        along_BD.sub_(low_BD * grad_BD).mul_(rstd_BD)
+        grad_bias += grad_BD.sum(0)
+        grad_scale += along_BD.sum(0)
+        direct_BD, slope_BD = (
+            _spread(_group_sums(sums_BD * scale, mean_BG1) / elements_BG1[rows], x)
+            for sums_BD in (grad_BD, along_BD)
+        )
+        slope_BD = slope_BD * rstd_BD.square()
+        offset_B1D = (low_BD * slope_BD - direct_BD * rstd_BD).to(wide)[:, None]
+        slope_B1D, factor_B1D = -slope_BD.to(wide)[:, None], (rstd_BD * scale).to(wide)[:, None]
+        for tile in reversed(tiles):
+            work_BLD = work.target(tile)
+            if not tile.is_last:  # the last tile is still there
+                torch.sub(x[tile.index], high_BD[:, None], out=work_BLD)
+            torch.addcmul(offset_B1D, work_BLD, slope_B1D, out=work_BLD)
+            work_BLD.addcmul_(grad_y[tile.index], factor_B1D)
+            work.store(tile, zero_padded_(work_BLD, padded_steps(padding_mask, tile)))
+    return grad_x, grad_scale.to(scale.dtype), grad_bias.to(bias.dtype)
+
+
+sequence_norm_torch_op = DifferentiableOperator(
+    "sequence_norm_torch",
+    _Arguments,
+    _Results,
+    forward=_forward,
+    fake=_allocate,
+    backward=_backward,
+    differentiable=("y",),
+    saved=("mean", "rstd", "elements"),
+    gradients=("x", "scale", "bias"),
+    plain=lambda call: (_plain(NormCall(*call[:3], call.groups, call.eps, call.padding_mask)),),
+).register()
 
 
 def _spread(values_BG1: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

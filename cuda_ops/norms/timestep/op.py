@@ -30,7 +30,7 @@ def timestep_norm(
     NaN or infinity at a real step reaches the outputs of its group from there on, and no earlier one.
 
     Args:
-        x: input (B, L, D), a real floating dtype, L >= 1.
+        x: input (B, L, D), a real floating dtype.
         scale: factor (D,).  The layer that stores it minus one (equation 23) adds the one.
         bias: offset (D,).
         num_groups: number of groups G, a divisor of D.
@@ -53,7 +53,21 @@ def timestep_norm(
     call.check(OP)
     if state is not None:
         _check_state(x, num_groups, state)
+    if call.is_empty:
+        return _nothing(call)
     return pick(OP, backend, x.device, x.dtype)(call)
+
+
+def _nothing(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
+    """Return what a call without rows or without steps does: no output, the state that it was given."""
+    x, state = call.x, call.state
+    y = (x * call.scale + call.bias).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    zeros = x.new_zeros(x.shape[0], call.num_groups, dtype=wide)
+    if state is None:
+        return y, TimestepNormState(x.new_zeros(len(x), dtype=torch.int64), zeros, zeros, zeros)
+    low = zeros if state.mean_low is None else state.mean_low.to(wide)
+    return y, TimestepNormState(state.count, state.mean.to(wide), state.var.to(wide), low)
 
 
 def _check_state(x: torch.Tensor, num_groups: int, state: TimestepNormState) -> None:
