@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from megalodon_tasks.cuda_ops.autocast import without_autocast
+from megalodon_tasks.models.captured_steps import CapturedSteps
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.prepared_steps import BlockStep, NormStep, Place
@@ -53,6 +53,7 @@ class Decoder:
         lm.stack.check_state(state)
         _check_sizes(state, lm.config, layer.chunk_size)
         self._chunk_size = layer.chunk_size
+        self._unfinished = False
         self._dtype = layer.norm.weight.dtype
         self._device = layer.norm.weight.device
         if torch.is_autocast_enabled(self._device.type):
@@ -128,15 +129,17 @@ class Decoder:
                 f"tokens have shape {tuple(tokens_B1.shape)}, expected ({self._batch}, 1): one token of "
                 "each row; read longer pieces with the model itself, from decoder.state()"
             )
+        self._refuse_unfinished()
         with torch.inference_mode():
             x_BD = self._lm.embed(tokens_B1)[:, 0]
+            self._unfinished = True
             if self._row_of_slot is not None:
                 x_BD = x_BD.index_select(0, self._row_of_slot)
-            run = self._captured or Decoder._step
-            y_BD = run(x_BD, self, self._span())
+            y_BD = self._run(x_BD, self._span())
             if self._slot_of_row is not None:
                 y_BD = y_BD.index_select(0, self._slot_of_row)
             self._end_step()
+        self._unfinished = False
         # A copy: that of a graph is overwritten by the next step, others are bound to inference mode.
         return y_BD.clone()[:, None]
 
@@ -146,24 +149,30 @@ class Decoder:
             steps = -(-steps // STEPS_PER_GRAPH) * STEPS_PER_GRAPH
         return min(steps, self._capacity)
 
-    @staticmethod
-    @without_autocast
-    def _step(x_BD: torch.Tensor, decoder: "Decoder", span: int) -> torch.Tensor:
+    def _run(self, x_BD: torch.Tensor, span: int) -> torch.Tensor:
+        if torch.is_autocast_enabled(self._device.type):
+            with torch.autocast(self._device.type, enabled=False):
+                return self._run(x_BD, span)
+        if self._captured is None:
+            return self._step(x_BD, span)
+        return self._captured(self._step, x_BD, span)
+
+    def _step(self, x_BD: torch.Tensor, span: int) -> torch.Tensor:
         """Run the stack.  What differs from step to step is in tensors, except for the span."""
-        share_BG = decoder._count_BG.add_(1).reciprocal()
-        decoder._bias_BHC.index_fill_(2, decoder._position, 0.0)
+        share_BG = self._count_BG.add_(1).reciprocal()
+        self._bias_BHC.index_fill_(2, self._position, 0.0)
         place = Place(
             share_BG.view(-1),
             (1 - share_BG).view(-1),
-            decoder._turns_CK.index_select(0, decoder._position),
-            decoder._position,
-            decoder._bias_BHC.view(-1, 1, decoder._capacity)[:, :, :span],
+            self._turns_CK.index_select(0, self._position),
+            self._position,
+            self._bias_BHC.view(-1, 1, self._capacity)[:, :, :span],
         )
         y_BD = x_BD
-        for block in decoder._blocks:
+        for block in self._blocks:
             y_BD = block(y_BD, place)
-        decoder._position.add_(1)
-        return decoder._norm(y_BD.double(), place).to(y_BD.dtype)
+        self._position.add_(1)
+        return self._norm(y_BD.double(), place).to(y_BD.dtype)
 
     def _end_step(self) -> None:
         self._steps += 1
@@ -190,6 +199,7 @@ class Decoder:
     @torch.no_grad()
     def state(self) -> StackState:
         """Return a copy of the state, as ``lm`` returns it after the same tokens."""
+        self._refuse_unfinished()
         wide = self._bias_BHC.dtype
         count_B = self._count_BG[:, 0].long()
         mask_BT = None
@@ -205,6 +215,7 @@ class Decoder:
         Only repeated rows are copied: each row is stored in a slot, and the first row that continues
         another one takes over its slot.  Waits for the device, which holds ``order``.
         """
+        self._refuse_unfinished()
         rows = order.tolist()
         if len(rows) != self._batch:
             self._prepare(reorder_state(self.state(), order))
@@ -246,6 +257,13 @@ class Decoder:
                 "before decoding"
             )
 
+    def _refuse_unfinished(self) -> None:
+        if self._unfinished:
+            raise ValueError(
+                f"the step after {self._steps} steps of the chunk was interrupted, so the state is half "
+                "written; start again from a state that was taken before"
+            )
+
     def _fingerprint(self) -> list[int]:
         """Return the addresses of all parameters, then their versions, which count writes."""
         parameters = [owner[name] for owner, name in self._parameters]
@@ -275,34 +293,3 @@ def _check_sizes(state: StackState, config: MegalodonConfig, chunk_size: int | N
             f"the state holds {steps} steps of an open chunk, but the chunk_size of this model is "
             f"{chunk_size}; pass a state of this model"
         )
-
-
-class CapturedSteps:
-    """Replay a step from CUDA graphs, one for each span, that share their memory.
-
-    The first step of a span runs as it is, which loads all kernels; the second is captured.  The result
-    is overwritten by the next step.
-    """
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._input: torch.Tensor | None = None
-
-    def __call__(self, x_BD: torch.Tensor, decoder: Decoder, span: int) -> torch.Tensor:
-        """Run the step of ``decoder``; ``x_BD`` must have the shape and dtype of the first call."""
-        if span not in self._seen:
-            self._seen.add(span)
-            return decoder._step(x_BD, decoder, span)
-        if self._input is None:
-            self._input = torch.empty_like(x_BD)
-        self._input.copy_(x_BD)
-        if span not in self._graphs:
-            graph = torch.cuda.CUDAGraph()
-            pool = next((first.pool() for first, _ in self._graphs.values()), None)
-            with torch.cuda.graph(graph, pool=pool):
-                y_BD = decoder._step(self._input, decoder, span)
-            self._graphs[span] = graph, y_BD
-        graph, y_BD = self._graphs[span]
-        graph.replay()
-        return y_BD

@@ -48,9 +48,15 @@ def plain_linear(linear: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tenso
     A module of another class (a quantised layer), or one with hooks, is called as it is.
     """
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        return linear
+        same = all(p.dtype == dtype for p in linear.parameters())
+        return linear if same else partial(_call_in_autocast, linear, dtype)
     bias = None if linear.bias is None else linear.bias.to(dtype)
     return partial(F.linear, weight=linear.weight.to(dtype), bias=bias)
+
+
+def _call_in_autocast(module: nn.Module, dtype: torch.dtype, x_BD: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x_BD.device.type, dtype):
+        return module(x_BD)
 
 
 class NormStep:
