@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
         help="any other field; may be given several times")  # fmt: skip
     add("--demo", action="store_true", help="the recipe's small data and model")
+    add("--generate", action="store_true",
+        help="make synthetic data where DATA holds none, as the recipe's script does")  # fmt: skip
     add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
     add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
     add("--workers", type=options.at_least(1), default=1,
@@ -96,6 +98,8 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     swept += [f"{sweeps.SEED}={','.join(given.seeds)}"] if given.seeds else []
     if not swept:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
+    if given.demo and given.generate:
+        raise UserError("--demo brings its own data; leave out --generate")
     fields = [word.partition("=")[0] for word in [*swept, *overrides]]
     if len(set(fields)) < len(fields):
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
@@ -105,6 +109,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         script=str(recipe.script),
         data=os.path.abspath(given.data),
         demo=given.demo,
+        generate=given.generate,
         fixed=dict(word.split("=", 1) for word in overrides),
         points=sweeps.grid(swept),
     )

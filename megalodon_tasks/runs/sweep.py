@@ -76,8 +76,9 @@ class SweepRun:
 class Sweep:
     """A recipe trained at several points.
 
-    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  fixed: field -> value
-    for all runs.  points: swept field -> value for each run.  Values are in hydra's override grammar.
+    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  demo, generate:
+    whether the script is called with the option of that name.  fixed: field -> value for all runs.
+    points: swept field -> value for each run.  Values are in hydra's override grammar.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Sweep:
     demo: bool
     fixed: dict[str, str]
     points: list[dict[str, str]]
+    generate: bool = False
 
     @property
     def fields(self) -> list[str]:
@@ -115,7 +117,8 @@ class Sweep:
 
     def command(self, run: SweepRun | None = None) -> list[str]:
         """Return the command that trains and evaluates ``run``, or without one prepares the data."""
-        words = ["bash", self.script, *(["--demo"] if self.demo else [])]
+        given = {"--demo": self.demo, "--generate": self.generate}
+        words = ["bash", self.script, *(option for option, is_given in given.items() if is_given)]
         if run is None:
             return [*words, "prepare", self.data, str(self.folder / "prepare")]
         return [*words, self.data, str(run.folder), *self.overrides(run)]
@@ -171,7 +174,7 @@ def enter_sweep(sweep: Sweep) -> Sweep:
     folder = sweep.folder
     if (folder / FILE).is_file():
         old = read_sweep(folder)
-        for name in ("recipe", "data", "demo", "fixed", "fields"):
+        for name in ("recipe", "data", "demo", "generate", "fixed", "fields"):
             ours, theirs = getattr(sweep, name), getattr(old, name)
             if ours != theirs:
                 raise UserError(

@@ -61,6 +61,7 @@ def test_a_sweep_is_read_back_and_can_grow(tmp_path):
         ({"recipe": "lra/text"}, "its recipe is 'toy/listops', not 'lra/text'"),
         ({"data": "elsewhere"}, "its data is"),
         ({"demo": True}, "its demo is False"),
+        ({"generate": True}, "its generate is False, not True"),
         ({"fixed": {}}, "its fixed is"),
         ({"points": [{"common.seed": "1"}]}, r"its fields is ['model.chunk_size', 'common.seed']"),
     ],
