@@ -165,8 +165,11 @@ def follow(process: subprocess.Popen, sweep: Sweep) -> None:
 
 
 def conclude(sweep: Sweep) -> bool:
-    """Write table and pictures of what there is and list what failed; return whether all is done."""
-    rows = sweep_table.collect(sweep)
+    """Write table and pictures of what there is, list what failed; return whether all runs are in."""
+    problems: list[str] = []
+    rows = sweep_table.collect(sweep, problems)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
     if rows:
         sweep_table.write_table(sweep, rows)
         published = [] if sweep.demo else results.published(sweep.recipe)
@@ -181,7 +184,7 @@ def conclude(sweep: Sweep) -> bool:
             lines = [line for line in output.splitlines() if line.strip()]
             print("\n".join(f"    {line}" for line in lines[-5:]), file=sys.stderr)
     print(sweep.summary())
-    return sweep.states()[DONE] == len(sweep.runs)
+    return sum(len(row.runs) for row in rows) == len(sweep.runs)
 
 
 def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:

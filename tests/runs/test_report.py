@@ -188,3 +188,39 @@ def test_what_cannot_be_read_is_named(tmp_path, make_run):
     (folder / "results.jsonl").write_text('{"benchmark": "lra/listops"}\n')
     with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a result"):
         main(["report", str(folder)])
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, make_run, capsys):
+    make_run("runs/good", results=[result(value=7.0)])
+    with open(make_run("runs/torn", results=[result(value=8.0)]) / "results.jsonl", "a") as file:
+        file.write('{"benchmark": "lra/lis')
+    (make_run("runs/bad", results=[result()]) / "results.jsonl").write_text("nonsense\n")
+    (tmp_path / "runs" / "sweep.json").write_text('{"recipe": ')
+    page, markdown = made(tmp_path, tmp_path / "runs")
+    said = capsys.readouterr().err
+    for text in (page, markdown, said):
+        assert "bad/results.jsonl, line 1: not a JSON object" in text
+        assert "torn/results.jsonl, line 2 was cut short or damaged and is left out" in text
+        assert "sweep.json is damaged" in text
+    assert [line[:2] for line in section(markdown, "Final metrics")[1:]] == [
+        ["good", "7.00"], ["torn", "8.00"],
+    ]  # fmt: skip
+
+
+def test_runs_in_two_sweeps_with_one_name_are_two(tmp_path, make_run):
+    for folder in ("a/runs/x", "a/x", "b/runs/x"):
+        make_run(folder, results=[result()], config={"common": {"seed": folder}})
+    _, markdown = made(tmp_path, tmp_path / "a", tmp_path / "b")
+    names = [line[0] for line in section(markdown, "What differs")[1:]]
+    assert names == ["a/runs/x", "a/x", "b/x"]
+
+
+@pytest.mark.parametrize(
+    "missing", ["n", "update", "params", "versions", "commit", "date", "device"]
+)
+def test_a_line_without_a_number_has_its_row(tmp_path, make_run, missing):
+    line = result()
+    del line[missing]
+    make_run("run", results=[line])
+    _, markdown = made(tmp_path, tmp_path / "run")
+    assert section(markdown, "Final metrics")[1][:2] == ["run", "51.25"]

@@ -221,7 +221,7 @@ def _write_record(out: Path, settings: Settings, *, complete: bool) -> None:
     if complete:
         record["bytes"] = {name: (out / name).stat().st_size for name in FILES.values()}
     with atomic_file(out / RECORD, "w") as stream:
-        stream.write(json.dumps(record, indent=1) + "\n")
+        stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 _HELP = {

@@ -229,7 +229,7 @@ def _check_origin(folder: Path, settings: PathfinderSettings, seed: int) -> None
         )
     else:
         with atomic_file(path, "w") as stream:
-            stream.write(json.dumps(origin, indent=1) + "\n")
+            stream.write(json.dumps(origin, indent=1, allow_nan=False) + "\n")
 
 
 def write_contact_sheet(path: Path, settings: PathfinderSettings, seed: int = 0) -> None:
