@@ -39,7 +39,7 @@ class ChunkParallel:
                 f"{length} steps cannot be divided over {self.size} chunk-parallel processes with "
                 f"chunk_size={chunk_size}: give a length that is a multiple of processes x chunk_size"
             )
-        return x_BL.unflatten(1, (self.size, -1))[:, self.rank]
+        return x_BL.unflatten(1, (self.size, -1))[:, self.rank].contiguous()
 
     def last(self, state: StackState) -> StackState:
         """Return, on every process, the state after the last step of the whole sequence, detached."""
