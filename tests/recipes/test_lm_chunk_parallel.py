@@ -51,7 +51,7 @@ def test_an_update_is_that_of_one_process(tmp_path, arguments, processes):
     data = preprocess(tmp_path / "corpus", 80)
     parallel = start(data, tmp_path / "two", processes, *arguments, "--chunk-parallel", "2")
     train(data, tmp_path / "one", *arguments)
-    output, _ = parallel.communicate(timeout=240)
+    output, _ = parallel.communicate(timeout=480)
     assert parallel.returncode == 0, output[-3000:]
     one, two = load(tmp_path / "one"), load(tmp_path / "two")
     for name, tensor in one["model"].items():
