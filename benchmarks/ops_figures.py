@@ -40,7 +40,7 @@ class Figure:
 def _default(op: str, device: str) -> str:
     if device == "cuda":
         return "triton"
-    return "native" if op == "cema" else "torch"
+    return "torch" if op == "chunk_attention" else "native"
 
 
 def _of(records: list[Record], case: cases.Case, device: str) -> Record | None:

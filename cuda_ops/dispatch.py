@@ -34,11 +34,13 @@ BACKENDS: dict[str, dict[str, str]] = {
     "timestep_norm": {
         "reference": "norms.timestep.reference:timestep_norm_reference",
         "torch": "norms.timestep.torch_op:timestep_norm_torch",
+        "native": "norms.native_op:timestep_norm_native",
         "triton": "norms.timestep.triton_op:timestep_norm_triton",
     },
     "sequence_norm": {
         "reference": "norms.sequence.reference:sequence_norm_reference",
         "torch": "norms.sequence.torch_op:sequence_norm_torch",
+        "native": "norms.native_op:sequence_norm_native",
         "triton": "norms.sequence.triton_op:sequence_norm_triton",
     },
     "rms_norm": {
@@ -62,7 +64,10 @@ _WITHOUT_TRANSFORMS = ("triton", "native", "fft")
 # Features per head of q and k beyond which the kernels have no room for any other tile.
 WIDEST_KEY = 512
 
-_loaded: dict[tuple[str, str], Callable] = {}
+# backend -> op -> implementation, empty until the backend is chosen for some op.
+_loaded: dict[str, dict[str, Callable]] = {
+    backend: {} for table in BACKENDS.values() for backend in table
+}
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
@@ -111,14 +116,17 @@ def _why_not_native(device: torch.device, dtype: torch.dtype | None) -> str | No
         return f"the kernels run on a CPU, the tensors are on {device}"
     if dtype == torch.float64:
         return "the kernels compute in float32, the tensors are float64"
-    return native.why_not(native.CEMA)
+    return native.why_not(native.CEMA) or native.why_not(native.NORMS)
 
 
-def _load(op: str, backend: str) -> str:
-    if (op, backend) not in _loaded:
-        module, function = BACKENDS[op][backend].split(":")
-        module = importlib.import_module(f"{__package__}.{module}")
-        _loaded[op, backend] = getattr(module, function)
+def _load(backend: str) -> str:
+    """Import ``backend`` of all ops, so that torch.compile sees a table that does not change."""
+    if not _loaded[backend]:
+        for op, table in BACKENDS.items():
+            if backend in table:
+                module, function = table[backend].split(":")
+                module = importlib.import_module(f"{__package__}.{module}")
+                _loaded[backend][op] = getattr(module, function)
     return backend
 
 
@@ -138,7 +146,7 @@ def pick(
     """
     # Read here, where torch.compile sees it: code compiled under another choice is compiled again.
     name = backend or _override.get()
-    return _loaded[op, _choose(op, name, device, dtype, key_width)]
+    return _loaded[_choose(op, name, device, dtype, key_width)][op]
 
 
 # torch.compile cannot follow an import, so it runs this function and keeps the name.
@@ -156,14 +164,14 @@ def _choose(
             if default in table:
                 reason = _why_not(default, *tensors)
                 if reason is None:
-                    return _load(op, default)
+                    return _load(default)
                 if default == "native" and dtype != torch.float64:
                     native.warn_once(
                         "backend",
                         f"Ops run on backend torch, slower than native, because {reason} "
                         f"({ENV_VARIABLE}=torch chooses it without this warning)",
                     )
-        return _load(op, "torch")
+        return _load("torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops
     if name not in table:
@@ -175,4 +183,4 @@ def _choose(
     if reason is not None:
         usable = [other for other in table if _why_not(other, *tensors) is None]
         raise BackendUnavailable(f"{op}: backend {name!r} cannot run: {reason}; usable: {usable}")
-    return _load(op, name)
+    return _load(name)

@@ -1,9 +1,10 @@
 """C kernels for the CPU: compiled on first use, stored in a cache, loaded with ctypes.
 
-A kernel is a C file beside the op that uses it; ``native.h`` has what they share.  It is compiled for the CPU that it runs on, as
-PyTorch's and Triton's own compilers do, by the C compiler of the machine: ``$CC``, ``cc``, ``gcc`` or
-``clang``.  Its loops share PyTorch's threads: the OpenMP functions are not linked but found in the
-runtime that PyTorch has loaded, so that no second pool of threads competes for the cores.
+A kernel is a C file beside the op that uses it; ``native.h`` has what they share.  It is compiled for
+the CPU that it runs on, as PyTorch's and Triton's own compilers do, by the C compiler of the machine:
+``$CC``, ``cc``, ``gcc`` or ``clang``.  Its loops share PyTorch's threads: the OpenMP functions are not
+linked but found in the runtime that PyTorch has loaded, so that no second pool of threads competes for
+the cores.
 
 The name of a stored library holds the checksum of its bytes.  One that was cut, overwritten or replaced
 is compiled again and never loaded.  Where nothing can be stored, or the cache holds no code that may
@@ -32,7 +33,14 @@ CACHE_VARIABLE = "MEGALODON_CACHE_DIR"
 TIME_LIMIT = 60.0
 
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", f"-I{_HEADER.parent}")
+_FLAGS = (
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=gnu11",
+    "-fPIC",
+    f"-I{_HEADER.parent}",
+)
 # Tried in turn, with what is lost.  A compiler whose OpenMP is not that of PyTorch gives one thread.
 _VARIANTS = (
     (("-march=native", "-fopenmp"), "nothing"),
@@ -219,7 +227,7 @@ def _run(command: list[str], scratch: str) -> str:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, "LC_ALL": "C", "TMPDIR": scratch},
+            env={**os.environ, "TMPDIR": scratch},
             start_new_session=True,
         )
     except OSError as error:

@@ -39,7 +39,7 @@ class ChunkParallel:
                 f"{length} steps cannot be divided over {self.size} chunk-parallel processes with "
                 f"chunk_size={chunk_size}: give a length that is a multiple of processes x chunk_size"
             )
-        return x_BL.unflatten(1, (self.size, -1))[:, self.rank]
+        return x_BL.unflatten(1, (self.size, -1))[:, self.rank].contiguous()
 
     def last(self, state: StackState) -> StackState:
         """Return, on every process, the state after the last step of the whole sequence, detached."""
@@ -137,7 +137,7 @@ def _moments(
     if padding_mask_BL is not None:
         wide = wide.masked_fill(padding_mask_BL[..., None], 0.0)
     if padding_mask_BL is None:
-        count_B1 = torch.full((x_BLD.shape[0], 1), x_BLD.shape[1], device=x_BLD.device)
+        count_B1 = x_BLD.new_full((x_BLD.shape[0], 1), x_BLD.shape[1], dtype=torch.int64)
     else:
         count_B1 = (~padding_mask_BL).sum(1, keepdim=True)
     steps_B1 = count_B1.clamp(min=1).double()

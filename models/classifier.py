@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding, ScalarEmbedding, TokenEmbedding
 from megalodon_tasks.models.heads import ClassHead, MeanPool, PairHead
@@ -131,7 +132,7 @@ class SequenceClassifier(nn.Module):
 def padding_mask_from_lengths(lengths_B: torch.Tensor, length: int) -> torch.Tensor | None:
     """Return (B, length) bool, True at padding, from lengths (B,); None if nothing is padding.
 
-    None lets the ops skip every masking pass.
+    None lets the ops skip every masking pass.  Code that is traced gets a mask in any case.
     """
     mask_BL = torch.arange(length, device=lengths_B.device) >= lengths_B.unsqueeze(1)
-    return mask_BL if bool(mask_BL.any()) else None
+    return None if data_is_at_hand(mask_BL) and not mask_BL.any() else mask_BL

@@ -233,7 +233,7 @@ class Decoder:
         self._set_slots(slots)
 
     def _copy_rows(self, sources: list[int], targets: list[int]) -> None:
-        source, target = torch.tensor([sources, targets], device=self._device)
+        source, target = torch.tensor([sources, targets], dtype=torch.int64, device=self._device)
         for stored in self._stored():
             stored.index_copy_(0, target, stored.index_select(0, source))
 
@@ -247,7 +247,7 @@ class Decoder:
         self._slots = slots
         self._slot_of_row = self._row_of_slot = None
         if slots != sorted(slots):
-            self._slot_of_row = torch.tensor(slots, device=self._device)
+            self._slot_of_row = torch.tensor(slots, dtype=torch.int64, device=self._device)
             self._row_of_slot = self._slot_of_row.argsort()
 
     def _refuse_training(self) -> None:

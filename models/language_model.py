@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.documents import RowStates, run_documents
 from megalodon_tasks.models.embeddings import TokenEmbedding
@@ -96,11 +97,12 @@ class LanguageModel(nn.Module):
         return self.output.nll(x_BLD, targets_BL), state
 
     def _check_tokens(self, tokens_BL: torch.Tensor) -> None:
-        # On a GPU the comparison would make each call wait for the device; the lookup checks there.
-        if tokens_BL.device.type != "cpu" or torch.compiler.is_compiling():
+        # On a GPU the comparison would make each call wait for the device: the lookup checks there, and
+        # in traced code.
+        if tokens_BL.device.type != "cpu" or not data_is_at_hand(tokens_BL):
             return
         low, high = tokens_BL.aminmax()
-        if type(low) is not torch.Tensor:  # a fake tensor, which has no value
+        if type(low) is not torch.Tensor:  # under FakeTensorMode, and without a value
             return
         if low < 0 or high >= self.vocab_size:
             wrong = int(low) if low < 0 else int(high)

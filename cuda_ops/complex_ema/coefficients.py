@@ -71,7 +71,7 @@ def powers(
 ) -> torch.Tensor:
     """Return q**0 .. q**(count - 1) as pairs (D, count, N, 2) in ``dtype``."""
     call = _Arguments(log_radius_DN, angle_DN, count, dtype == torch.float64)
-    return _plain_powers(call)[0] if plain_is_needed() else _powers_op(*call)
+    return _plain_powers(call)[0] if plain_is_needed() else cema_powers_op(*call)
 
 
 class _Arguments(NamedTuple):
@@ -117,7 +117,7 @@ def _powers_backward(
     return tuple((steps_T @ product).double() for product in products)
 
 
-_powers_op = DifferentiableOperator(
+cema_powers_op = DifferentiableOperator(
     "cema_powers",
     _Arguments,
     _Results,

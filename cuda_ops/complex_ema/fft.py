@@ -95,7 +95,7 @@ class _Tables:
     def final_state(self, x_BLD: torch.Tensor, state_DBN: torch.Tensor | None) -> torch.Tensor:
         """Return (B, D, N): q**L s_0 + sum_t p q**(L - 1 - t) x_t."""
         write = torch.view_as_real(self.fine_DTN.flip(1)).flatten(2)
-        sums_DBIN = torch.view_as_complex(block_sums_op(x_BLD, write).unflatten(3, (-1, 2)))
+        sums_DBIN = torch.view_as_complex(fft_block_sums_op(x_BLD, write).unflatten(3, (-1, 2)))
         state = (sums_DBIN * self.coarse_DIN.flip(1)[:, None]).sum(2) * self.coeffs.p[:, None]
         if state_DBN is not None:
             decay = power(self.coeffs.log_radius, self.coeffs.angle, self.length)
@@ -204,7 +204,7 @@ def _sums_backward(
 
 
 # Saves only ``x`` itself, because the final state is seldom differentiated.
-block_sums_op = DifferentiableOperator(
+fft_block_sums_op = DifferentiableOperator(
     "fft_block_sums",
     _SumArguments,
     _Sums,

@@ -41,7 +41,9 @@ def last_state(
     within = powers(coeffs.log_radius, coeffs.angle, block, dtype)
     sums_DRK = torch.bmm(inputs_DRC, write_matrix(coeffs, within, reverse=False))
     sums_DBTN = torch.view_as_complex(sums_DRK.view(dim, batch, blocks, -1, 2))
-    across_DTN = powers(block * coeffs.log_radius, block * coeffs.angle, blocks, torch.float64)
+    across_DTN = torch.view_as_complex(
+        powers(block * coeffs.log_radius, block * coeffs.angle, blocks, torch.float64)
+    )
     state_DBN = (sums_DBTN * across_DTN.flip(1)[:, None]).sum(2)
     return state_DBN.transpose(0, 1).to(dtype.to_complex())
 
@@ -59,7 +61,9 @@ def state_before(
     the result.  length: steps of each piece.  first: the state before the first piece; None is zeros.
     """
     coeffs = coefficients(*logits)
-    decays_DRN = powers(length * coeffs.log_radius, length * coeffs.angle, piece + 1, torch.float64)
+    decays_DRN = torch.view_as_complex(
+        powers(length * coeffs.log_radius, length * coeffs.angle, piece + 1, torch.float64)
+    )
     weights_RDN = decays_DRN[:, :piece].flip(1).transpose(0, 1)
     # A sum over no pieces is part of the graph too: other devices wait for its gradient, which is zero.
     state_BDN = (pieces_RBDN[:piece] * weights_RDN[:, None]).sum(0)

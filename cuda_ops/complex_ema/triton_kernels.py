@@ -45,6 +45,23 @@ def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def _coefficient(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
+    """Split ``a`` (BD, K, any) into operands of products that stay in registers, if SPLIT.
+
+    A product with the identity changes nothing but the layout, to one from which operands are made
+    within a warp, once.  Without it they wait in shared memory and are read again for every block.
+    """
+    high, low = _split(a, SPLIT, OPERAND)
+    if SPLIT:
+        o_k = tl.arange(0, a.shape[1])
+        shape: tl.constexpr = (a.shape[0], a.shape[1], a.shape[1])
+        diagonal = o_k[None, :, None] == o_k[None, None, :]
+        identity = tl.broadcast_to(diagonal, shape).to(OPERAND)
+        high, low = tl.dot(identity, high).to(OPERAND), tl.dot(identity, low).to(OPERAND)
+    return high, low
+
+
+@triton.jit
 def _dot(a, b, acc, SPLIT: tl.constexpr):
     """Return ``acc + a b`` where ``a`` is exact as an operand and ``b`` comes from :func:`_split`."""
     if SPLIT:
@@ -66,6 +83,16 @@ def _dot_split(a, b, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
     else:
         acc = dot(a, b[0], acc)
     return acc
+
+
+@triton.jit
+def _beside(b_x, acc, OPERAND: tl.constexpr):
+    """Return ``b_x`` in the registers that the accumulator ``acc`` of a product of this shape has.
+
+    From there it becomes an operand of a product within its warp.  Left to itself, the compiler takes it
+    through shared memory channel by channel, with conflicts of eight accesses to a bank.
+    """
+    return tl.where(acc == acc, b_x.to(tl.float32), 0.0).to(OPERAND)
 
 
 @triton.jit
@@ -136,9 +163,16 @@ def _positions(tau, valid, row_b, mask, L, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def _offsets(row_b, time, o_d, strides):
+def _multiple(a, ALIGN: tl.constexpr):
+    """Return ``a``, which is a multiple of ALIGN, so that the compiler knows it and loads vectors."""
+    return a // ALIGN * ALIGN
+
+
+@triton.jit
+def _offsets(row_b, time, o_d, strides, ALIGN: tl.constexpr):
     """Return where a tile (BD, M, C) lies in a tensor (B, L, D) with neighbouring channels together."""
-    row = row_b.to(tl.int64)[:, None] * strides[0] + time.to(tl.int64) * strides[1]
+    by_batch, by_time = _multiple(strides[0], ALIGN), _multiple(strides[1], ALIGN)
+    row = row_b.to(tl.int64)[:, None] * by_batch + time.to(tl.int64) * by_time
     return row[None, :, :] + o_d[:, None, None]
 
 
@@ -216,6 +250,7 @@ def cema_ends_kernel(
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -229,14 +264,16 @@ def cema_ends_kernel(
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
+    inside_d = d < _multiple(D, ALIGN)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = C - 1 - o_c + OFFSET
     w_re, w_im = _power(powers, d, exponent[None, :, None], n, D, N, C)
-    write_re, write_im = _split(w_re, SPLIT, OPERAND), _split(w_im, SPLIT, OPERAND)
+    write_re = _coefficient(w_re, SPLIT, OPERAND)
+    write_im = _coefficient(w_im, SPLIT, OPERAND)
     if ends_log is not None:
         times = exponent.to(tl.float32)[None, :, None]
-        v_re = _split(w_re * times, SPLIT, OPERAND)
-        v_im = _split(w_im * times, SPLIT, OPERAND)
+        v_re = _coefficient(w_re * times, SPLIT, OPERAND)
+        v_im = _coefficient(w_im * times, SPLIT, OPERAND)
         log_re, log_im = _zeros((BD, BM, BN))
     s_re, s_im = _zeros((BD, BM, BN))
 
@@ -247,8 +284,10 @@ def cema_ends_kernel(
         local = (length - steps + start)[:, None] + o_c[None, :]
         valid = (local >= 0) & (o_m < rows)[:, None]
         time, valid = _positions((row_s * segment)[:, None] + local, valid, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides)
-        b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
+        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        if BN == C:
+            b_x = _beside(b_x, s_re, OPERAND)
         if ends_log is not None:
             log_re, log_im = _times(q_re, q_im, log_re + C * s_re, log_im + C * s_im)
             log_re = _dot(b_x, v_re, log_re, SPLIT)
@@ -350,6 +389,7 @@ def cema_output_kernel(
     ACCUMULATE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -364,20 +404,23 @@ def cema_output_kernel(
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
+    inside_d = d < _multiple(D, ALIGN)
 
     lag = (o_c[None, :] - o_c[:, None])[None, :, :]
     b_kernel = tl.load(kernel + d * C + lag, mask=(lag >= 0) & (d < D), other=0.0)
-    b_kernel = _split(b_kernel, SPLIT, OPERAND)
+    b_kernel = _coefficient(b_kernel, SPLIT, OPERAND)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     t_re, t_im = _power(powers, d, (C - 1 - o_c + WRITE_OFFSET)[None, :, None], n, D, N, C)
     w_re, w_im = _weight(write, d, n, D, N)
     t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    write_re, write_im = _split(t_re, SPLIT, OPERAND), _split(t_im, SPLIT, OPERAND)
+    write_re = _coefficient(t_re, SPLIT, OPERAND)
+    write_im = _coefficient(t_im, SPLIT, OPERAND)
     n_rows = o_n[None, :, None]
     t_re, t_im = _power(powers, d, (o_c + READ_OFFSET)[None, None, :], n_rows, D, N, C)
     w_re, w_im = _weight(read, d, n_rows, D, N)
     t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    read_re, read_im = _split(t_re, SPLIT, OPERAND), _split(-t_im, SPLIT, OPERAND)
+    read_re = _coefficient(t_re, SPLIT, OPERAND)
+    read_im = _coefficient(-t_im, SPLIT, OPERAND)
 
     s_re, s_im = _zeros((BD, BM, BN))
     if carried is not None:
@@ -388,21 +431,23 @@ def cema_output_kernel(
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         exists = (tau < L) & (o_m < rows)[:, None]
         time, valid = _positions(tau, exists, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides)
-        b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
-        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D))
+        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D), ALIGN)
         b_y = tl.zeros([BD, BM, C], dtype=tl.float32)
-        if ACCUMULATE:
-            b_y = tl.load(to_y, mask=exists[None] & (d < D), other=0.0).to(tl.float32)
         b_y = _dot_split(s_re, read_re, b_y, SPLIT, OPERAND)
         b_y = _dot_split(s_im, read_im, b_y, SPLIT, OPERAND)
+        b_x = _beside(b_x, b_y, OPERAND)
         b_y = _dot(b_x, b_kernel, b_y, SPLIT)
         s_re, s_im = _times(q_re, q_im, s_re, s_im)
         s_re = _dot(b_x, write_re, s_re, SPLIT)
         s_im = _dot(b_x, write_im, s_im, SPLIT)
-        if mask is not None:
-            b_y = tl.where(valid[None], b_y, 0.0)
-        tl.store(to_y, b_y.to(y.dtype.element_ty), mask=exists[None] & (d < D))
+        if ACCUMULATE:
+            b_y += tl.load(to_y, mask=valid[None] & inside_d, other=0.0).to(tl.float32)
+        elif mask is not None:
+            padded = (exists & ~valid)[None] & inside_d
+            tl.store(to_y, tl.zeros_like(b_y).to(y.dtype.element_ty), mask=padded)
+        tl.store(to_y, b_y.to(y.dtype.element_ty), mask=valid[None] & inside_d)
 
 
 @triton.jit(do_not_specialize=["rows", "L", "S"])
@@ -426,6 +471,7 @@ def cema_weights_kernel(
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -441,6 +487,7 @@ def cema_weights_kernel(
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
+    inside_d = d < _multiple(D, ALIGN)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = (C - 1 - o_c + OFFSET)[None, :, None]
     t_re, t_im = _power(powers, d, exponent, n, D, N, C)
@@ -462,10 +509,10 @@ def cema_weights_kernel(
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         valid = (tau < L) & (o_m < rows)[:, None]
         time, valid = _positions(tau, valid, row_b, mask, L, REVERSE)
-        keep = valid[None] & (d < D)
-        from_x = x + _offsets(row_b, time, o_d, x_strides)
+        keep = valid[None] & inside_d
+        from_x = x + _offsets(row_b, time, o_d, x_strides, ALIGN)
         x_t = tl.permute(tl.load(from_x, mask=keep, other=0.0).to(OPERAND), (0, 2, 1))
-        from_grad = grad + _offsets(row_b, time, o_d, grad_strides)
+        from_grad = grad + _offsets(row_b, time, o_d, grad_strides, ALIGN)
         b_g = tl.load(from_grad, mask=keep, other=0.0).to(OPERAND)
         lags = dot(x_t, b_g, lags)
         a_re = _dot(x_t, _split(u_re, SPLIT, OPERAND), a_re, SPLIT)

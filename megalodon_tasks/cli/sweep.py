@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
         help="any other field; may be given several times")  # fmt: skip
     add("--demo", action="store_true", help="the recipe's small data and model")
+    add("--generate", action="store_true",
+        help="make synthetic data where DATA holds none, as the recipe's script does")  # fmt: skip
     add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
     add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
     add("--workers", type=options.at_least(1), default=1,
@@ -96,6 +98,8 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     swept += [f"{sweeps.SEED}={','.join(given.seeds)}"] if given.seeds else []
     if not swept:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
+    if given.demo and given.generate:
+        raise UserError("--demo brings its own data; leave out --generate")
     fields = [word.partition("=")[0] for word in [*swept, *overrides]]
     if len(set(fields)) < len(fields):
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
@@ -105,6 +109,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         script=str(recipe.script),
         data=os.path.abspath(given.data),
         demo=given.demo,
+        generate=given.generate,
         fixed=dict(word.split("=", 1) for word in overrides),
         points=sweeps.grid(swept),
     )
@@ -160,8 +165,11 @@ def follow(process: subprocess.Popen, sweep: Sweep) -> None:
 
 
 def conclude(sweep: Sweep) -> bool:
-    """Write table and pictures of what there is and list what failed; return whether all is done."""
-    rows = sweep_table.collect(sweep)
+    """Write table and pictures of what there is, list what failed; return whether all runs are in."""
+    problems: list[str] = []
+    rows = sweep_table.collect(sweep, problems)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
     if rows:
         sweep_table.write_table(sweep, rows)
         published = [] if sweep.demo else results.published(sweep.recipe)
@@ -176,7 +184,7 @@ def conclude(sweep: Sweep) -> bool:
             lines = [line for line in output.splitlines() if line.strip()]
             print("\n".join(f"    {line}" for line in lines[-5:]), file=sys.stderr)
     print(sweep.summary())
-    return sweep.states()[DONE] == len(sweep.runs)
+    return sum(len(row.runs) for row in rows) == len(sweep.runs)
 
 
 def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:

@@ -87,7 +87,9 @@ class Manifest:
         """Write ``manifest.json`` into ``folder``, replacing one that is there in one step."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
         with atomic_file(folder / MANIFEST, "w") as stream:
-            json.dump({"format": FORMAT, "version": VERSION, **content}, stream, indent=1)
+            json.dump(
+                {"format": FORMAT, "version": VERSION, **content}, stream, indent=1, allow_nan=False
+            )
             stream.write("\n")
 
     def split_counts(self, name: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _requested(trainer: Any) -> int:
     """Return the signal that this or another process got; 0 if none did."""
     if trainer.data_parallel_world_size == 1:
         return _received
-    number = torch.tensor([float(_received)], device=trainer.device)
+    number = torch.tensor([_received], dtype=torch.int64, device=trainer.device)
     group = trainer.data_parallel_process_group
     return int(distributed_utils.all_reduce(number, group=group, op="max").item())
 

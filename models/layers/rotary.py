@@ -10,6 +10,8 @@ import math
 import torch
 from torch import nn
 
+from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
+
 
 class RotaryEmbedding(nn.Module):
     """Rotate pairs of query and key dimensions by an angle proportional to the position."""
@@ -39,6 +41,8 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x_BLHK: torch.Tensor, offset: int, chunk_size: int | None) -> torch.Tensor:
         """Rotate (B, L, H, K).  offset: steps of the open chunk (or sequence) already read."""
         length = x_BLHK.shape[1]
+        if not data_is_at_hand(x_BLHK):
+            return self._rotate_traced(x_BLHK, offset, chunk_size or offset + length)
         wide = x_BLHK if x_BLHK.dtype == torch.float64 else x_BLHK.float()
         pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
         if chunk_size is None or offset + length <= chunk_size:
@@ -48,3 +52,14 @@ class RotaryEmbedding(nn.Module):
             turns = self.turns(0, chunk_size, like=pairs)[position]
         turned = torch.view_as_real(pairs * turns[:, None, :]).flatten(-2)
         return turned.to(x_BLHK.dtype)
+
+    def _rotate_traced(self, x_BLHK: torch.Tensor, offset: int, period: int) -> torch.Tensor:
+        """Rotate without a cached table and in real numbers, which compilers fuse and ONNX has."""
+        wide = x_BLHK if x_BLHK.dtype == torch.float64 else x_BLHK.float()
+        steps_L = torch.arange(offset, offset + wide.shape[1], device=wide.device) % period
+        exponent = torch.arange(0, self.dim, 2, dtype=torch.float64, device=wide.device) / self.dim
+        angle = (steps_L * self.time_step).double()[:, None] * self.base**-exponent
+        cos, sin = (part.to(wide.dtype)[:, None] for part in (angle.cos(), angle.sin()))
+        even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        return turned.flatten(-2).to(x_BLHK.dtype)

@@ -188,4 +188,4 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_file(path, "w") as stream:
-        json.dump(content, stream, indent=1)
+        json.dump(content, stream, indent=1, allow_nan=False)

@@ -146,7 +146,7 @@ def _encode(tokenizer: WordTokenizer, article: Article) -> Document:
     return Document(name, items, words, len(text), len(text.encode()))
 
 
-def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) -> bool:
+def prepare(source: Path, out: Path, workers: int = 1) -> bool:
     """Prepare WikiText-103 in ``out``; return False if it is there already, from the same files.
 
     Raises ``ValueError`` for files that are missing, empty or not UTF-8.
@@ -175,7 +175,7 @@ def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) 
         origins={split: Origin.of_file(path) for split, path in text.files.items()},
         splits={split: functools.partial(text.read, split) for split in text.files},
         complete=text.complete,
-    ).write(out, hidden=hidden)
+    ).write(out)
 
 
 def report(corpus: Corpus) -> list[str]:

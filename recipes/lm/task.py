@@ -26,6 +26,7 @@ from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.layers.gated_attention import attention_chunks
 from megalodon_tasks.models.state import Carried
+from megalodon_tasks.recipes.lm.chunk_groups import ChunkGroups, check_settings, piece_of_batch
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
 from megalodon_tasks.training.recorded_names import check_recorded
@@ -84,6 +85,12 @@ class MegalodonLanguageModelingConfig(TaskSettings):
             "help": "steps in an attention chunk in validation and evaluation; default: as in training"
         },
     )
+    chunk_parallel: int = field(
+        default=1,
+        metadata={
+            "help": "training: processes that share a sequence, each with consecutive chunks of it"
+        },
+    )
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
     )
@@ -97,6 +104,7 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         super().__init__(cfg, dictionary)
         cfg.rebuild_batches = True
         self.stream_state = StreamState()
+        self.chunk_groups = ChunkGroups(cfg.chunk_parallel)
         self._eval_state = Carried()
 
     @classmethod
@@ -135,16 +143,24 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         max_tokens: int | None = None,
         max_sentences: int | None = None,
         num_shards: int = 1,
+        shard_id: int = 0,
         **settings: Any,
     ) -> EpochBatchIterator:
-        """Return fairseq's iterator; rows keep their order, and each process has its own."""
+        """Return fairseq's iterator; rows keep their order, and each process has its own.
+
+        In training the processes of a chunk-parallel group have the same.
+        """
         limits = {"max_tokens": max_tokens, "max_sentences": max_sentences}
+        training = dataset is self.datasets.get(self.cfg.train_subset)
+        if training:
+            num_shards, shard_id = self.chunk_groups.shards(num_shards, shard_id)
         if isinstance(dataset, RowDataset):
-            if dataset is self.datasets.get(self.cfg.train_subset):
+            if training:
                 dataset.lay_out(_rows_at_a_time(dataset, limits) or 1, num_shards)
             else:
                 _lay_out_for_evaluation(dataset, self.cfg.eval_streams, num_shards, limits)
-        iterator = super().get_batch_iterator(dataset, **limits, num_shards=num_shards, **settings)
+        shard = {"num_shards": num_shards, "shard_id": shard_id}
+        iterator = super().get_batch_iterator(dataset, **limits, **shard, **settings)
         iterator.disable_shuffling = isinstance(dataset, RowDataset)
         return iterator
 
@@ -175,7 +191,15 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         if self.cfg.stream:
             carried = Carried() if ignore_grad else self.stream_state.before(sample)
             sample = _with_state(sample, carried)
-        result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        step = (criterion, optimizer, update_num, ignore_grad)
+        if self.cfg.chunk_parallel == 1:
+            result = super().train_step(sample, model, *step)
+        else:
+            with self.chunk_groups.sharing(model) as parallel:
+                piece = piece_of_batch(sample, model, parallel, self.dictionary.pad())
+                result = super().train_step(piece, model, *step)
+                if self.cfg.stream:
+                    carried.replace(parallel.last)
         if self.cfg.stream and not ignore_grad:
             self.stream_state.after(sample)
         return result
@@ -204,6 +228,10 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         """
         with user_errors():
             check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
+            task = self.cfg
+            check_settings(
+                task.chunk_parallel, task.tokens_per_sample, task.documents, cfg.chunk_size
+            )
             if from_checkpoint and self.cfg.eval_chunk_size is not None:
                 with open_dict(cfg):
                     cfg.chunk_size = self.cfg.eval_chunk_size

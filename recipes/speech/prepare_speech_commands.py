@@ -68,20 +68,19 @@ def prepare(
     *,
     workers: int = 1,
     rejects: Rejects | None = None,
-    hidden: bool = False,
 ) -> bool:
     """Check and prepare the clips; return False if ``out`` already holds them, from the same files.
 
-    Where there are both wav files and processed tensors, the former are taken.  ``hidden`` hides the
-    progress bars.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
+    Where there are both wav files and processed tensors, the former are taken.  Raises ``ValueError``
+    for bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     folder = speech_commands.find_release(source, WORDS[options.words])
     if folder is not None:
-        preparation = _from_wav(folder, options, workers, rejects, hidden)
+        preparation = _from_wav(folder, options, workers, rejects)
     else:
         preparation = _from_mega(source, options, rejects)
-    return preparation.write(out, hidden=hidden)
+    return preparation.write(out)
 
 
 def _spec(
@@ -107,7 +106,7 @@ def _spec(
 
 
 def _from_wav(
-    folder: Path, options: Options, workers: int, rejects: Rejects, hidden: bool
+    folder: Path, options: Options, workers: int, rejects: Rejects
 ) -> preparing.Preparation:
     spec = _spec(
         options,
@@ -128,7 +127,6 @@ def _from_wav(
         workers=workers,
         fit=options.lengths == "fit",
         official=options.splits == "official",
-        hidden=hidden,
     )
     return preparing.Preparation(
         _TITLE,

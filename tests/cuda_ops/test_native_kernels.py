@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import native
+from megalodon_tasks.cuda_ops.complex_ema import native_op
+from megalodon_tasks.cuda_ops.norms import native_op as norms_native_op
 from tests.cuda_ops.cases import (
     BACKWARD,
     FLOAT,
     FORWARD,
     Cema,
+    SequenceNorm,
+    TimestepNorm,
     assert_equal_calls,
+    assert_matches_reference,
     cast,
     evaluate,
 )
@@ -107,11 +112,51 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch):
     assert_equal_calls(evaluate(case, "native"), usual, 0.0, 0.0)
 
 
-def test_the_structure_of_a_call_is_that_of_the_c_file():
-    from megalodon_tasks.cuda_ops.complex_ema.native_op import _Call
-
-    body = re.search(r"struct call \{(.*?)\n\};", native.CEMA.read_text(), re.DOTALL)[1]
-    body = re.sub(r"/\*.*?\*/", "", body)
+@pytest.mark.parametrize(
+    ("source", "name", "structure"),
+    [(native.CEMA, "call", native_op._Call), (native.NORMS, "norm", norms_native_op._Norm)],
+)
+def test_the_structure_of_a_call_is_that_of_the_c_file(source, name, structure):
+    body = re.search(rf"struct {name} \{{(.*?)\n\}};", source.read_text(), re.DOTALL)[1]
+    body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
     names = re.findall(r"\*?(\w+)[,;]", body)
-    assert names == [name for name, _ in _Call._fields_]
-    assert ctypes.sizeof(_Call) == 8 * len(names)
+    assert names == [name for name, _ in structure._fields_]
+    assert ctypes.sizeof(structure) == 8 * len(names)
+
+
+# Sequences that threads divide evenly, and that they have to cut between groups.
+NORMS = (
+    TimestepNorm(5, 70, "right", True, dim=96, groups=6),
+    TimestepNorm(1, 70, dim=80, groups=5),
+    SequenceNorm(5, 70, "random", dim=96, groups=6),
+    SequenceNorm(1, 70, dim=83, groups=83),
+)
+
+
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_the_number_of_threads_changes_no_norm(case, threads):
+    found = []
+    for count in (1, 3, 4):
+        threads(count)
+        found.append(evaluate(case, "native"))
+    for outputs, grads in found[1:]:
+        assert all(torch.equal(tensor, found[0][0][name]) for name, tensor in outputs.items())
+        assert all(torch.equal(grad, found[0][1][name]) for name, grad in grads.items())
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 4, 7, 8, 11, 16, 19, 32, 45])
+@pytest.mark.parametrize("kind", [TimestepNorm, SequenceNorm])
+def test_groups_of_any_number_of_features(kind, features):
+    """Of vectors of two lengths, and of the numbers that these leave."""
+    case = kind(2, 70, "right", kind is TimestepNorm, dim=3 * features, groups=3)
+    assert_matches_reference(case, "native")
+
+
+@pytest.mark.parametrize("case", NORMS[:3], ids=str)
+def test_a_norm_of_numbers_around_a_level_that_moves(case):
+    """Means far from zero that change by many deviations, and one step far from all others."""
+    leaves = case.leaves()
+    leaves["x"][:, :30] += 1e4
+    leaves["x"][:, 40:] -= 3e3
+    leaves["x"][:, 50] *= 100
+    assert_matches_reference(case, "native", leaves=leaves)

@@ -27,6 +27,31 @@ def cema_calls(state_dtype):
         yield leaf(2, 18, 3, dtype=dtype), *coeffs, omega, state, mask, bidirectional
 
 
+def torch_operator_calls():
+    double = torch.float64
+    logs = (-leaf(3, 4).abs()).detach().double().requires_grad_(), leaf(3, 4, dtype=double)
+    for count, wide in ((1, True), (9, False)):
+        yield "complex_ema.coefficients", "cema_powers_op", "torch", (*logs, count, wide)
+    mask = make_mask("random", 2, 20)
+    for directions in (0, 1, 2):
+        states = 8 * directions
+        write, read = leaf(3, 8, states), leaf(3, states, 8)
+        decay = (randn(3, directions, 4, 2) / 4).requires_grad_()
+        state = leaf(3, 2, 4, 2, dtype=double) if directions == 1 else None
+        call = leaf(2, 20, 3), leaf(3, 15), write, read, decay, state, mask, True
+        yield "complex_ema.block_product", "cema_torch_op", "torch", call
+    yield "complex_ema.fft", "fft_convolution_op", "fft", (leaf(2, 20, 3), leaf(3, 40), True)
+    yield "complex_ema.fft", "fft_block_sums_op", "fft", (leaf(2, 20, 3), leaf(3, 6, 8))
+    norm = leaf(2, 20, 6), leaf(6), leaf(6)
+    yield "norms.sequence.torch_op", "sequence_norm_torch_op", "torch", (*norm, mask, 3, 1e-5)
+    count, moments = (~mask).cumsum(1), (leaf(2, 3), leaf(2, 3).square().detach())
+    for low in (None, torch.zeros(2, 3)):
+        call = (*norm, *moments, low, count, mask, 1e-5)
+        yield "norms.timestep.torch_op", "timestep_norm_torch_op", "torch", call
+    for weight in (leaf(6), None):
+        yield "norms.rms.torch_op", "rms_norm_op", "torch", (leaf(2, 20, 6), weight, 1e-5)
+
+
 def operator_calls():
     """(module, operator, backend, arguments): one block and several, with and without a state."""
     for arguments in cema_calls(torch.float32):
@@ -38,10 +63,18 @@ def operator_calls():
         mask, norm = make_mask("random", 2, length), (leaf(2, length, 6), leaf(6), leaf(6))
         call = (*norm, mask, 3, 1e-5)
         yield "norms.sequence.triton_op", "sequence_norm_op", "triton", call
+        yield "norms.native_op", "sequence_norm_native_op", "native", call
+        past = torch.arange(2), *(leaf(2, 3, seed=i, dtype=torch.float64).square() for i in (3, 4))
+        past = past[0], *(tensor.detach().requires_grad_() for tensor in past[1:])
+        for state in ((None,) * 3, past):
+            call = (*norm, *state, mask, 3, 1e-5, True)
+            yield "norms.native_op", "timestep_norm_native_op", "native", call
+        call = (*norm, mask, 3, 1e-5)
         past = torch.arange(2), leaf(2, 3), torch.zeros(2, 3), leaf(2, 3).square().detach()
         for state in ((None,) * 4, past):
             call = (*norm, *state, mask, 3, 1e-5)
             yield "norms.timestep.triton_op", "timestep_norm_op", "triton", call
+    yield from torch_operator_calls()
     mask, seed = make_mask("random", 2, 18)[1:], torch.tensor([3])
     for causal in (False, True):
         qkv = leaf(1, 16, 2, 5), leaf(1, 18, 2, 5), leaf(1, 18, 2, 7)
@@ -148,3 +181,12 @@ def test_compiled_code_honours_use_backend():
         with use_backend(name):
             assert torch.equal(compiled(), y)
     assert torch.equal(compiled(), default)
+
+
+def test_every_operator_is_in_these_tests():
+    names = [operator(*call.values[:2])._name for call in CALLS]
+    registered = {name for name in dir(torch.ops.megalodon_tasks) if not name.startswith("_")}
+    registered -= {"name"}
+    assert {f"megalodon_tasks::{name}" for name in registered if "backward" not in name} == set(
+        names
+    )

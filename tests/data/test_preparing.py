@@ -43,7 +43,7 @@ def preparation(source, stop_at=None, benchmark="listops", rejects=None, complet
 
 
 def write(out, source, **options):
-    return preparation(source, **options).write(out, hidden=True)
+    return preparation(source, **options).write(out)
 
 
 def test_the_source_is_recorded(tmp_path, source):

@@ -188,7 +188,9 @@ def run_checks(rank, size, file):
 
 def test_four_processes_equal_one(tmp_path):
     """Runs all checks in one go, since each process needs seconds to start."""
-    multiprocessing.spawn(run_checks, (4, tmp_path / "meeting"), nprocs=4)
+    multiprocessing.set_forkserver_preload([__name__])  # imports once for all of them
+    arguments = (4, tmp_path / "meeting")
+    multiprocessing.start_processes(run_checks, arguments, nprocs=4, start_method="forkserver")
 
 
 @pytest.fixture

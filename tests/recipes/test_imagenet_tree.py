@@ -232,7 +232,7 @@ def test_a_damaged_index_is_named_and_prepared_again(images, tmp_path, spoil):
     message = spoil(index)
     with pytest.raises(ValueError, match=message):
         ImageTree(index)
-    assert index_of(images, index).write(index, hidden=True)
+    assert index_of(images, index).write(index)
     assert len(ImageTree(index).split("train")) == 24
 
 
@@ -270,7 +270,7 @@ def test_an_interrupted_index_continues_with_the_next_class(images, tmp_path):
         preparation = index_of(images, index)
         splits = {name: stopped(read, stop_at) for name, read in preparation.splits.items()}
         with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
-            replace(preparation, splits=splits).write(index, hidden=True)
+            replace(preparation, splits=splits).write(index)
     assert listed == [f"{split}/{name}" for split in ("train", "val") for name in CLASSES]
     assert (
         build_index(images, tmp_path / "whole").split("train").info

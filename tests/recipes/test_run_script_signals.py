@@ -65,6 +65,7 @@ def test_a_signal_to_the_script_reaches_its_command(tmp_path, command, name):
     number = getattr(signal, name)
     os.kill(process.pid, number)
     assert process.wait(30) == 128 + number
+    assert process.stderr is not None
     assert process.stderr.read() == ""
     assert calls.read_text().splitlines()[-2:] == [f"{command} {name}", "saved"]
     with pytest.raises(ProcessLookupError):

@@ -45,13 +45,11 @@ def prepare(
     validation: str = "random",
     side: int = cifar.SIDE,
     rejects: Rejects | None = None,
-    hidden: bool = False,
 ) -> bool:
     """Check and prepare Image; return False if ``out`` already holds it, made from the same files.
 
     ``validation`` is one of ``VALIDATION`` and counts only for the release, ``side`` is that of the
-    images in Mega's form.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files and
-    leaves ``out`` as it was then.
+    images in Mega's form.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     check_source(source, "the folder cifar-10-batches-py, or Mega's cifar10")
@@ -79,7 +77,7 @@ def prepare(
             "get cifar-10-python.tar.gz (Krizhevsky, CIFAR-10) and unpack it, or take the folder "
             "cifar10 of Mega's processed files",
         )
-    return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out, hidden=hidden)
+    return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out)
 
 
 def _spec(side: int, origin: str, split_rule: str, validation: str | None = None) -> DatasetSpec:

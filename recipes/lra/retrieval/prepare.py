@@ -43,20 +43,13 @@ _COLUMNS = ("inputs", "inputs2")
 _MEGA_CLASSES = {"0": 0, "1": 1}
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    rejects: Rejects,
-    *,
-    max_bytes: int = MAX_BYTES,
-    hidden: bool = False,
-) -> bool:
+def prepare(source: Path, out: Path, rejects: Rejects, *, max_bytes: int = MAX_BYTES) -> bool:
     """Check and prepare Retrieval; return False if ``out`` already holds it, made from the same files.
 
-    Damaged pairs go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
+    Damaged pairs go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
+    ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, rejects, max_bytes).write(out, hidden=hidden)
+    return _preparation(source, rejects, max_bytes).write(out)
 
 
 def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Preparation:

@@ -81,15 +81,13 @@ class Options:
         return settings
 
 
-def prepare(
-    source: Path, out: Path, options: Options, rejects: Rejects, *, hidden: bool = False
-) -> bool:
+def prepare(source: Path, out: Path, options: Options, rejects: Rejects) -> bool:
     """Check and prepare Text; return False if ``out`` already holds it, made from the same files.
 
-    Damaged reviews go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
+    Damaged reviews go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
+    ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, options, rejects).write(out, hidden=hidden)
+    return _preparation(source, options, rejects).write(out)
 
 
 def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:
