@@ -230,8 +230,8 @@ def decode(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object
     }
     seconds = {name: ([], []) for name in steps}
     for _ in range(repeats * sizes.decoded):
-        for name, both in steps.items():
-            for step, taken in zip(both, seconds[name], strict=True):
+        for name, pair in steps.items():
+            for step, taken in zip(pair, seconds[name], strict=True):
                 start = time.perf_counter()
                 step()
                 _wait(token)
@@ -252,8 +252,8 @@ def _rates(
     """Tokens a second near and far; a step of a batch of beams counts as so many tokens."""
     rows = {name: sizes.beams if name.endswith("beams") else 1 for name in seconds}
     return {
-        name: [round(rows[name] / summary(taken)) for taken in both]
-        for name, both in seconds.items()
+        name: [round(rows[name] / summary(taken)) for taken in pair]
+        for name, pair in seconds.items()
     }
 
 
@@ -268,12 +268,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--length", type=int, help="of train (default: 8192)")
+    parser.add_argument("--far", type=int, help="later position of decode (default: 1000000)")
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     sizes = TINY if args.tiny else Sizes()
     sizes = replace(sizes, length=args.length) if args.length else sizes
+    sizes = replace(sizes, far=args.far) if args.far else sizes
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     for name in args.what:
         torch.manual_seed(0)

@@ -30,13 +30,13 @@ from megalodon_tasks.models.state import BlockState
 class Place(NamedTuple):
     """Where the rows stand: what all layers of one step share.
 
-    share: one over the number of steps, this one included, and rest: one minus that (M,) float64.
+    share: one over the number of steps, this one included, and past: one minus that (M,) float64.
     turns: (K/2,) complex, the rotation.  position: (1,) int64, the step of the chunk.
     bias: (R, 1, S) added to the scores, -inf at steps that are not seen.
     """
 
     share_M: torch.Tensor
-    rest_M: torch.Tensor
+    past_M: torch.Tensor
     turns: torch.Tensor
     position: torch.Tensor
     bias_R1S: torch.Tensor
@@ -79,7 +79,7 @@ class NormStep:
         step_var_M, moved_M = torch.var_mean(x_1MJ, dim=(0, 2), correction=0)
         moved_M.sub_(mean_M)
         mean_M.addcmul_(moved_M, place.share_M)
-        var_M.lerp_(step_var_M.addcmul_(moved_M, moved_M * place.rest_M), place.share_M)
+        var_M.lerp_(step_var_M.addcmul_(moved_M, moved_M * place.past_M), place.share_M)
         # Batch norm in evaluation is the shortest way to say (x - mean) / sqrt(var + eps).
         normed = torch.batch_norm(*(x_1MJ, None, None, mean_M, var_M, False, 0.0, self.eps, False))
         return torch.addcmul(self.bias_D, normed.view(x_BD.shape), self.scale_D)
@@ -128,19 +128,17 @@ class AttentionStep:
         self.norm = NormStep(layer.norm, state.norm)
         self.cema = CemaStep(layer.cema, state.cema)
         self.cema_norm = _after_cema(layer.cema_norm)
-        self.v_proj, self.z_proj, self.gate_proj, self.skip_proj, self.out_proj = (
-            plain_linear(linear, dtype)
-            for linear in (
-                *(layer.v_proj, layer.z_proj, layer.gate_proj, layer.skip_proj, layer.out_proj),
-            )
+        self.v_proj, self.z_proj = (plain_linear(p, dtype) for p in (layer.v_proj, layer.z_proj))
+        self.gate_proj, self.skip_proj, self.out_proj = (
+            plain_linear(p, dtype) for p in (layer.gate_proj, layer.skip_proj, layer.out_proj)
         )
         wide = torch.promote_types(dtype, torch.float32)
         batch, heads = len(state.cema), layer.num_heads
         width = layer.qk_scale.shape[1] // heads
         scale_2Z = (layer.qk_scale + 1).to(wide) / width**0.5
         self.scale_2R1K, self.bias_2R1K = (
-            both.repeat(1, batch).view(2, batch * heads, 1, width)
-            for both in (scale_2Z, layer.qk_bias.to(wide))
+            parameter_2Z.repeat(1, batch).view(2, batch * heads, 1, width)
+            for parameter_2Z in (scale_2Z, layer.qk_bias.to(wide))
         )
         self._hold(
             _chunk_memory(state.attention.key, capacity, wide),

@@ -54,7 +54,7 @@ class RotaryEmbedding(nn.Module):
         return turned.to(x_BLHK.dtype)
 
     def _rotate_traced(self, x_BLHK: torch.Tensor, offset: int, period: int) -> torch.Tensor:
-        """Rotate without a cached table and in real numbers, which compilers fuse and ONNX has."""
+        """Rotate in real numbers, which compilers fuse and ONNX has."""
         wide = x_BLHK if x_BLHK.dtype == torch.float64 else x_BLHK.float()
         steps_L = torch.arange(offset, offset + wide.shape[1], device=wide.device) % period
         exponent = torch.arange(0, self.dim, 2, dtype=torch.float64, device=wide.device) / self.dim

@@ -19,7 +19,7 @@ def test_every_measurement_prints_a_line(capsys):
     ways = ["ordinary", "prepared", "ordinary, 3 beams", "prepared, 3 beams"]
     for rates in (decode["tokens_per_s"], decode["fastest_tokens_per_s"]):
         assert list(rates) == ways
-        assert all(min(both) > 0 for both in rates.values())
+        assert all(min(pair) > 0 for pair in rates.values())
     assert decode["state_bytes"][0] == decode["state_bytes"][1] > 0
 
 

@@ -117,7 +117,7 @@ def test_a_state_can_be_taken_out_and_put_back_at_any_step():
         ordinary, _ = lm(tokens[:, at + 1 :], taken)
         torch.testing.assert_close(ordinary, expected[:, at + 1 :], rtol=1e-9, atol=1e-9)
         before = map_state(taken, torch.clone)
-        decoder(tokens[:, at + 1 : at + 2])  # leaves the state that was taken alone
+        decoder(tokens[:, at + 1 : at + 2])  # does not write to the state that was taken
         assert_equal_states(taken, before)
         decoder = Decoder(lm, taken)
 
@@ -354,3 +354,19 @@ def test_a_recorded_step_serves_all_later_steps(chunk_size, monkeypatch):
         expected = first[:, 2:], lm(tokens[order, 20:], reorder_state(state, order))[0]
     torch.testing.assert_close(scores, list(expected), rtol=1e-9, atol=1e-9)
     assert sum(recording.replays for recording in recordings) > 2 * len(recordings)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk_size", [300, None])
+def test_graphs_on_a_gpu(chunk_size):
+    lm, tokens = make_lm(chunk_size=chunk_size), make_tokens(batch=3, length=700)
+    order = torch.tensor([2, 0, 2])
+    with torch.no_grad():
+        first, state = lm(tokens[:, :400])
+        second, _ = lm(tokens[order, 400:], reorder_state(state, order))
+    decoder = after(lm.float().cuda(), tokens.cuda(), 2)
+    scores = decoded(decoder, tokens[:, 2:400].cuda())
+    decoder.reorder(order.cuda())
+    later = decoded(decoder, tokens[order, 400:].cuda())
+    assert relative(scores.cpu(), first[:, 2:]) < 1e-5
+    assert relative(later.cpu(), second) < 1e-5
