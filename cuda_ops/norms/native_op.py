@@ -134,9 +134,13 @@ def _as_given(
     call: _SequenceArguments | _TimestepArguments, gradients: dict[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """Return the gradients of x, scale and bias in their dtypes."""
+    x, scale, bias = call[:3]
     grad_scale, grad_bias = gradients["grad_weights"].sum(0)
-    given = gradients["grad_x"], grad_scale, grad_bias
-    return [g.to(x.dtype, copy=True) for g, x in zip(given, call[:3], strict=True)]
+    return [
+        gradients["grad_x"].to(x.dtype),
+        grad_scale.to(scale.dtype, copy=True),
+        grad_bias.to(bias.dtype, copy=True),
+    ]
 
 
 def _total(call: _SequenceArguments | _TimestepArguments) -> torch.Tensor:
