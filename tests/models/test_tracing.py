@@ -23,6 +23,7 @@ TINY = {
     "ffn_hidden_dim": 24,
     "cema_ndim": 4,
     "chunk_size": 8,
+    "norm_num_groups": 3,
 }
 TOKENS = torch.arange(42).view(2, 21) % 11
 LENGTHS = torch.tensor([21, 13])
