@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,8 +28,11 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is refused by a call that knows no name
         raise
     sync_folder(path.parent)
 
@@ -79,10 +82,12 @@ def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else holds it
+        with suppress(OSError):  # the folder may be gone
+            (folder / ".lock").unlink(missing_ok=True)  # while it is held: nobody else holds it
         lock.release()
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def has_writer(folder: Path) -> bool:

@@ -9,11 +9,12 @@ readers are ``sequences`` (labelled sequences), ``corpus`` (text as tokens) and,
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megalodon_tasks.data.verified import check_changed
 from megalodon_tasks.files import atomic_file, inner_path
 
 MANIFEST = "manifest.json"
@@ -58,11 +59,13 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike, kind: str | None = None) -> "Manifest":
-        """Read the manifest of ``folder`` and check that every file has the size that it states.
+        """Read the manifest of ``folder`` and check that every file is as it states.
+
+        The size of all files is compared, and the checksum of those that ``verified`` does not know.
 
         Raises ``ValueError``, naming the path, for a folder that is missing or holds no prepared data, a
         manifest that is damaged, of another version or of another ``kind`` (None: any), a name that
-        leads out of the folder, and a file that is missing or of another size.
+        leads out of the folder, and a file that is missing, of another size or of another content.
         """
         folder = Path(folder)
         content = _read_json(folder)
@@ -74,6 +77,7 @@ class Manifest:
             )
             manifest._check_names()
             manifest._check_sizes()
+            check_changed(folder, manifest.files, manifest.compare)
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(folder, error) from None
         if kind not in (None, manifest.kind):
@@ -117,12 +121,16 @@ class Manifest:
 
         Raises ``ValueError`` naming the first file that differs.
         """
-        for name, expected in self.files.items():
-            found = sha256_of(self.folder / name, on_bytes)
-            if found != expected["sha256"]:
+        self.compare(list(self.files), on_bytes)
+
+    def compare(self, names: Sequence[str], on_bytes: OnBytes = no_progress) -> None:
+        """Do the same as :meth:`verify` for some of the files."""
+        for name in names:
+            found, expected = sha256_of(self.folder / name, on_bytes), self.files[name]["sha256"]
+            if found != expected:
                 raise ValueError(
                     f"{self.folder / name} is damaged: its sha256 is {found}, but {MANIFEST} has "
-                    f"{expected['sha256']}; {_AGAIN}"
+                    f"{expected}; {_AGAIN}"
                 )
 
     def _check_names(self) -> None:

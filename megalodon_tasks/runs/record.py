@@ -248,6 +248,9 @@ def append(file: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" * torn + line)
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(file)  # these calls know no name
+        raise
     finally:
         os.close(descriptor)
 

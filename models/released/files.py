@@ -11,6 +11,7 @@ The configuration is the dict itself or stands under its key ``model``.
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (record := archive.testzip()) is not None:  # torch does not look at the checksums
+                raise ValueError(
+                    f"{path} is damaged: the checksum of {record} inside it is wrong; copy it again"
+                )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files, and one for code

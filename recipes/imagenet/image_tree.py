@@ -146,7 +146,9 @@ class ImageSplit:
 
     @cached_property
     def _lines(self) -> tuple[np.ndarray, np.ndarray]:
-        text = np.asarray(np.memmap(self.paths_file, np.uint8, mode="r"))
+        text = np.fromfile(
+            self.paths_file, np.uint8
+        )  # a map ends the process if the file is cut short
         return text, np.concatenate(([0], np.flatnonzero(text == ord("\n")) + 1))
 
     def path(self, index: int) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torchvision
 
-from megalodon_tasks.data.manifest import MANIFEST
+from megalodon_tasks.data.manifest import MANIFEST, sha256_of
 from megalodon_tasks.recipes.imagenet import prepare_imagenet
 from megalodon_tasks.recipes.imagenet.image_tree import IMG_EXTENSIONS, ImageTree, index_of
 from tests.recipes.image_files import CLASSES, build_index, damaged_images, odd_images, write_tree
@@ -244,6 +244,9 @@ def test_paths_in_an_index_stay_in_the_class_folders(images):
     path.write_bytes(
         path.read_bytes().replace(str(first).encode(), bad.ljust(len(str(first)), b"x"))
     )
+    content = json.loads((index / MANIFEST).read_text())
+    content["files"]["train.paths"]["sha256"] = sha256_of(path)
+    (index / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"train.paths, line 1 names '\.\./.*leads out of"):
         ImageTree(index).split("train").path(0)
     content = json.loads((index / MANIFEST).read_text())

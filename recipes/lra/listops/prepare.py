@@ -1,4 +1,4 @@
-"""Prepare ListOps: released, generated or Mega's expressions become memory-mapped tokens.
+"""Prepare ListOps: released, generated or Mega's expressions become arrays of tokens.
 
     megalodon prepare lra/listops SOURCE OUT [--generate]
 

@@ -1,4 +1,4 @@
-"""Prepare Retrieval: the released pairs of papers, or Mega's files, become memory-mapped tokens.
+"""Prepare Retrieval: the released pairs of papers, or Mega's files, become arrays of tokens.
 
     megalodon prepare lra/retrieval SOURCE OUT
 

@@ -1,4 +1,4 @@
-"""Prepare Text: the released IMDB reviews, or Mega's files, become memory-mapped tokens.
+"""Prepare Text: the released IMDB reviews, or Mega's files, become arrays of tokens.
 
     megalodon prepare lra/text SOURCE OUT [--validation held-out]
 
