@@ -49,7 +49,11 @@ setup(
     ],
     entry_points={"console_scripts": ["megalodon = megalodon_tasks.cli.main:main"]},
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.31", "build>=1.2"],
+        "dev": [
+            *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.31", "build>=1.2"),
+            *("onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"),
+        ],
+        "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "slurm": ["hydra-submitit-launcher>=1.2"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],

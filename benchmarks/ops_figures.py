@@ -165,13 +165,13 @@ FIGURES = [
     ),
     Figure(
         f"GPU, bf16, {_name(cases.LARGE_CEMA)}: time / copy of its tensors",
-        2,
+        1.25,
         False,
         _over_copy(cases.LARGE_CEMA),
     ),
     Figure(
         f"GPU, bf16, {_name(cases.LARGE_TIMESTEP)}: time / copy of its tensors",
-        2,
+        1.25,
         False,
         _over_copy(cases.LARGE_TIMESTEP),
     ),

@@ -17,10 +17,11 @@ SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
-LEAVES = {"errors", "files"}
+LEAVES = {"errors", "files", "signals"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "signals": set(),
     "cuda_ops": set(),
     "models": {"cuda_ops", "files"},
     "timm_model": {"models"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "runs": {"configuration", "models", "data", *LEAVES},
     "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
     "recipes": {"training", "data", "models", *LEAVES},
-    "evaluation": {"runs", "data", "models", "cuda_ops", *LEAVES},
+    "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
     "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
 # These look back, to register everything and to start the command.

@@ -7,6 +7,7 @@ import torch
 
 from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.sequences import PreparedSplit
+from megalodon_tasks.errors import user_errors
 
 # Distinguishes this use of a seed from others; any constant will do.
 _SHUFFLE = 0x5EED
@@ -51,6 +52,7 @@ class SequenceDataset(EpochDataset):
     def __len__(self) -> int:
         return len(self.split)
 
+    @user_errors()
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return ``{"id", "label"}`` and one 1-D tensor per column.
 

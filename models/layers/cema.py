@@ -7,11 +7,13 @@ once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex c
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from megalodon_tasks.cuda_ops import cema
+from megalodon_tasks.models.chunk_parallel import ChunkParallel
 from megalodon_tasks.models.config import SHORTEST_MEMORY
 from megalodon_tasks.models.layers.no_decay import WithoutDecay
 
@@ -37,6 +39,7 @@ class ComplexEMA(WithoutDecay):
         self.memory = memory
         self.bidirectional = bidirectional
         self.time_step = 1
+        self.chunk_parallel: ChunkParallel | None = None  # see set_chunk_parallel
         rows = 2 * dim if bidirectional else dim
         self.alpha = nn.Parameter(torch.empty(rows, ndim, 1))
         self.delta = nn.Parameter(torch.empty(rows, ndim, 1))
@@ -80,6 +83,26 @@ class ComplexEMA(WithoutDecay):
         share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())
         self.delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])
 
+    @property
+    def causal(self) -> bool:
+        """Whether the output depends on earlier steps only."""
+        return not self.bidirectional
+
+    def start(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None,
+        state: torch.Tensor | None,
+    ) -> Callable[[], torch.Tensor | None]:
+        """Start to fetch the state before ``x``; the result waits for it.
+
+        Only with chunk parallelism is it another than ``state``, and is there anything to wait for.
+        """
+        if self.chunk_parallel is None:
+            return lambda: state
+        logits = (self.alpha, self.delta, self.theta, self.gamma)
+        return self.chunk_parallel.cema_state(*self._hold(x_BLD, padding_mask_BL), logits, state)
+
     def forward(
         self,
         x_BLD: torch.Tensor,
@@ -97,10 +120,7 @@ class ComplexEMA(WithoutDecay):
         as it must when it is sampled below its Nyquist rate.)
         """
         f = self.time_step
-        if f > 1:
-            x_BLD = x_BLD.repeat_interleave(f, dim=1)
-        if f > 1 and padding_mask_BL is not None:
-            padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
+        x_BLD, padding_mask_BL = self._hold(x_BLD, padding_mask_BL)
         y_BLD, state = cema(
             x_BLD,
             self.alpha,
@@ -113,3 +133,14 @@ class ComplexEMA(WithoutDecay):
             bidirectional=self.bidirectional,
         )
         return (y_BLD.unflatten(1, (-1, f)).mean(dim=2) if f > 1 else y_BLD), state
+
+    def _hold(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Repeat each step ``time_step`` times."""
+        f = self.time_step
+        if f == 1:
+            return x_BLD, padding_mask_BL
+        if padding_mask_BL is not None:
+            padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
+        return x_BLD.repeat_interleave(f, dim=1), padding_mask_BL

@@ -91,8 +91,9 @@ def test_dtypes_and_gradients_are_as_the_table_says(op, backend, dtype):
     inputs = [x] if state is None else [x, state]
     grads = torch.autograd.grad(y.float().square().sum(), inputs, create_graph=True)
     assert all(grad.abs().sum() > 0 for grad in grads)
-    if row["backward"].startswith("by hand") and dtype == row["dtypes"].split(", ")[0]:
-        with pytest.raises(RuntimeError, match="once_differentiable|no autograd formula"):
+    by_hand = row["backward"].startswith("by hand") and backend != "torch"
+    if by_hand and dtype == row["dtypes"].split(", ")[0]:
+        with pytest.raises(RuntimeError, match="no second derivative"):
             grads[0].float().sum().backward()
 
 

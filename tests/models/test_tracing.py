@@ -23,6 +23,7 @@ TINY = {
     "ffn_hidden_dim": 24,
     "cema_ndim": 4,
     "chunk_size": 8,
+    "norm_num_groups": 3,
 }
 TOKENS = torch.arange(42).view(2, 21) % 11
 LENGTHS = torch.tensor([21, 13])
@@ -151,10 +152,10 @@ def test_onnx(build, tmp_path):
 PROGRAMS = {
     "ops": """
         from megalodon_tasks.cuda_ops import cema, rms_norm, sequence_norm
-        from tests.cuda_ops.cases import Cema
+        from tests.cuda_ops.cases import Cema, cast
 
-        leaves = {name: leaf.float() for name, leaf in Cema(mask="random", state=True).leaves().items()}
-        inputs = tuple(leaf.requires_grad_() for leaf in leaves.values())
+        leaves = cast(Cema(), Cema(mask="random", state=True).leaves(), torch.float32)
+        inputs = tuple(leaves.values())
 
         def function(*tensors):
             y, state = cema(**dict(zip(leaves, tensors)))
