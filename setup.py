@@ -25,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["megalodon_tasks", "megalodon_tasks.*"]),
-    package_data={"": ["*.yaml", "settings/*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c"]},
+    package_data={"": ["*.yaml", "settings/*.yaml", "*.sh", "*.csv", "*.md", "*.j2", "*.c", "*.h"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

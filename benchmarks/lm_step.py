@@ -3,7 +3,7 @@
     python -m benchmarks.lm_step train lengths decode
     python -m benchmarks.lm_step train --threads 1 --repeats 7
 
-Prints one JSON line per measurement, each of medians.
+Prints one JSON line per measurement, of medians.
 
 train    One training step of both models in turn, in one process, so that the ratio holds on a machine
          whose speed varies.  The Transformer is a decoder of equal depth and width: pre-norm, 4 heads,
@@ -11,17 +11,22 @@ train    One training step of both models in turn, in one process, so that the r
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
          several shorter ones; the lengths in turn.  Activations are checkpointed, so that so many
          tokens fit in memory.
-decode   The time of one more token, and the size of the state, after 1K and after 1M tokens (read in
-         pieces).  Both positions stand at the same step of their chunk.
+decode   Tokens a second, one by one, after 1K and after 1M tokens (read in pieces; both stand at the
+         same step of their chunk): by ordinary calls with a state, and by a ``Decoder``.  Then the same
+         with a batch of ``beams`` rows that are drawn from the rows before each step, as in a beam
+         search; a step of the batch counts as so many tokens.  Rates are of the median step and, since
+         other work on the machine only adds time, of the fastest.  Last, the bytes of the two states.
 
 Dropout is off everywhere: with it, PyTorch's attention leaves its fast path.
 """
 
 import argparse
+import functools
 import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,8 +35,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import CausalLM
-from megalodon_tasks.models.state import StackState, map_state
+from megalodon_tasks.models.state import StackState, map_state, reorder_state
 
 TRANSFORMER_HEADS = 4
 
@@ -54,6 +60,7 @@ class Sizes:
     far: int = 1_000_000
     piece: int = 8192
     decoded: int = 64
+    beams: int = 8
 
     @property
     def config(self) -> MegalodonConfig:
@@ -70,7 +77,7 @@ class Sizes:
         )
 
 
-TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2)
+TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2, 3)
 
 
 class TransformerBlock(nn.Module):
@@ -188,26 +195,65 @@ def read(lm: CausalLM, sizes: Sizes, length: int, device: torch.device) -> Stack
     return state
 
 
+class Beams:
+    """A batch whose rows are drawn from the rows before each step, by one of the two ways to decode."""
+
+    def __init__(self, lm: CausalLM, state: StackState, sizes: Sizes, prepared: bool) -> None:
+        self.lm, self.size = lm, sizes.beams
+        device = state.norm.count.device
+        self.tokens = torch.zeros(self.size, 1, dtype=torch.int64, device=device)
+        self.state = reorder_state(state, torch.zeros(self.size, dtype=torch.int64, device=device))
+        self.decoder = Decoder(lm, self.state) if prepared else None
+
+    def __call__(self) -> None:
+        order = torch.randint(self.size, (self.size,), device=self.tokens.device)
+        if self.decoder is None:
+            self.lm(self.tokens, reorder_state(self.state, order))
+        else:
+            self.decoder.reorder(order)
+            self.decoder(self.tokens)
+
+
 @torch.inference_mode()
 def decode(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]:
-    """Milliseconds of one more token near and far, in turn, with the bytes of the state."""
+    """Tokens a second near and far, ordinary and prepared, in turn, with the bytes of the state."""
     lm = CausalLM(sizes.config, sizes.vocab, share_emb=True).to(device).eval()
     near = sizes.near + sizes.far % sizes.chunk  # at the same step of its chunk as the far one
     states = [read(lm, sizes, length, device) for length in (near, sizes.far)]
-    token, seconds = torch.zeros(1, 1, dtype=torch.int64, device=device), ([], [])
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    beams = f"{sizes.beams} beams"
+    steps = {
+        "ordinary": [functools.partial(lm, token, state) for state in states],
+        "prepared": [functools.partial(Decoder(lm, state), token) for state in states],
+        f"ordinary, {beams}": [Beams(lm, state, sizes, prepared=False) for state in states],
+        f"prepared, {beams}": [Beams(lm, state, sizes, prepared=True) for state in states],
+    }
+    seconds = {name: ([], []) for name in steps}
     for _ in range(repeats * sizes.decoded):
-        for state, taken in zip(states, seconds, strict=True):
-            start = time.perf_counter()
-            lm(token, state)
-            _wait(token)
-            taken.append(time.perf_counter() - start)
-    near_ms, far_ms = (statistics.median(taken) * 1e3 for taken in seconds)
-    near_bytes, far_bytes = map(state_bytes, states)
+        for name, pair in steps.items():
+            for step, taken in zip(pair, seconds[name], strict=True):
+                start = time.perf_counter()
+                step()
+                _wait(token)
+                taken.append(time.perf_counter() - start)
     return {
         "positions": [near, sizes.far],
-        "ms_per_token": [round(near_ms, 3), round(far_ms, 3)],
-        "ratio": round(far_ms / near_ms, 3),
-        "state_bytes": [near_bytes, far_bytes],
+        "tokens_per_s": _rates(seconds, statistics.median, sizes),
+        "fastest_tokens_per_s": _rates(seconds, min, sizes),
+        "state_bytes": list(map(state_bytes, states)),
+    }
+
+
+def _rates(
+    seconds: dict[str, tuple[list[float], ...]],
+    summary: Callable[[list[float]], float],
+    sizes: Sizes,
+) -> dict[str, list[int]]:
+    """Tokens a second near and far; a step of a batch of beams counts as so many tokens."""
+    rows = {name: sizes.beams if name.endswith("beams") else 1 for name in seconds}
+    return {
+        name: [round(rows[name] / summary(taken)) for taken in pair]
+        for name, pair in seconds.items()
     }
 
 
@@ -222,12 +268,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--length", type=int, help="of train (default: 8192)")
+    parser.add_argument("--far", type=int, help="later position of decode (default: 1000000)")
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     sizes = TINY if args.tiny else Sizes()
     sizes = replace(sizes, length=args.length) if args.length else sizes
+    sizes = replace(sizes, far=args.far) if args.far else sizes
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     for name in args.what:
         torch.manual_seed(0)

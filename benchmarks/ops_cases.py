@@ -5,7 +5,7 @@ Legend: B batch, L length, D dim, N order of the EMA, K numbers of its state, C 
 
 import abc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -41,7 +41,8 @@ class Case(abc.ABC):
     @property
     def shape(self) -> dict[str, int | bool]:
         """All sizes by name."""
-        return {name: value for name, value in asdict(self).items() if name not in ("label", "op")}
+        sizes = asdict(self).items()
+        return {name: v for name, v in sizes if name not in ("label", "op") and v is not None}
 
     @abc.abstractmethod
     def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -121,20 +122,25 @@ class NormCase(Case):
 
 @dataclass(frozen=True)
 class AttentionCase(Case):
-    """Chunk attention at equal widths of keys and values; all tensors in one dtype."""
+    """Chunk attention; all tensors in one dtype.
+
+    width: of queries and keys, and of values unless ``value_width`` is given.
+    """
 
     heads: int
     width: int
     chunk: int
     causal: bool
+    value_width: int | None = None
 
     @property
     def op(self) -> str:
         return "chunk_attention"
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        shape = self.batch, self.length, self.heads, self.width
-        q, k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
+        widths = self.width, self.width, self.value_width or self.width
+        shape = self.batch, self.length, self.heads
+        q, k, v = (torch.randn(*shape, width, device=device).to(dtype) for width in widths)
         return {"q": q / self.width**0.5, "k": k, "v": v}
 
     def call(self, backend: str | None, **tensors: torch.Tensor) -> torch.Tensor:
@@ -145,11 +151,9 @@ class AttentionCase(Case):
         """Two products of the pairs that see each other forward, four backward."""
         pairs = self.chunk * (self.chunk + 1) / 2 if self.causal else self.chunk**2
         pairs *= self.batch * self.heads * self.length / self.chunk
-        size = self.batch * self.length * self.heads * self.width * bytes_each
-        return (
-            Work(4 * self.width * pairs, 4 * size),
-            Work(12 * self.width * pairs, 12 * size),
-        )
+        widths = self.width + (self.value_width or self.width)
+        size = self.batch * self.length * self.heads * widths * bytes_each
+        return Work(2 * widths * pairs, 2 * size), Work(6 * widths * pairs, 6 * size)
 
 
 # The shapes that the figures of `ops_figures` are asked at.
@@ -163,6 +167,8 @@ LARGE_CEMA = CemaCase("large", 8, 16384, 1024)
 LARGE_TIMESTEP = NormCase("large", 8, 16384, 1024, 32)
 LARGE_SEQUENCE = NormCase("large", 8, 16384, 1024, 32, "sequence_norm")
 LARGE_CHUNKS = AttentionCase("large", 8, 16384, 1, 256, 2048, True)
+# Chunks and widths of the language models of 200M parameters.
+LANGUAGE_CHUNKS = AttentionCase("language model", 4, 8192, 1, 256, 2048, True, 2048)
 
 # Lengths of the ladder, all with as many steps in all as the longest.
 LENGTHS = tuple(4**k for k in range(6, 11))  # 4096 .. 1048576
@@ -193,9 +199,11 @@ def cases_for(device: str, quick: bool) -> list[Case]:
             NormCase("encoder", 2, 20, 8, 2, "sequence_norm"),
             AttentionCase("chunks", 2, 32, 2, 4, 8, True),
             AttentionCase("chunks", 2, 32, 2, 4, 8, False),
+            AttentionCase("language model", 2, 32, 1, 4, 16, True, 12),
             *ladder((16, 64), 16),
         ]
     if device == "cpu":
-        return [LONG, NARROW, SHORT, TIMESTEP, SEQUENCE, *CHUNKS, *ladder(LENGTHS, 32)]
-    large = [LARGE_CEMA, LARGE_TIMESTEP, LARGE_SEQUENCE, LARGE_CHUNKS]
+        language = replace(LANGUAGE_CHUNKS, batch=1, length=4096)
+        return [LONG, NARROW, SHORT, TIMESTEP, SEQUENCE, *CHUNKS, language, *ladder(LENGTHS, 32)]
+    large = [LARGE_CEMA, LARGE_TIMESTEP, LARGE_SEQUENCE, LARGE_CHUNKS, LANGUAGE_CHUNKS]
     return [LONG, NARROW, SHORT, TIMESTEP, *CHUNKS, *large, *ladder(LENGTHS, 256)]

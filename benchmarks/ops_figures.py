@@ -40,7 +40,7 @@ class Figure:
 def _default(op: str, device: str) -> str:
     if device == "cuda":
         return "triton"
-    return "native" if op == "cema" else "torch"
+    return "torch" if op == "chunk_attention" else "native"
 
 
 def _of(records: list[Record], case: cases.Case, device: str) -> Record | None:
@@ -165,13 +165,13 @@ FIGURES = [
     ),
     Figure(
         f"GPU, bf16, {_name(cases.LARGE_CEMA)}: time / copy of its tensors",
-        2,
+        1.25,
         False,
         _over_copy(cases.LARGE_CEMA),
     ),
     Figure(
         f"GPU, bf16, {_name(cases.LARGE_TIMESTEP)}: time / copy of its tensors",
-        2,
+        1.25,
         False,
         _over_copy(cases.LARGE_TIMESTEP),
     ),

@@ -34,11 +34,13 @@ BACKENDS: dict[str, dict[str, str]] = {
     "timestep_norm": {
         "reference": "norms.timestep.reference:timestep_norm_reference",
         "torch": "norms.timestep.torch_op:timestep_norm_torch",
+        "native": "norms.native_op:timestep_norm_native",
         "triton": "norms.timestep.triton_op:timestep_norm_triton",
     },
     "sequence_norm": {
         "reference": "norms.sequence.reference:sequence_norm_reference",
         "torch": "norms.sequence.torch_op:sequence_norm_torch",
+        "native": "norms.native_op:sequence_norm_native",
         "triton": "norms.sequence.triton_op:sequence_norm_triton",
     },
     "rms_norm": {
@@ -114,7 +116,7 @@ def _why_not_native(device: torch.device, dtype: torch.dtype | None) -> str | No
         return f"the kernels run on a CPU, the tensors are on {device}"
     if dtype == torch.float64:
         return "the kernels compute in float32, the tensors are float64"
-    return native.why_not(native.CEMA)
+    return native.why_not(native.CEMA) or native.why_not(native.NORMS)
 
 
 def _load(backend: str) -> str:
@@ -159,8 +161,16 @@ def _choose(
         # An exported program holds what runs without this package: ``torch`` in its plain form.
         defaults = () if torch.compiler.is_exporting() else _DEFAULTS.get(device.type, ())
         for default in defaults:
-            if default in table and _why_not(default, *tensors) is None:
-                return _load(default)
+            if default in table:
+                reason = _why_not(default, *tensors)
+                if reason is None:
+                    return _load(default)
+                if default == "native" and dtype != torch.float64:
+                    native.warn_once(
+                        "backend",
+                        f"Ops run on backend torch, slower than native, because {reason} "
+                        f"({ENV_VARIABLE}=torch chooses it without this warning)",
+                    )
         return _load("torch")
     if name == "triton" and "fused" in table:
         name = "fused"  # so that one name serves a model that calls several ops

@@ -3,6 +3,8 @@
 In kernels, ``o_`` are offsets, ``b_`` values of a tile, ``i_`` indices of the program.  A block of rows
 of a matrix is a tuple ``(pointer, o_r, stride, inside)``: where row 0 starts, which rows, the distance
 between rows, and which of the rows exist; features are neighbours in memory.
+
+Grids have one axis: the others end at 65,535 programs.
 """
 
 import functools
@@ -64,14 +66,14 @@ def store_pair(pointer, plane, at, first, second, inside):
 def load_triple(pointer, plane, at, inside):
     """Load three numbers that lie ``plane`` numbers apart, zero outside."""
     first, second = load_pair(pointer, plane, at, inside)
-    return first, second, tl.load(pointer + 2 * plane + at, mask=inside, other=0.0)
+    return first, second, tl.load(pointer + plane + plane + at, mask=inside, other=0.0)
 
 
 @triton.jit
 def store_triple(pointer, plane, at, first, second, third, inside):
     """Store three numbers ``plane`` numbers apart."""
     store_pair(pointer, plane, at, first, second, inside)
-    tl.store(pointer + 2 * plane + at, third, mask=inside)
+    tl.store(pointer + plane + plane + at, third, mask=inside)
 
 
 INTERPRETED = not isinstance(dot, triton.JITFunction)

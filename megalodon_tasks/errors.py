@@ -9,6 +9,7 @@ and :func:`install_excepthook` does in all other commands.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -18,6 +19,11 @@ from collections.abc import Callable
 import torch.multiprocessing
 from hydra.errors import CompactHydraException
 
+# What a disk, or the path that the user gave, refuses.
+DISK_ERRORS = {
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
+}  # fmt: skip
 DEBUG_VARIABLE = "MEGALODON_DEBUG"
 _PACKAGE = __name__.split(".")[0]
 
@@ -41,8 +47,9 @@ def _message_in(text: str) -> str:
 class user_errors(contextlib.ContextDecorator):
     """Turn this project's errors into UserError: ``with user_errors():`` or ``@user_errors()``.
 
-    Exception classes of this project and missing files are always translated, a ``ValueError`` only if
-    code of this project raised it: one from inside a library is a defect that needs its traceback.
+    Exception classes of this project, missing files and what a disk refuses are always translated, a
+    ``ValueError`` only if code of this project raised it: one from inside a library is a defect that
+    needs its traceback.
     """
 
     def __enter__(self) -> None:
@@ -59,6 +66,8 @@ class user_errors(contextlib.ContextDecorator):
         missing = isinstance(error, FileNotFoundError)
         if missing and error.filename is not None:
             raise UserError(f"{error.filename}: there is no such file or folder") from error
+        if isinstance(error, OSError) and error.filename is not None and error.errno in DISK_ERRORS:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
         ours = type(error).__module__.split(".")[0] == _PACKAGE
         if ours or missing or (isinstance(error, ValueError) and _raised_here(traceback)):
             raise UserError(str(error)) from error

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,8 +28,11 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is refused by a call that knows no name
         raise
     sync_folder(path.parent)
 
@@ -43,6 +46,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def inner_path(folder: Path, name: str, named_in: Path) -> Path:
+    """Return ``folder / name``; raise ``ValueError`` unless that lies in ``folder``, links followed.
+
+    named_in: the file that says ``name``, for the message.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
+        raise ValueError(
+            f"{named_in} names {name!r}, which leads out of {folder}: a file may only name others in "
+            "its own folder; get a whole copy of the folder"
+        )
+    return path
 
 
 @contextmanager
@@ -65,10 +82,12 @@ def sole_writer(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else holds it
+        with suppress(OSError):  # the folder may be gone
+            (folder / ".lock").unlink(missing_ok=True)  # while it is held: nobody else holds it
         lock.release()
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def has_writer(folder: Path) -> bool:

@@ -87,8 +87,10 @@ def _run(
     """Run pieces as one batch.  Returns the flat positions of their steps, their outputs, the state."""
     longest = max(piece.length for piece in pieces)
     device, length = x_BLD.device, x_BLD.shape[1]
-    start_R1 = torch.tensor([[p.row * length + p.start] for p in pieces], device=device)
-    length_R1 = torch.tensor([[p.length] for p in pieces], device=device)
+    start_R1 = torch.tensor(
+        [[p.row * length + p.start] for p in pieces], dtype=torch.int64, device=device
+    )
+    length_R1 = torch.tensor([[p.length] for p in pieces], dtype=torch.int64, device=device)
     step_L = torch.arange(longest, device=device)
     real_RL = step_L < length_R1
     at_RL = torch.where(real_RL, start_R1 + step_L, start_R1)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from megalodon_tasks.models.layers.no_decay import WithoutDecay
+
 
 class TokenEmbedding(nn.Module):
     """Embed symbols or bytes: N(0, 1/d), output times sqrt(d) if ``scaled``, zeros for padding.
@@ -46,7 +48,7 @@ class ScalarEmbedding(nn.Module):
         return torch.addcmul(self.bias, samples_BL.unsqueeze(-1).to(self.weight.dtype), self.weight)
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(WithoutDecay):
     """Embed images: each square patch through one linear map, plus a learned vector per position.
 
     Patches are in row-major order.  The map is a convolution with PyTorch's initialisation; the position
@@ -55,6 +57,8 @@ class PatchEmbedding(nn.Module):
 
     Raises ``ValueError`` if the patch size does not divide the image size, (height, width) in pixels.
     """
+
+    undecayed = ("position",)
 
     def __init__(
         self, dim: int, image_size: tuple[int, int], patch_size: int = 16, channels: int = 3
@@ -69,7 +73,6 @@ class PatchEmbedding(nn.Module):
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.position = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], dim))
-        self.position.param_group = "no_weight_decay"
         std = dim**-0.5
         nn.init.trunc_normal_(self.position, std=std, a=-2 * std, b=2 * std)
 

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
@@ -209,7 +210,8 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
 
         With fairseq's ``incremental_state``, ``prev_output_tokens`` holds all tokens so far, of which
         only those not yet read are computed: one when generating, a whole prompt, or anything between.
-        Raises ``ValueError`` if all of them were read before.
+        In evaluation and without gradients, single tokens are read by a :class:`Decoder`; the returned
+        ``state`` is then None.  Raises ``ValueError`` if all tokens were read before.
         """
         if incremental_state is None:
             x_BLD, extra = self.extract_features(prev_output_tokens, **kwargs)
@@ -228,10 +230,32 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
                 f"got {length} tokens with an incremental state that has read {read}; "
                 "pass all tokens from the start, as fairseq's generator does, or a new state"
             )
-        x_BLD, extra = self.extract_features(tokens_BL[:, read:], state=state, **kwargs)
-        entry = {"state": extra["state"], "read": length}
-        self.set_incremental_state(incremental_state, "stack", entry)
+        unread_BL = tokens_BL[:, read:]
+        if self._is_plain_step(unread_BL, state, **kwargs):
+            state = state if isinstance(state, Decoder) else Decoder(self.lm, state)
+            x_BLD, extra = state.features(unread_BL), {"attn": None, "state": None}
+        else:
+            state = state.state() if isinstance(state, Decoder) else state
+            x_BLD, extra = self.extract_features(unread_BL, state=state, **kwargs)
+            state = extra["state"]
+        self.set_incremental_state(incremental_state, "stack", {"state": state, "read": length})
         return x_BLD, extra
+
+    def _is_plain_step(
+        self,
+        unread_BL: torch.Tensor,
+        state: StackState | RowStates | Decoder | None,
+        document_starts: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Return whether a :class:`Decoder` can read these tokens: one of each row, in evaluation."""
+        return (
+            isinstance(state, (StackState, Decoder))
+            and unread_BL.shape[1] == 1
+            and document_starts is None
+            and not (self.training or torch.is_grad_enabled())
+            and not (unread_BL == self.padding_idx).any()
+        )
 
     def extract_features(
         self,
@@ -277,9 +301,12 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
     ) -> None:
         """Select rows, as beam search does.  new_order: (new batch,) int64, repeats allowed."""
         entry = self.get_incremental_state(incremental_state, "stack")
-        if entry is not None:
-            entry = entry | {"state": reorder_state(entry["state"], new_order)}
-            self.set_incremental_state(incremental_state, "stack", entry)
+        if entry is None:
+            return
+        if isinstance(entry["state"], Decoder):
+            entry["state"].reorder(new_order)
+        else:
+            entry["state"] = reorder_state(entry["state"], new_order)
 
     def max_positions(self) -> int:
         """Return fairseq's limit on the length of a sequence: there is none."""

@@ -43,6 +43,15 @@ class LanguageModel(nn.Module):
         self.stack = MegalodonStack(config)
         self.output = output
 
+    def embed(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Return the input of the stack, (B, L, D), before dropout.
+
+        Raises ``ValueError`` for a token outside the vocabulary.
+        """
+        self._check_tokens(tokens_BL)
+        x_BLD = self.embedding(tokens_BL)
+        return x_BLD * self.config.model_dim**0.5 if self.scale_emb else x_BLD
+
     def features(
         self,
         tokens_BL: torch.Tensor,
@@ -59,11 +68,7 @@ class LanguageModel(nn.Module):
         faster; see :func:`megalodon_tasks.models.documents.run_documents`.
         Raises ``ValueError`` for a token outside the vocabulary, or a state of another model.
         """
-        self._check_tokens(tokens_BL)
-        x_BLD = self.embedding(tokens_BL)
-        if self.scale_emb:
-            x_BLD = x_BLD * self.config.model_dim**0.5
-        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        x_BLD = F.dropout(self.embed(tokens_BL), self.dropout, self.training)
         if document_starts_BL is None:
             return self.stack(x_BLD, padding_mask_BL, state)
         return run_documents(
@@ -97,6 +102,8 @@ class LanguageModel(nn.Module):
         if tokens_BL.device.type != "cpu" or not data_is_at_hand(tokens_BL):
             return
         low, high = tokens_BL.aminmax()
+        if type(low) is not torch.Tensor:  # under FakeTensorMode, and without a value
+            return
         if low < 0 or high >= self.vocab_size:
             wrong = int(low) if low < 0 else int(high)
             raise ValueError(

@@ -48,7 +48,7 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
 # published 252M (the table's 1536 does not), and the feed-forward width above.
 LM_PRESETS: dict[str, dict[str, object]] = {
     "megalodon_lm_wikitext103": {"num_layers": 16, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
-    | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 2048, "norm_num_groups": 32}
+    | {"value_dim": 2048, "ffn_hidden_dim": 2560, "chunk_size": 1024, "norm_num_groups": 32}
     | {"scale_emb": True, "share_emb": True, "adaptive_cutoffs": "20000,60000"}
     | {"adaptive_dropout": 0.2},
     "megalodon_lm_enwik8": {"num_layers": 12, "model_dim": 512, "num_heads": 1, "z_dim": 128}

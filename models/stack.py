@@ -39,7 +39,7 @@ class MegalodonStack(nn.Module):
         x: (B, L, D) float.  padding_mask: (B, L) bool, True at padding.  state: of the steps before.
         Raises ``ValueError`` for a state given to an encoder or to a stack of another depth.
         """
-        self._check_state(state)
+        self.check_state(state)
         states = state.blocks if state is not None else (None,) * len(self.blocks)
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):
@@ -56,7 +56,8 @@ class MegalodonStack(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def _check_state(self, state: StackState | None) -> None:
+    def check_state(self, state: StackState | None) -> None:
+        """Raise ``ValueError`` for a state that cannot be of this stack."""
         if state is None:
             return
         if not self.causal:

@@ -135,3 +135,8 @@ class Carried:
     def put(self, model: torch.nn.Module, state: object) -> None:
         """Replace the state of ``model``."""
         self._states[model] = detach_state(state)
+
+    def replace(self, function: Callable[[object], object]) -> None:
+        """Replace the state of each model by ``function`` of it."""
+        for model, state in self._states.items():
+            self._states[model] = function(state)

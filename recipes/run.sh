@@ -99,8 +99,39 @@ find_python() {
     [[ -z $missing ]] || die "$PYTHON lacks: $missing; run 'make venv' in $ROOT, or set PYTHON to an interpreter that has them"
 }
 
+# megalodon COMMAND...: runs it in the background, so that a signal that only this script gets is passed on
+# at once and not after the command has ended
+CHILD=
+SIGNAL=
 megalodon() {
-    "$PYTHON" -m megalodon_tasks "$@"
+    local status=127 last
+    "$PYTHON" -m megalodon_tasks "$@" <&0 &
+    CHILD=$!
+    while true; do
+        SIGNAL_SEEN=
+        wait "$CHILD" && last=0 || last=$?
+        # 127: the signal came when the command had ended, whose status is known
+        ((last == 127 && status != 127)) || status=$last
+        [[ -n $SIGNAL_SEEN ]] || break
+    done
+    CHILD=
+    [[ -z $SIGNAL || $status != 0 ]] || status=$((128 + $(kill -l "$SIGNAL")))
+    return "$status"
+}
+
+# pass_on NAME: gives the signal to the command that runs; without one, ends the script
+pass_on() {
+    SIGNAL=$1
+    SIGNAL_SEEN=1
+    [[ -n $CHILD ]] || exit $((128 + $(kill -l "$1")))
+    kill -s "$1" "$CHILD" 2> /dev/null || true
+}
+
+pass_signals_on() {
+    local name
+    for name in INT TERM USR1; do
+        trap "pass_on $name" "$name"
+    done
 }
 
 # prepare_data: sets PREPARED to the folder of the prepared data, which the command prints
@@ -112,7 +143,10 @@ prepare_data() {
         # program shares the cores and one thread waits for the other at every operation.
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     fi
-    PREPARED=$(megalodon prepare "$RECIPE" "$source" "$source/prepared" "${PREPARE_OPTIONS[@]}")
+    PRINTED=$(mktemp)
+    trap 'rm -f -- "$PRINTED"' EXIT
+    megalodon prepare "$RECIPE" "$source" "$source/prepared" "${PREPARE_OPTIONS[@]}" > "$PRINTED"
+    PREPARED=$(< "$PRINTED")
 }
 
 train() {
@@ -154,6 +188,7 @@ run_recipe() {
         die "$SAVE_DIR/checkpoint_best.pt does not exist: train first"
     fi
     find_python
+    pass_signals_on
     prepare_data
     case $STEP in
         prepare) ;;

@@ -17,10 +17,11 @@ SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
-LEAVES = {"errors", "files"}
+LEAVES = {"errors", "files", "signals"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "signals": set(),
     "cuda_ops": set(),
     "models": {"cuda_ops", "files"},
     "timm_model": {"models"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "runs": {"configuration", "models", "data", *LEAVES},
     "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
     "recipes": {"training", "data", "models", *LEAVES},
-    "evaluation": {"runs", "data", "models", "cuda_ops", *LEAVES},
+    "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
     "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
 # These look back, to register everything and to start the command.
@@ -108,6 +109,38 @@ def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
             yield from public_functions(child)
         elif isinstance(child, ast.FunctionDef) and public:
             yield child
+
+
+# What makes a tensor in PyTorch's default dtype unless it is given one.
+FACTORIES = {
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+}
+
+
+def without_dtype() -> Iterator[str]:
+    for source in sources(*SHIPPED):
+        calls = [node for node in ast.walk(source.tree) if isinstance(node, ast.Call)]
+        # Parameters are made in the default dtype, as those of PyTorch's modules are.
+        parameters = [call for call in calls if ast.unparse(call.func) == "nn.Parameter"]
+        exempt = {id(node) for call in parameters for node in ast.walk(call)}
+        for call in calls:
+            module, _, name = ast.unparse(call.func).rpartition(".")
+            given = any(keyword.arg in ("dtype", None) for keyword in call.keywords)
+            if module == "torch" and name in FACTORIES and not given and id(call) not in exempt:
+                yield source.at(call, f"torch.{name} without a dtype")
+
+
+def test_no_tensor_is_made_in_the_default_dtype():
+    none(without_dtype())
 
 
 def unannotated() -> Iterator[str]:

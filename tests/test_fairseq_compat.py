@@ -212,8 +212,17 @@ def test_a_finished_run_stays_as_it_is(run_copy, caplog):
     assert ("train_inner", 25) in runs.train(run_copy, "--max-update", "25")
 
 
+@pytest.mark.parametrize("epochs", ["1", "2"])
+def test_a_run_that_has_made_its_epochs_is_finished(run_copy, caplog, epochs):
+    before = runs.state_of(run_copy)
+    with caplog.at_level("INFO"):
+        runs.train(run_copy, "--max-update", "0", "--total-num-update", "20", "--max-epoch", epochs)
+    assert f"this run is finished (3 of {epochs} epochs)" in caplog.text
+    runs.assert_equal(runs.state_of(run_copy), before)
+
+
 def test_fairseq_alone_trains_a_finished_run_further(run_copy, monkeypatch):
-    monkeypatch.setattr(jobs, "_skip_if_finished", lambda trainer: None)
+    monkeypatch.setattr(jobs, "_skip_if_finished", lambda trainer, next_epoch: None)
     runs.train(run_copy)
     assert runs.state_of(run_copy)["updates"] == 21
 

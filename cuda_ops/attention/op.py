@@ -28,6 +28,10 @@ def chunk_attention(
     if ``causal``.  There is no temperature: q and k arrive scaled (equations 7 and 8).  Chunks are
     counted from the start of the sequence, so a call with a ``state`` continues its open chunk.
 
+    NaN or infinity at a real step of ``q`` reaches the output of that step, and of ``k`` or ``v`` the
+    outputs of its own chunk, earlier ones too: a weight of zero times NaN is NaN.  On ``reference``,
+    which multiplies all of ``v``, NaN in ``v`` reaches all outputs.
+
     Args:
         q: queries (B, L, H, K), a real floating dtype.
         k: keys (B, L, H, K).

@@ -14,7 +14,7 @@ The mask of DropKey is a function of a seed and of the position of the score; ea
 Megalodon's values are much wider than its keys.  Where they do not fit a tile, the forward and grad_v
 split them over programs, which each compute the scores; dP runs over them in parts.
 
-Positions: a chunk starts at a multiple of C in the sequence of keys, (B, S); ``past`` of these come
+Positions: a chunk starts at a multiple of C <= S in the sequence of keys, (B, S); ``past`` of these come
 before the first query, so that query i is at position past + i.  Scores are taken to base 2.
 ``lse`` is +inf for a query that sees no key, which makes all its weights zero.
 
@@ -44,11 +44,25 @@ def _dense_head(pointer, i_bh, steps, H, width):
 
 
 @triton.jit
+def _program(C, S, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """Return the head, the block of ROWS rows among those of its chunks, and the part of the values."""
+    per_head = tl.cdiv(S, C) * tl.cdiv(C, ROWS) * SPLITS
+    i_bh, i = tl.program_id(0) // per_head, tl.program_id(0) % per_head
+    return i_bh, i // SPLITS, i % SPLITS
+
+
+@triton.jit
 def _block(i, C, S, ROWS: tl.constexpr):
     """Return where the chunk of block ``i`` starts, where the block starts, and where the chunk ends."""
-    blocks_of_chunk = tl.cdiv(tl.minimum(C, S), ROWS)
+    blocks_of_chunk = tl.cdiv(C, ROWS)
     start = (i // blocks_of_chunk) * C
-    return start, start + (i % blocks_of_chunk) * ROWS, tl.minimum(start + C, S)
+    return start, start + (i % blocks_of_chunk) * ROWS, start + tl.minimum(C, S - start)
+
+
+@triton.jit
+def _last_block_first(i, C, S, ROWS: tl.constexpr):
+    """Do the same from the other end: the last queries of a causal chunk see the most keys."""
+    return _block(tl.cdiv(S, C) * tl.cdiv(C, ROWS) - 1 - i, C, S, ROWS)
 
 
 @triton.jit
@@ -89,9 +103,11 @@ def _masked(scores, lse, real_k, o_q, o_k, drop, start, past, CAUSAL: tl.constex
 @triton.jit
 def dropkey_kernel(seed, drop, dropout_p, L, W, BM: tl.constexpr, BN: tl.constexpr):
     """Write the mask of DropKey (B, H, L, W), True where the key is dropped."""
-    i_bh = tl.program_id(0)
-    o_l = tl.program_id(1) * BM + tl.arange(0, BM)[:, None]
-    o_w = tl.program_id(2) * BN + tl.arange(0, BN)[None, :]
+    across, down = tl.cdiv(W, BN), tl.cdiv(L, BM)
+    i_w, i_l = tl.program_id(0) % across, tl.program_id(0) // across % down
+    i_bh = tl.program_id(0) // across // down
+    o_l = i_l * BM + tl.arange(0, BM)[:, None]
+    o_w = i_w * BN + tl.arange(0, BN)[None, :]
     dropped = _dropped(tl.load(seed), i_bh, o_l, o_w, dropout_p)
     at = drop + (i_bh.to(tl.int64) * L + o_l) * W + o_w
     tl.store(at, dropped.to(tl.uint8), mask=(o_l < L) & (o_w < W))
@@ -115,7 +131,6 @@ def chunk_attention_kernel(
     H,
     C,
     past,
-    blocks,
     K: tl.constexpr,
     V: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -126,12 +141,11 @@ def chunk_attention_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write outputs ``y`` (B, L, H, V) and ``lse`` (B, H, L); ``blocks`` of queries in all chunks."""
+    """Write outputs ``y`` (B, L, H, V) and ``lse`` (B, H, L)."""
     splits: tl.constexpr = (V + BV - 1) // BV
-    i_v, i_m, i_bh = tl.program_id(0) % splits, tl.program_id(0) // splits, tl.program_id(1)
+    i_bh, i_m, i_v = _program(C, S, BM, splits)
     row = (i_bh // H).to(tl.int64)
-    # Long programs first: the last queries of a causal chunk see the most.
-    start, first, stop = _block(blocks - 1 - i_m, C, S, BM)
+    start, first, stop = _last_block_first(i_m, C, S, BM)
     o_q, o_k, o_v = first + tl.arange(0, BM), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     inside_q = (o_q < stop) & (o_q >= past)
     real_q = not_padded(mask, row, o_q, inside_q, S)
@@ -169,7 +183,8 @@ def chunk_attention_kernel(
         b_v = load_rows((v, o_s, v_strides[1], real_s), o_v, V, OPERAND)
         acc = dot(weights.to(OPERAND), b_v, acc * shrink[:, None])
 
-    some = real_q & (total > 0)
+    # Not > 0, which would hide NaN.
+    some = real_q & (total != 0)
     safe = tl.where(some, total, 1.0)
     b_y = tl.where(some[:, None], acc / safe[:, None], 0.0)
     store_rows((_dense_head(y, i_bh, L, H, V), o_q - past, H * V, inside_q), b_y, o_v, V)
@@ -194,8 +209,9 @@ def chunk_attention_delta_kernel(
     BV: tl.constexpr,
 ):
     """Write ``delta`` (B, H, L), the sum over features of y and its gradient, zero at padding."""
-    i_bh = tl.program_id(1)
-    o_l = tl.program_id(0) * BM + tl.arange(0, BM)
+    per_head = tl.cdiv(L, BM)
+    i_bh = tl.program_id(0) // per_head
+    o_l = tl.program_id(0) % per_head * BM + tl.arange(0, BM)
     real = not_padded(mask, (i_bh // H).to(tl.int64), past + o_l, o_l < L, S)
     outputs = (_dense_head(y, i_bh, L, H, V), o_l, H * V, real)
     grads = (_head(grad, i_bh, H, grad_strides), o_l, grad_strides[1], real)
@@ -228,7 +244,6 @@ def chunk_attention_queries_kernel(
     H,
     C,
     past,
-    blocks,
     K: tl.constexpr,
     V: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -240,9 +255,9 @@ def chunk_attention_queries_kernel(
     BC: tl.constexpr,
 ):
     """Write ``grad_q`` (B, L, H, K)."""
-    i_bh = tl.program_id(1)
+    i_bh, i_m, _ = _program(C, S, BM, 1)
     row = (i_bh // H).to(tl.int64)
-    start, first, stop = _block(blocks - 1 - tl.program_id(0), C, S, BM)
+    start, first, stop = _last_block_first(i_m, C, S, BM)
     o_q, o_k, o_v = first + tl.arange(0, BM), tl.arange(0, BK), tl.arange(0, BV)
     inside_q = (o_q < stop) & (o_q >= past)
     real_q = not_padded(mask, row, o_q, inside_q, S)
@@ -322,7 +337,7 @@ def chunk_attention_keys_kernel(
     Without ``grad_k`` a program owns BV features of the values; with both, V fits in BV.
     """
     splits: tl.constexpr = 1 if grad_k is not None else (V + BV - 1) // BV
-    i_v, i_n, i_bh = tl.program_id(0) % splits, tl.program_id(0) // splits, tl.program_id(1)
+    i_bh, i_n, i_v = _program(C, S, BN, splits)
     row = (i_bh // H).to(tl.int64)
     start, first, stop = _block(i_n, C, S, BN)
     o_s, o_k, o_v = first + tl.arange(0, BN), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)

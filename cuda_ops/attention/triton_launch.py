@@ -117,7 +117,8 @@ class Launches:
         self.mask, self.seed = call.padding_mask, call.seed
         self.batch, self.queries, self.heads, self.key = q.shape
         self.keys, self.value = v.shape[1], v.shape[3]
-        self.chunk = call.chunk
+        # Sums of steps and chunk lengths stay within 32 bits.
+        self.chunk = min(call.chunk, max(1, self.keys))
         self.narrow = q.element_size() > 2
         self.large = shared_memory(q.device, SHARED_MEMORY) > LARGE_MEMORY
         self.key_width = _power(self.key)
@@ -129,7 +130,7 @@ class Launches:
             "L": self.queries,
             "S": self.keys,
             "H": self.heads,
-            "C": call.chunk,
+            "C": self.chunk,
             "past": self.keys - self.queries,
             "K": self.key,
             "V": self.value,
@@ -138,10 +139,10 @@ class Launches:
 
     def blocks(self, rows: int) -> int:
         """Return the number of blocks of ``rows`` in all chunks; each chunk starts a block."""
-        return triton.cdiv(self.keys, self.chunk) * triton.cdiv(min(self.chunk, self.keys), rows)
+        return triton.cdiv(self.keys, self.chunk) * triton.cdiv(self.chunk, rows)
 
-    def _grid(self, blocks: int) -> tuple[int, int]:
-        return (blocks, self.batch * self.heads)
+    def _grid(self, blocks: int) -> tuple[int]:
+        return (blocks * self.batch * self.heads,)
 
     def forward(self, y: torch.Tensor, lse: torch.Tensor) -> None:
         """Fill ``y`` (B, L, H, V) and ``lse`` (B, H, L)."""
@@ -155,14 +156,13 @@ class Launches:
             # Drawing random numbers takes registers.
             most = (most[0], 32)
         tile = _fit(y, key, value, operands, most)
-        blocks = self.blocks(tile.own)
-        kernels.chunk_attention_kernel[self._grid(blocks * triton.cdiv(self.value, value))](
+        splits = triton.cdiv(self.value, value)
+        kernels.chunk_attention_kernel[self._grid(self.blocks(tile.own) * splits)](
             *self.inputs,
             self.mask,
             self.seed,
             y,
             lse,
-            blocks=blocks,
             **self.arguments,
             **tile.constants(y.dtype),
         )
@@ -192,15 +192,13 @@ class Launches:
             operands = Operands((key + value, 0), (0, key + value), key)
         most = (32, 32) if self.narrow else (128, 64) if self.large and key <= 128 else (64, 64)
         tile = _fit(grad_q, key, value, operands, most)
-        blocks = self.blocks(tile.own)
-        kernels.chunk_attention_queries_kernel[self._grid(blocks)](
+        kernels.chunk_attention_queries_kernel[self._grid(self.blocks(tile.own))](
             *self.inputs,
             grad,
             self.mask,
             self.seed,
             *per_query,
             grad_q,
-            blocks=blocks,
             grad_strides=grad.stride()[:3],
             **self.arguments,
             **tile.constants(grad_q.dtype),
@@ -255,6 +253,6 @@ def dropkey(seed: torch.Tensor, shape: tuple[int, int, int, int], dropout_p: flo
     """Return the mask that a call with this seed draws, (B, H, L, W) as in ``draw_dropkey``."""
     batch, heads, length, width = shape
     drop = torch.empty(shape, dtype=torch.uint8, device=seed.device)
-    grid = (batch * heads, triton.cdiv(length, 32), triton.cdiv(width, 32))
+    grid = (batch * heads * triton.cdiv(length, 32) * triton.cdiv(width, 32),)
     kernels.dropkey_kernel[grid](seed, drop, dropout_p, L=length, W=width, BM=32, BN=32)
     return drop.view(torch.bool)

@@ -8,35 +8,24 @@
  *     states = what the blocks before leave        in turn, double precision from group to group
  *     y      = [states | inputs] x matrix          (5)
  *
+ * Only the second line passes from group to group, and it is short.  So where tiles and sequences are
+ * fewer than threads, all threads share one: each takes some groups of a window for the first line, some
+ * components for the second, and its groups again for the third.  Results are the same bit for bit.
+ *
  * B batch, L length, D dim, N order, c = STEPS, K = 2N columns of the states, rounded up to a multiple
  * of TILE; real and imaginary parts in turn.  One call does one direction: its blocks are taken from the
  * first to the last with lags >= 0, or, `reverse`, from the last to the first with lags < 0.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
+#include "native.h"
 
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
 #define STEPS 16
 #define ROWS 16
 #define TILE 4
+/* Groups of a window for each thread that shares it. */
+#define SHARE 8
 
-typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef double wide __attribute__((vector_size(8 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
 #define WIDE(v) __builtin_convertvector(v, wide)
 #define NARROW(v) __builtin_convertvector(v, vec)
 
@@ -67,6 +56,24 @@ struct call {
     double *grad_omega;      /* (splits, D) */
 };
 
+/* The threads that work on one tile of one part of the batch: one, or all. */
+struct team {
+    int64_t member, members;
+    int64_t window;    /* groups that they work on at once */
+    vec *shared, *own; /* memory of the team, and of its members in turn */
+    int64_t own_size;
+};
+
+static void wait_for(const struct team *team) {
+    if (team->members > 1) {
+#pragma omp barrier
+    }
+}
+
+static vec *memory_of(const struct team *team, int64_t member) {
+    return team->own + member * team->own_size;
+}
+
 static void stream(float *to, vec value) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, (__m512)value);
@@ -76,9 +83,6 @@ static void stream(float *to, vec value) {
     *(vec *)to = value;
 #endif
 }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Steps of the last block. */
 static int64_t steps_left(const struct call *call) { return (call->length - 1) % STEPS + 1; }
@@ -164,33 +168,46 @@ static void fill_lane(const struct matrices *m, const struct call *call, int64_t
                 kernel[STEPS - 1 + (adjoint ? i - j : j - i)];
 }
 
-static void fill_matrices(struct matrices *m, const struct call *call, int64_t channel, int adjoint) {
+static void fill_matrices(struct matrices *m, const struct call *call, int64_t channel, int adjoint,
+                          const struct team *team) {
     m->reverse = adjoint ? !call->reverse : call->reverse;
-    for (int64_t lane = 0; lane < least(LANES, call->dim - channel); lane++)
+    for (int64_t lane = team->member; lane < least(LANES, call->dim - channel); lane += team->members)
         fill_lane(m, call, lane, channel + lane, adjoint);
 }
 
-/* Four rows of `left` times TILE columns: out = sum over [0, states) and [first, last) of the inner
- * index. */
-static void multiply(const vec *left, int64_t pitch, const vec *table, int64_t states, int64_t first,
-                     int64_t last, vec *out, int64_t out_pitch) {
-    vec sums[4][TILE] = {{{0}}};
-    for (int part = 0; part < 2; part++) {
-        const int64_t begin = part ? first : 0, end = part ? last : states;
-        for (int64_t i = begin; i < end; i++) {
-            const vec *t = table + i * TILE;
+/* Four rows of `left` times TILE columns: sums += products over [begin, end) of the inner index. */
+INLINE void multiply(const vec *left, int64_t pitch, const vec *table, int64_t begin, int64_t end,
+                     vec sums[4][TILE]) {
+    for (int64_t i = begin; i < end; i++) {
+        const vec *t = table + i * TILE;
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) {
-                const vec l = left[r * pitch + i];
+        for (int r = 0; r < 4; r++) {
+            const vec l = left[r * pitch + i];
 #pragma GCC unroll 4
-                for (int j = 0; j < TILE; j++) sums[r][j] += l * t[j];
-            }
+            for (int j = 0; j < TILE; j++) sums[r][j] += l * t[j];
         }
     }
+}
+
+/* The same over TILE steps for the columns of these steps: not for those before a step, or, `reverse`,
+ * after it, because NaN times zero is NaN. */
+INLINE void multiply_triangle(const vec *left, int64_t pitch, const vec *table,
+                              int reverse, vec sums[4][TILE]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < TILE; i++)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; j++)
+                if (reverse ? j <= i : j >= i)
+                    sums[r][j] += left[r * pitch + i] * table[i * TILE + j];
+}
+
+INLINE void put_tile(vec sums[4][TILE], vec *out, int64_t pitch) {
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < TILE; j++) out[r * out_pitch + j] = sums[r][j];
+        for (int j = 0; j < TILE; j++) out[r * pitch + j] = sums[r][j];
 }
 
 /* out[i][j] += sum over rows of left[row][i] * right[row][j], for TILE x TILE of them. */
@@ -262,68 +279,94 @@ static void load_state(const double *source, int64_t offset, int64_t order, int6
             state[k][lane] = source[offset + lane * 2 * order + k];
 }
 
-/* What the inputs of each row add to the states: sums[row][K]. */
-static void sum_inputs(const struct matrices *m, const vec *buffer, int64_t rows, vec *sums) {
+/* What the inputs of each row add to the states: into the columns of the states. */
+static void sum_inputs(const struct matrices *m, vec *buffer, int64_t rows) {
     const int64_t K = m->states, pitch = K + STEPS;
     for (int64_t k = 0; k < K; k += TILE)
-        for (int64_t row = 0; row < rows; row += 4)
-            multiply(buffer + row * pitch + K, pitch, m->write + k * STEPS, 0, 0, STEPS,
-                     sums + row * K + k, K);
+        for (int64_t row = 0; row < rows; row += 4) {
+            vec sums[4][TILE] = {{{0}}};
+            multiply(buffer + row * pitch + K, pitch, m->write + k * STEPS, 0, STEPS, sums);
+            put_tile(sums, buffer + row * pitch + k, pitch);
+        }
 }
 
-/* Write to each row the state before it, and move `state` after them all.
+/* The states of two components after a row, of which `sums` are what its inputs add.  A row waits for
+ * the one before it; the two components do not wait for each other. */
+INLINE void advance(const vec q[4], const vec *sums, vec state[4]) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+        const vec re = sums[i] + q[i] * state[i] - q[i + 1] * state[i + 1];
+        state[i + 1] = sums[i + 1] + q[i] * state[i + 1] + q[i + 1] * state[i];
+        state[i] = re;
+    }
+}
+
+/* What the rows of a group add to the states after it, from their sums. */
+static void sum_rows(const struct matrices *m, const vec *buffer, int64_t rows, vec *added) {
+    const int64_t K = m->states, pitch = K + STEPS;
+    const vec *row = buffer + (m->reverse ? rows - 1 : 0) * pitch;
+    const int64_t next = m->reverse ? -pitch : pitch;
+    for (int64_t k = 0; k < K; k += 4) {
+        vec q[4], state[4] = {{0}};
+        for (int i = 0; i < 4; i++) q[i] = NARROW(m->decay[k + i]);
+        for (int64_t i = 0; i < rows; i++) advance(q, row + i * next + k, state);
+        for (int i = 0; i < 4; i++) added[k + i] = state[i];
+    }
+}
+
+/* Replace the sums of each row by the states before it, from those before the group. */
+static void place_states(const struct matrices *m, const vec *before, int64_t rows, vec *buffer) {
+    const int64_t K = m->states, pitch = K + STEPS;
+    vec *row = buffer + (m->reverse ? rows - 1 : 0) * pitch;
+    const int64_t next = m->reverse ? -pitch : pitch;
+    for (int64_t k = 0; k < K; k += 4) {
+        vec q[4], state[4];
+        for (int i = 0; i < 4; i++) q[i] = NARROW(m->decay[k + i]), state[i] = before[k + i];
+        for (int64_t i = 0; i < rows; i++) {
+            vec *at = row + i * next + k, old[4];
+            for (int j = 0; j < 4; j++) old[j] = state[j];
+            advance(q, at, state);
+            for (int j = 0; j < 4; j++) at[j] = old[j];
+        }
+    }
+}
+
+/* Take the states of component n over a group.
  *
  * Within a group sums are of single precision.  What goes from group to group is double, so that no
  * error of the decay grows along the sequence. */
-static void pass_rows(const struct matrices *m, int64_t order, const vec *sums, int64_t rows, wide *state,
-                      vec *buffer) {
-    const int64_t K = m->states, pitch = K + STEPS;
-    const int64_t first = m->reverse ? rows - 1 : 0, next = m->reverse ? -1 : 1;
-    for (int64_t n = 0; n < order; n++) {
-        const wide q_re = m->decay[2 * n], q_im = m->decay[2 * n + 1];
-        const vec d_re = NARROW(q_re), d_im = NARROW(q_im);
-        wide passed_re = state[2 * n], passed_im = state[2 * n + 1];
-        vec re = NARROW(passed_re), im = NARROW(passed_im), added_re = {0}, added_im = {0};
-        for (int64_t i = 0; i < rows; i++) {
-            const vec *sum = sums + (first + i * next) * K + 2 * n;
-            vec *row = buffer + (first + i * next) * pitch + 2 * n;
-            row[0] = re;
-            row[1] = im;
-            const vec re_behind = sum[0] + d_re * re - d_im * im;
-            im = sum[1] + d_re * im + d_im * re;
-            re = re_behind;
-            const vec added = sum[0] + d_re * added_re - d_im * added_im;
-            added_im = sum[1] + d_re * added_im + d_im * added_re;
-            added_re = added;
-        }
-        if (rows == ROWS) {
-            const wide p_re = m->group_decay[2 * n], p_im = m->group_decay[2 * n + 1];
-            state[2 * n] = p_re * passed_re - p_im * passed_im + WIDE(added_re);
-            state[2 * n + 1] = p_re * passed_im + p_im * passed_re + WIDE(added_im);
-        } else {
-            for (int64_t i = 0; i < rows; i++) {
-                const wide passed = q_re * passed_re - q_im * passed_im;
-                passed_im = q_re * passed_im + q_im * passed_re;
-                passed_re = passed;
-            }
-            state[2 * n] = passed_re + WIDE(added_re);
-            state[2 * n + 1] = passed_im + WIDE(added_im);
-        }
+static void pass_group(const struct matrices *m, int64_t n, int64_t rows, const vec *added, wide *state) {
+    const wide *power = (rows == ROWS ? m->group_decay : m->decay) + 2 * n;
+    for (int64_t i = 0; i < (rows == ROWS ? 1 : rows); i++) {
+        const wide passed = power[0] * state[2 * n] - power[1] * state[2 * n + 1];
+        state[2 * n + 1] = power[0] * state[2 * n + 1] + power[1] * state[2 * n];
+        state[2 * n] = passed;
     }
+    state[2 * n] += WIDE(added[2 * n]);
+    state[2 * n + 1] += WIDE(added[2 * n + 1]);
+}
+
+/* Outputs of four rows at the TILE steps from j on.  Not inlined: addresses of many would be spilled. */
+static __attribute__((noinline)) void output_tile(const vec *left, int64_t K, const vec *table, int64_t j,
+                                                  int reverse, vec *out) {
+    const int64_t pitch = K + STEPS;
+    vec sums[4][TILE] = {{{0}}};
+    multiply(left, pitch, table, 0, reverse ? K : K + j, sums);
+    if (reverse) {
+        multiply(left, pitch, table, K + j + TILE, pitch, sums);
+        multiply_triangle(left + K + j, pitch, table + (K + j) * TILE, 1, sums);
+    } else {
+        multiply_triangle(left + K + j, pitch, table + (K + j) * TILE, 0, sums);
+    }
+    put_tile(sums, out, STEPS);
 }
 
 static void outputs(const struct matrices *m, const vec *buffer, int64_t rows, vec *out) {
     const int64_t K = m->states, pitch = K + STEPS;
     for (int64_t j = 0; j < STEPS; j += TILE)
         for (int64_t row = 0; row < rows; row += 4)
-            multiply(buffer + row * pitch, pitch, m->matrix + j * pitch, K, K + (m->reverse ? j : 0),
-                     K + (m->reverse ? STEPS : j + TILE), out + row * STEPS + j, STEPS);
-}
-
-static void *allocate(int64_t vectors) {
-    void *memory = aligned_alloc(2 * sizeof(vec), divided(vectors, 2) * 2 * sizeof(vec));
-    if (memory) memset(memory, 0, vectors * sizeof(vec));
-    return memory;
+            output_tile(buffer + row * pitch, K, m->matrix + j * pitch, j, m->reverse,
+                        out + row * STEPS + j);
 }
 
 /* Hands out parts of one piece of memory, in vectors. */
@@ -345,12 +388,46 @@ static struct matrices room_for_matrices(vec **memory, int64_t K) {
     return m;
 }
 
+/* The groups of a window. */
+struct window {
+    wide *state;  /* [K] after the last one so far */
+    vec *before;  /* [group][K] states; zeros in columns beyond 2N */
+    vec *added;   /* [group][K] what each adds to the states */
+    vec *rows;    /* [group][ROWS][K + c] */
+    int64_t row_size;
+};
+
+#define WINDOW(K) (ROWS * ((K) + STEPS) + 2 * (K))
+
+static struct window room_for_window(vec **memory, int64_t K, int64_t groups) {
+    struct window w = {.state = (wide *)part(memory, 2 * K), .row_size = ROWS * (K + STEPS)};
+    w.before = part(memory, groups * K);
+    w.added = part(memory, groups * K);
+    w.rows = part(memory, groups * w.row_size);
+    return w;
+}
+
 static struct place place_of(const struct call *call, int64_t b, int64_t channel, int64_t group) {
     struct place at = {.start = group * ROWS * STEPS, .dim = call->dim};
     at.steps = least(ROWS * STEPS, call->length - at.start);
     at.lanes = least(LANES, call->dim - channel);
     at.padding = call->padding ? call->padding + b * call->length : NULL;
     return at;
+}
+
+static int64_t columns_of(const struct call *call) { return divided(2 * call->order, TILE) * TILE; }
+static int64_t groups_of(const struct call *call) { return divided(call->length, ROWS * STEPS); }
+
+/* The group that comes at `step` in the order of the recurrence. */
+static int64_t in_turn(const struct matrices *m, const struct call *call, int64_t step) {
+    return m->reverse ? groups_of(call) - 1 - step : step;
+}
+
+/* Fill the memory that a team shares with zeros. */
+static void clear(const struct team *team, int64_t vectors) {
+    wait_for(team);
+    if (team->member == 0) memset(team->shared, 0, vectors * sizeof(vec));
+    wait_for(team);
 }
 
 /* The rows of a buffer that are worked on, fours. */
@@ -384,40 +461,61 @@ static void store_last_state(const struct matrices *m, const struct call *call, 
     }
 }
 
-static int forward_job(const struct call *call, int64_t tile, int64_t split) {
-    const int64_t N = call->order, K = divided(2 * N, TILE) * TILE, channel = tile * LANES;
-    const int64_t tiles = divided(call->dim, LANES), blocks = divided(call->length, STEPS);
-    const int64_t groups = divided(blocks, ROWS), pitch = K + STEPS;
-    vec *memory = allocate(MATRICES(K) + 2 * K + ROWS * (pitch + K + STEPS)), *rest = memory;
-    if (!memory) return 1;
+/* Take the states over the groups of a window, and note those before each. */
+static void pass_window(const struct matrices *m, const struct call *call, const struct window *w,
+                        int64_t first, int64_t count, const struct team *team) {
+    const int64_t K = m->states;
+    wait_for(team);
+    for (int64_t n = team->member; n < call->order; n += team->members)
+        for (int64_t i = 0; i < count; i++) {
+            const struct place at = place_of(call, 0, 0, in_turn(m, call, first + i));
+            for (int64_t k = 2 * n; k < 2 * n + 2; k++) w->before[i * K + k] = NARROW(w->state[k]);
+            pass_group(m, n, divided(at.steps, STEPS), w->added + i * K, w->state);
+        }
+    wait_for(team);
+}
+
+static void forward_job(const struct call *call, int64_t tile, int64_t split, const struct team *team) {
+    const int64_t N = call->order, K = columns_of(call), channel = tile * LANES;
+    const int64_t tiles = divided(call->dim, LANES), groups = groups_of(call);
+    vec *rest = team->shared, *out = memory_of(team, team->member);
     struct matrices m = room_for_matrices(&rest, K);
-    wide *state = (wide *)part(&rest, 2 * K);
-    vec *buffer = part(&rest, ROWS * pitch), *sums = part(&rest, ROWS * K);
-    vec *out = part(&rest, ROWS * STEPS);
-    fill_matrices(&m, call, channel, 0);
+    struct window w = room_for_window(&rest, K, team->window);
+    clear(team, MATRICES(K) + (2 + team->window) * K);
+    fill_matrices(&m, call, channel, 0, team);
+    wait_for(team);
     for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
         const int64_t offset = b * call->length * call->dim + channel;
         const int64_t numbers = (b * call->dim + channel) * N * 2;
-        load_state(call->state, numbers, N, least(LANES, call->dim - channel), state);
-        for (int64_t step = 0; step < groups; step++) {
-            const int64_t group = m.reverse ? groups - 1 - step : step;
-            const struct place at = place_of(call, b, channel, group);
-            const int64_t rows = rows_of(&at), used = divided(at.steps, STEPS);
-            load(call->x + offset, &at, rows, buffer, K);
-            sum_inputs(&m, buffer, rows, sums);
-            if (call->kept) {
-                vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
-                for (int64_t k = 0; k < 2 * N; k++) *(unaligned *)(kept + k) = NARROW(state[k]);
+        if (team->member == 0)
+            load_state(call->state, numbers, N, least(LANES, call->dim - channel), w.state);
+        for (int64_t first = 0; first < groups; first += team->window) {
+            const int64_t count = least(team->window, groups - first);
+            for (int64_t i = team->member; i < count; i += team->members) {
+                const struct place at = place_of(call, b, channel, in_turn(&m, call, first + i));
+                vec *rows = w.rows + i * w.row_size;
+                load(call->x + offset, &at, rows_of(&at), rows, K);
+                sum_inputs(&m, rows, rows_of(&at));
+                sum_rows(&m, rows, divided(at.steps, STEPS), w.added + i * K);
             }
-            pass_rows(&m, N, sums, used, state, buffer);
-            if (call->last_state && group == groups - 1)
-                store_last_state(&m, call, buffer + (used - 1) * pitch, numbers, at.lanes);
-            outputs(&m, buffer, rows, out);
-            store(out, &at, call->y + offset, call->storing);
+            pass_window(&m, call, &w, first, count, team);
+            for (int64_t i = team->member; i < count; i += team->members) {
+                const int64_t group = in_turn(&m, call, first + i);
+                const struct place at = place_of(call, b, channel, group);
+                const int64_t used = divided(at.steps, STEPS);
+                vec *rows = w.rows + i * w.row_size, *before = w.before + i * K;
+                if (call->kept) {
+                    vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
+                    for (int64_t k = 0; k < 2 * N; k++) *(unaligned *)(kept + k) = before[k];
+                }
+                place_states(&m, before, used, rows);
+                if (call->last_state && group == groups - 1)
+                    store_last_state(&m, call, rows + (used - 1) * (K + STEPS), numbers, at.lanes);
+                outputs(&m, rows, rows_of(&at), out);
+                store(out, &at, call->y + offset, call->storing);
+            }
         }
     }
-    free(memory);
-    return 0;
 }
 
 /* Sums over all rows for the gradients of the matrices. */
@@ -428,6 +526,10 @@ struct sums {
 };
 
 #define SUMS(K) (4 * (K) + ((K) + STEPS) * STEPS + (K)*STEPS)
+
+/* What a member of a team has for itself. */
+#define OWN_FORWARD (ROWS * STEPS)
+#define OWN_BACKWARD(K) (SUMS(K) + ROWS * ((K) + 2 * STEPS) + 2 * (K))
 
 static struct sums room_for_sums(vec **memory, int64_t K) {
     struct sums sums = {.by_decay = (wide *)part(memory, 2 * K)};
@@ -481,10 +583,24 @@ static void finish_component(const struct call *call, const struct sums *sums, i
     gradients[4] = of_eta[1] + c.p * of_both[1];
 }
 
-static void finish(const struct call *call, const struct sums *sums, int64_t K, int64_t channel,
-                   int64_t split) {
+/* Add up the sums of all members, in those of the first. */
+static void add_members(const struct team *team, int64_t K) {
+    wait_for(team);
+    for (int64_t member = 1; member < team->members; member++) {
+        vec *total = memory_of(team, 0), *one = memory_of(team, member);
+        for (int64_t i = team->member; i < 2 * K; i += team->members) ((wide *)total)[i] += ((wide *)one)[i];
+        for (int64_t i = 4 * K + team->member; i < SUMS(K); i += team->members) total[i] += one[i];
+    }
+    wait_for(team);
+}
+
+static void finish(const struct call *call, int64_t K, int64_t channel, int64_t split,
+                   const struct team *team) {
     const int64_t N = call->order, D = call->dim;
-    for (int64_t lane = 0; lane < least(LANES, D - channel); lane++) {
+    vec *memory = memory_of(team, 0);
+    const struct sums total = room_for_sums(&memory, K), *sums = &total;
+    add_members(team, K);
+    for (int64_t lane = team->member; lane < least(LANES, D - channel); lane += team->members) {
         double kernel[2 * STEPS - 1] = {0};
         for (int64_t i = 0; i < STEPS; i++)
             for (int64_t j = 0; j < STEPS; j++)
@@ -549,90 +665,131 @@ static void add_last_moments(const struct sums *sums, const struct call *call, i
     }
 }
 
-static int backward_job(const struct call *call, int64_t tile, int64_t split) {
-    const int64_t N = call->order, K = divided(2 * N, TILE) * TILE, channel = tile * LANES;
-    const int64_t tiles = divided(call->dim, LANES), blocks = divided(call->length, STEPS);
-    const int64_t groups = divided(blocks, ROWS), pitch = K + STEPS;
+/* The second half of the backward of a group: the products with its inputs. */
+static void add_group(const struct matrices *m, const struct call *call, const struct place *at,
+                      const float *x, const vec *before, const vec *g_rows, const vec *grad_last,
+                      vec *x_rows, const struct sums *sums) {
+    const int64_t K = m->states, used = divided(at->steps, STEPS);
+    load(x, at, rows_of(at), x_rows, K);
+    sum_inputs(m, x_rows, rows_of(at));
+    place_states(m, before, used, x_rows);
+    add_moments(sums, m->reverse, x_rows, g_rows, used, K, call->order);
+    if (grad_last) add_last_moments(sums, call, K, x_rows + (used - 1) * (K + STEPS), grad_last);
+}
+
+static void backward_job(const struct call *call, int64_t tile, int64_t split, const struct team *team) {
+    const int64_t N = call->order, K = columns_of(call), channel = tile * LANES;
+    const int64_t tiles = divided(call->dim, LANES), groups = groups_of(call), pitch = K + STEPS;
     const int64_t lanes = least(LANES, call->dim - channel);
-    vec *memory = allocate(2 * MATRICES(K) + SUMS(K) + 5 * K + ROWS * (2 * pitch + K + STEPS));
-    vec *rest = memory;
-    if (!memory) return 1;
+    vec *rest = team->shared, *own = memory_of(team, team->member);
     struct matrices m = room_for_matrices(&rest, K), adjoint = room_for_matrices(&rest, K);
-    struct sums total = room_for_sums(&rest, K);
-    wide *state = (wide *)part(&rest, 2 * K), *grad = (wide *)part(&rest, 2 * K);
-    vec *x_rows = part(&rest, ROWS * pitch), *g_rows = part(&rest, ROWS * pitch);
-    vec *sums = part(&rest, ROWS * K), *out = part(&rest, ROWS * STEPS), *grad_last = part(&rest, K);
-    fill_matrices(&m, call, channel, 0);
-    fill_matrices(&adjoint, call, channel, 1);
+    struct window w = room_for_window(&rest, K, team->window);
+    struct sums sums = room_for_sums(&own, K);
+    vec *x_rows = part(&own, ROWS * pitch), *out = part(&own, ROWS * STEPS);
+    vec *grad_last = part(&own, K), *before = part(&own, K);
+    clear(team, 2 * MATRICES(K) + (2 + team->window) * K);
+    memset(memory_of(team, team->member), 0, OWN_BACKWARD(K) * sizeof(vec));
+    fill_matrices(&m, call, channel, 0, team);
+    fill_matrices(&adjoint, call, channel, 1, team);
+    wait_for(team);
     for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
         const int64_t offset = b * call->length * call->dim + channel;
         const int64_t numbers = (b * call->dim + channel) * N * 2;
-        memset(grad, 0, 2 * K * sizeof(vec));
+        if (team->member == 0) memset(w.state, 0, 2 * K * sizeof(vec));
         for (int64_t k = 0; k < 2 * N && call->grad_last; k++)
             for (int64_t lane = 0; lane < lanes; lane++)
                 grad_last[k][lane] = call->grad_last[numbers + lane * 2 * N + k];
-        for (int64_t step = 0; step < groups; step++) {
-            const int64_t group = adjoint.reverse ? groups - 1 - step : step;
-            const struct place at = place_of(call, b, channel, group);
-            const int64_t rows = rows_of(&at), used = divided(at.steps, STEPS);
-            load(call->grad_y + offset, &at, rows, g_rows, K);
-            sum_inputs(&adjoint, g_rows, rows, sums);
-            const int takes_last = call->grad_last && group == groups - 1;
-            if (takes_last) add_last_decay(&adjoint, N, grad_last, sums + (used - 1) * K);
-            pass_rows(&adjoint, N, sums, used, grad, g_rows);
-            if (call->grad_x) {
-                outputs(&adjoint, g_rows, rows, out);
-                if (takes_last) add_last_outputs(&m, call, grad_last, out + (used - 1) * STEPS);
-                store(out, &at, call->grad_x + offset, call->storing);
+        for (int64_t first = 0; first < groups; first += team->window) {
+            const int64_t count = least(team->window, groups - first);
+            for (int64_t i = team->member; i < count; i += team->members) {
+                const int64_t group = in_turn(&adjoint, call, first + i);
+                const struct place at = place_of(call, b, channel, group);
+                const int64_t used = divided(at.steps, STEPS);
+                vec *rows = w.rows + i * w.row_size;
+                load(call->grad_y + offset, &at, rows_of(&at), rows, K);
+                sum_inputs(&adjoint, rows, rows_of(&at));
+                if (call->grad_last && group == groups - 1)
+                    add_last_decay(&adjoint, N, grad_last, rows + (used - 1) * pitch);
+                sum_rows(&adjoint, rows, used, w.added + i * K);
             }
-            if (!call->x) continue;
-            const vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
-            for (int64_t k = 0; k < 2 * N; k++) state[k] = WIDE(*(const unaligned *)(kept + k));
-            load(call->x + offset, &at, rows, x_rows, K);
-            sum_inputs(&m, x_rows, rows, sums);
-            pass_rows(&m, N, sums, used, state, x_rows);
-            add_moments(&total, m.reverse, x_rows, g_rows, used, K, N);
-            if (takes_last) add_last_moments(&total, call, K, x_rows + (used - 1) * pitch, grad_last);
+            pass_window(&adjoint, call, &w, first, count, team);
+            for (int64_t i = team->member; i < count; i += team->members) {
+                const int64_t group = in_turn(&adjoint, call, first + i);
+                const struct place at = place_of(call, b, channel, group);
+                const int64_t used = divided(at.steps, STEPS);
+                const int takes_last = call->grad_last && group == groups - 1;
+                vec *rows = w.rows + i * w.row_size;
+                place_states(&adjoint, w.before + i * K, used, rows);
+                if (call->grad_x) {
+                    outputs(&adjoint, rows, rows_of(&at), out);
+                    if (takes_last) add_last_outputs(&m, call, grad_last, out + (used - 1) * STEPS);
+                    store(out, &at, call->grad_x + offset, call->storing);
+                }
+                if (!call->x) continue;
+                const vec *kept = (vec *)call->kept + ((b * groups + group) * tiles + tile) * 2 * N;
+                for (int64_t k = 0; k < 2 * N; k++) before[k] = *(const unaligned *)(kept + k);
+                add_group(&m, call, &at, call->x + offset, before, rows, takes_last ? grad_last : NULL,
+                          x_rows, &sums);
+            }
         }
-        if (call->grad_state)
+        if (call->grad_state && team->member == 0)
             for (int64_t k = 0; k < 2 * N; k++)
                 for (int64_t lane = 0; lane < lanes; lane++)
-                    call->grad_state[numbers + lane * 2 * N + k] = grad[k][lane];
+                    call->grad_state[numbers + lane * 2 * N + k] = w.state[k][lane];
     }
-    if (call->x) finish(call, &total, K, channel, split);
+    if (call->x) finish(call, K, channel, split, team);
+}
+
+typedef void job(const struct call *call, int64_t tile, int64_t split, const struct team *team);
+
+/* Whether all threads share each job, because jobs are too few or divide badly.  The unit is the time of
+ * a group; sharing must gain a fifth. */
+static int is_shared(const struct call *call, int64_t jobs) {
+    const int64_t groups = groups_of(call), threads = call->threads;
+    return 4 * divided(jobs, threads) * groups > 5 * jobs * divided(groups, threads);
+}
+
+static int run(const struct call *call, job *work, int64_t matrices, int64_t own_size) {
+    const int64_t jobs = divided(call->dim, LANES) * call->splits, K = columns_of(call);
+    const int shared = is_shared(call, jobs);
+    const int64_t window = shared ? least(SHARE * call->threads, groups_of(call)) : 1;
+    const int64_t size = matrices + 2 * K + window * WINDOW(K);
+    const int64_t sizes = (shared ? 1 : call->threads) * size + call->threads * own_size;
+    vec *memory = aligned_alloc(2 * sizeof(vec), divided(sizes, 2) * 2 * sizeof(vec));
+    if (!memory) return 1;
+#pragma omp parallel num_threads(call->threads)
+    {
+        const uint64_t before = flush_denormals();
+        const int64_t thread = this_thread();
+        struct team team = {.member = thread, .members = running_threads(), .window = window};
+        team.shared = memory;
+        team.own = memory + size, team.own_size = own_size;
+        if (shared) {
+            for (int64_t index = 0; index < jobs; index++)
+                work(call, index / call->splits, index % call->splits, &team);
+        } else {
+            team.member = 0, team.members = 1, team.shared = memory + thread * (size + own_size);
+            team.own = team.shared + size;
+#pragma omp for schedule(dynamic)
+            for (int64_t index = 0; index < jobs; index++)
+                work(call, index / call->splits, index % call->splits, &team);
+        }
+        restore_denormals(before);
+    }
     free(memory);
     return 0;
 }
 
-typedef int job(const struct call *call, int64_t tile, int64_t split);
-
-/* Ask for large pages: to touch new memory in pages of 4 KiB costs as much as the products. */
-static void ask_for_large_pages(const struct call *call, float *output) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = 1 << 21, begin = ((uintptr_t)output + page - 1) / page * page;
-    const uintptr_t end = (uintptr_t)(output + call->batch * call->length * call->dim) / page * page;
-    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-#else
-    (void)call, (void)output;
-#endif
-}
-
-static int run(const struct call *call, job *work) {
-    const int64_t jobs = divided(call->dim, LANES) * call->splits;
-    int failed = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(call->threads) reduction(|| : failed)
-    for (int64_t index = 0; index < jobs; index++)
-        failed = failed || work(call, index / call->splits, index % call->splits);
-    return failed;
-}
-
 int cema_lanes(void) { return LANES; }
 int cema_forward(const struct call *call) {
-    if (call->storing == STREAM) ask_for_large_pages(call, call->y);
-    return run(call, forward_job);
+    const int64_t K = columns_of(call);
+    if (call->storing == STREAM) ask_for_large_pages(call->y, call->batch * call->length * call->dim);
+    return run(call, forward_job, MATRICES(K), OWN_FORWARD);
 }
 
 int cema_backward(const struct call *call) {
-    if (call->storing == STREAM && call->grad_x) ask_for_large_pages(call, call->grad_x);
-    return run(call, backward_job);
+    const int64_t K = columns_of(call);
+    if (call->storing == STREAM && call->grad_x)
+        ask_for_large_pages(call->grad_x, call->batch * call->length * call->dim);
+    return run(call, backward_job, 2 * MATRICES(K), OWN_BACKWARD(K));
 }

@@ -34,6 +34,11 @@ def cema(
     set of coefficients runs over the reversed sequence and is read one step late, so that the current
     position counts once.
 
+    NaN or infinity at a real step reaches the outputs from there on.  On ``native`` and ``reference`` it
+    reaches no earlier one; on ``torch`` and ``triton``, which multiply blocks by matrices with zeros in
+    them, also earlier ones of its own block (of 16 steps on ``triton``, of 96 at most on ``torch``), and
+    on ``fft`` all outputs of its sequence, as it does with ``bidirectional``.
+
     Args:
         x: input (B, L, D), a real floating dtype.
         alpha: logits of the input weight (D, N, 1), or (2D, N, 1) if ``bidirectional`` with the

@@ -1,4 +1,4 @@
-"""One step of the recurrence, for decoding."""
+"""One step of the recurrence, for a sequence of one step."""
 
 import torch
 

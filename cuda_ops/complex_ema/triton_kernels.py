@@ -45,6 +45,23 @@ def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def _coefficient(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
+    """Split ``a`` (BD, K, any) into operands of products that stay in registers, if SPLIT.
+
+    A product with the identity changes nothing but the layout, to one from which operands are made
+    within a warp, once.  Without it they wait in shared memory and are read again for every block.
+    """
+    high, low = _split(a, SPLIT, OPERAND)
+    if SPLIT:
+        o_k = tl.arange(0, a.shape[1])
+        shape: tl.constexpr = (a.shape[0], a.shape[1], a.shape[1])
+        diagonal = o_k[None, :, None] == o_k[None, None, :]
+        identity = tl.broadcast_to(diagonal, shape).to(OPERAND)
+        high, low = tl.dot(identity, high).to(OPERAND), tl.dot(identity, low).to(OPERAND)
+    return high, low
+
+
+@triton.jit
 def _dot(a, b, acc, SPLIT: tl.constexpr):
     """Return ``acc + a b`` where ``a`` is exact as an operand and ``b`` comes from :func:`_split`."""
     if SPLIT:
@@ -52,6 +69,17 @@ def _dot(a, b, acc, SPLIT: tl.constexpr):
         acc = tl.dot(a, b[1], acc)
     else:
         acc = dot(a, b[0], acc)
+    return acc
+
+
+@triton.jit
+def _dot_by(a, b, acc, SPLIT: tl.constexpr):
+    """Return ``acc + a b`` where ``a`` comes from :func:`_split` and ``b`` is exact as an operand."""
+    if SPLIT:
+        acc = tl.dot(a[0], b, acc)
+        acc = tl.dot(a[1], b, acc)
+    else:
+        acc = dot(a[0], b, acc)
     return acc
 
 
@@ -66,6 +94,17 @@ def _dot_split(a, b, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
     else:
         acc = dot(a, b[0], acc)
     return acc
+
+
+@triton.jit
+def _beside(b_x, acc, OPERAND: tl.constexpr):
+    """Return ``b_x`` in the registers that the accumulator ``acc`` of a product of this shape has.
+
+    From there it becomes an operand of a product within its warp.  Left to itself, the compiler takes it
+    through shared memory channel by channel, with conflicts of eight accesses to a bank.  The comparison
+    is there for the layout; where ``acc`` is NaN already, so is the result.
+    """
+    return tl.where(acc == acc, b_x.to(tl.float32), float("nan")).to(OPERAND)
 
 
 @triton.jit
@@ -110,10 +149,13 @@ def _tile(D, S, BD: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
-def _state_tile(o_m, d, n, rows, D, N):
-    """Return plane, offsets (BD, BM, BN) and mask of the states of a tile in (2, rows, D, N)."""
-    at = (o_m.to(tl.int64)[None, :, None] * D + d) * N + n
-    inside = (o_m < rows)[None, :, None] & (d < D) & (n < N)
+def _state_tile(m, d, n, rows, D, N):
+    """Return plane, and offsets and mask over the broadcast of rows, channels and components.
+
+    The states of a tile lie in (2, rows, D, N).
+    """
+    at = (m.to(tl.int64) * D + d) * N + n
+    inside = (m < rows) & (d < D) & (n < N)
     return rows.to(tl.int64) * D * N, at, inside
 
 
@@ -136,9 +178,16 @@ def _positions(tau, valid, row_b, mask, L, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def _offsets(row_b, time, o_d, strides):
+def _multiple(a, ALIGN: tl.constexpr):
+    """Return ``a``, which is a multiple of ALIGN, so that the compiler knows it and loads vectors."""
+    return a // ALIGN * ALIGN
+
+
+@triton.jit
+def _offsets(row_b, time, o_d, strides, ALIGN: tl.constexpr):
     """Return where a tile (BD, M, C) lies in a tensor (B, L, D) with neighbouring channels together."""
-    row = row_b.to(tl.int64)[:, None] * strides[0] + time.to(tl.int64) * strides[1]
+    by_batch, by_time = _multiple(strides[0], ALIGN), _multiple(strides[1], ALIGN)
+    row = row_b.to(tl.int64)[:, None] * by_batch + time.to(tl.int64) * by_time
     return row[None, :, :] + o_d[:, None, None]
 
 
@@ -216,6 +265,7 @@ def cema_ends_kernel(
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -229,14 +279,16 @@ def cema_ends_kernel(
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
+    inside_d = d < _multiple(D, ALIGN)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = C - 1 - o_c + OFFSET
     w_re, w_im = _power(powers, d, exponent[None, :, None], n, D, N, C)
-    write_re, write_im = _split(w_re, SPLIT, OPERAND), _split(w_im, SPLIT, OPERAND)
+    write_re = _coefficient(w_re, SPLIT, OPERAND)
+    write_im = _coefficient(w_im, SPLIT, OPERAND)
     if ends_log is not None:
         times = exponent.to(tl.float32)[None, :, None]
-        v_re = _split(w_re * times, SPLIT, OPERAND)
-        v_im = _split(w_im * times, SPLIT, OPERAND)
+        v_re = _coefficient(w_re * times, SPLIT, OPERAND)
+        v_im = _coefficient(w_im * times, SPLIT, OPERAND)
         log_re, log_im = _zeros((BD, BM, BN))
     s_re, s_im = _zeros((BD, BM, BN))
 
@@ -247,8 +299,10 @@ def cema_ends_kernel(
         local = (length - steps + start)[:, None] + o_c[None, :]
         valid = (local >= 0) & (o_m < rows)[:, None]
         time, valid = _positions((row_s * segment)[:, None] + local, valid, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides)
-        b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
+        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        if BN == C:
+            b_x = _beside(b_x, s_re, OPERAND)
         if ends_log is not None:
             log_re, log_im = _times(q_re, q_im, log_re + C * s_re, log_im + C * s_im)
             log_re = _dot(b_x, v_re, log_re, SPLIT)
@@ -257,7 +311,7 @@ def cema_ends_kernel(
         s_re = _dot(b_x, write_re, s_re, SPLIT)
         s_im = _dot(b_x, write_im, s_im, SPLIT)
 
-    plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+    plane, at, inside = _state_tile(o_m[None, :, None], d, n, rows, D, N)
     store_pair(ends, plane, at, s_re, s_im, inside)
     if ends_log is not None:
         store_pair(ends_log, plane, at, log_re, log_im, inside)
@@ -289,8 +343,9 @@ def cema_carry_kernel(
     ends_log, unless None, is replaced by the derivatives along log q of states for w = 1 from zero,
     ``l <- q**segment (l + segment s) + end_log``.  The last segment has its own length and power.
     """
-    i_b = tl.program_id(0)
-    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    parts = tl.cdiv(DN, BLOCK)
+    i_b = tl.program_id(0) // parts
+    o = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)
     inside = o < DN
     q_re, q_im = load_pair(segment_power, DN, o, inside)
     if weight[0] is not None:
@@ -349,6 +404,7 @@ def cema_output_kernel(
     ACCUMULATE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -363,45 +419,50 @@ def cema_output_kernel(
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
+    inside_d = d < _multiple(D, ALIGN)
 
     lag = (o_c[None, :] - o_c[:, None])[None, :, :]
     b_kernel = tl.load(kernel + d * C + lag, mask=(lag >= 0) & (d < D), other=0.0)
-    b_kernel = _split(b_kernel, SPLIT, OPERAND)
+    b_kernel = _coefficient(b_kernel, SPLIT, OPERAND)
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     t_re, t_im = _power(powers, d, (C - 1 - o_c + WRITE_OFFSET)[None, :, None], n, D, N, C)
     w_re, w_im = _weight(write, d, n, D, N)
     t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    write_re, write_im = _split(t_re, SPLIT, OPERAND), _split(t_im, SPLIT, OPERAND)
+    write_re = _coefficient(t_re, SPLIT, OPERAND)
+    write_im = _coefficient(t_im, SPLIT, OPERAND)
     n_rows = o_n[None, :, None]
     t_re, t_im = _power(powers, d, (o_c + READ_OFFSET)[None, None, :], n_rows, D, N, C)
     w_re, w_im = _weight(read, d, n_rows, D, N)
     t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    read_re, read_im = _split(t_re, SPLIT, OPERAND), _split(-t_im, SPLIT, OPERAND)
+    read_re = _coefficient(t_re, SPLIT, OPERAND)
+    read_im = _coefficient(-t_im, SPLIT, OPERAND)
 
     s_re, s_im = _zeros((BD, BM, BN))
     if carried is not None:
-        plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+        plane, at, inside = _state_tile(o_m[None, :, None], d, n, rows, D, N)
         s_re, s_im = load_pair(carried, plane, at, inside)
 
     for start in range(0, tl.minimum(segment, L), C):
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         exists = (tau < L) & (o_m < rows)[:, None]
         time, valid = _positions(tau, exists, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides)
-        b_x = tl.load(from_x, mask=valid[None] & (d < D), other=0.0).to(OPERAND)
-        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D))
+        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D), ALIGN)
         b_y = tl.zeros([BD, BM, C], dtype=tl.float32)
-        if ACCUMULATE:
-            b_y = tl.load(to_y, mask=exists[None] & (d < D), other=0.0).to(tl.float32)
         b_y = _dot_split(s_re, read_re, b_y, SPLIT, OPERAND)
         b_y = _dot_split(s_im, read_im, b_y, SPLIT, OPERAND)
+        b_x = _beside(b_x, b_y, OPERAND)
         b_y = _dot(b_x, b_kernel, b_y, SPLIT)
         s_re, s_im = _times(q_re, q_im, s_re, s_im)
         s_re = _dot(b_x, write_re, s_re, SPLIT)
         s_im = _dot(b_x, write_im, s_im, SPLIT)
-        if mask is not None:
-            b_y = tl.where(valid[None], b_y, 0.0)
-        tl.store(to_y, b_y.to(y.dtype.element_ty), mask=exists[None] & (d < D))
+        if ACCUMULATE:
+            b_y += tl.load(to_y, mask=valid[None] & inside_d, other=0.0).to(tl.float32)
+        elif mask is not None:
+            padded = (exists & ~valid)[None] & inside_d
+            tl.store(to_y, tl.zeros_like(b_y).to(y.dtype.element_ty), mask=padded)
+        tl.store(to_y, b_y.to(y.dtype.element_ty), mask=valid[None] & inside_d)
 
 
 @triton.jit(do_not_specialize=["rows", "L", "S"])
@@ -425,6 +486,7 @@ def cema_weights_kernel(
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGN: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
     C: tl.constexpr,
@@ -439,44 +501,56 @@ def cema_weights_kernel(
     """
     o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
-    d, n = o_d[:, None, None], o_n[None, None, :]
+    d, n = o_d[:, None, None], o_n[None, :, None]
+    inside_d = d < _multiple(D, ALIGN)
+    # States and sums are transposed, (BD, BN, BM) and (BD, BN, C): the states are first operands then,
+    # which accumulators become within their warp.
     q_re, q_im = _power(powers, d, C, n, D, N, C)
-    exponent = (C - 1 - o_c + OFFSET)[None, :, None]
-    t_re, t_im = _power(powers, d, exponent, n, D, N, C)
-    to_u_re, to_u_im = _split(t_re, SPLIT, OPERAND), _split(t_im, SPLIT, OPERAND)
-    to_v_re = _split(t_re * exponent.to(tl.float32), SPLIT, OPERAND)
-    to_v_im = _split(t_im * exponent.to(tl.float32), SPLIT, OPERAND)
+    exponent = C - 1 - o_c + OFFSET
+    t_re, t_im = _power(powers, d, exponent[None, None, :], n, D, N, C)
+    to_u_re, to_u_im = _coefficient(t_re, SPLIT, OPERAND), _coefficient(t_im, SPLIT, OPERAND)
 
-    u_re, u_im = _zeros((BD, BM, BN))
-    v_re, v_im = _zeros((BD, BM, BN))
+    u_re, u_im = _zeros((BD, BN, BM))
+    v_re, v_im = _zeros((BD, BN, BM))
     if carried is not None:
-        plane, at, inside = _state_tile(o_m, d, n, rows, D, N)
+        plane, at, inside = _state_tile(o_m[None, None, :], d, n, rows, D, N)
         u_re, u_im = load_pair(carried, plane, at, inside)
         v_re, v_im = load_pair(carried_log, plane, at, inside)
 
     lags = tl.zeros([BD, C, C], dtype=tl.float32)
-    a_re, a_im = _zeros((BD, C, BN))
-    b_re, b_im = _zeros((BD, C, BN))
+    a_re, a_im = _zeros((BD, BN, C))
+    b_re, b_im = _zeros((BD, BN, C))
     for start in range(0, tl.minimum(segment, L), C):
         tau = (row_s * segment + start)[:, None] + o_c[None, :]
         valid = (tau < L) & (o_m < rows)[:, None]
         time, valid = _positions(tau, valid, row_b, mask, L, REVERSE)
-        keep = valid[None] & (d < D)
-        from_x = x + _offsets(row_b, time, o_d, x_strides)
-        x_t = tl.permute(tl.load(from_x, mask=keep, other=0.0).to(OPERAND), (0, 2, 1))
-        from_grad = grad + _offsets(row_b, time, o_d, grad_strides)
+        keep = valid[None] & inside_d
+        from_x = x + _offsets(row_b, time, o_d, x_strides, ALIGN)
+        b_x = tl.load(from_x, mask=keep, other=0.0).to(OPERAND)
+        x_t = _beside(tl.permute(b_x, (0, 2, 1)), lags, OPERAND)
+        b_x = tl.permute(x_t, (0, 2, 1))
+        from_grad = grad + _offsets(row_b, time, o_d, grad_strides, ALIGN)
         b_g = tl.load(from_grad, mask=keep, other=0.0).to(OPERAND)
+        b_times = _beside(b_g, lags, OPERAND)
+        g_t = tl.permute(b_times, (0, 2, 1))
+        b_g = tl.permute(_beside(tl.permute(b_g, (0, 2, 1)), lags, OPERAND), (0, 2, 1))
         lags = dot(x_t, b_g, lags)
-        a_re = _dot(x_t, _split(u_re, SPLIT, OPERAND), a_re, SPLIT)
-        a_im = _dot(x_t, _split(u_im, SPLIT, OPERAND), a_im, SPLIT)
-        b_re = _dot(x_t, _split(v_re, SPLIT, OPERAND), b_re, SPLIT)
-        b_im = _dot(x_t, _split(v_im, SPLIT, OPERAND), b_im, SPLIT)
+        a_re = _dot_by(_split(u_re, SPLIT, OPERAND), b_x, a_re, SPLIT)
+        a_im = _dot_by(_split(u_im, SPLIT, OPERAND), b_x, a_im, SPLIT)
+        b_re = _dot_by(_split(v_re, SPLIT, OPERAND), b_x, b_re, SPLIT)
+        b_im = _dot_by(_split(v_im, SPLIT, OPERAND), b_x, b_im, SPLIT)
         v_re, v_im = _times(q_re, q_im, v_re + C * u_re, v_im + C * u_im)
-        v_re = _dot(b_g, to_v_re, v_re, SPLIT)
-        v_im = _dot(b_g, to_v_im, v_im, SPLIT)
+        b_times = b_times.to(tl.float32) * exponent.to(tl.float32)[None, None, :]
+        high, low = _split(b_times, SPLIT, OPERAND)
+        high, low = tl.permute(high, (0, 2, 1)), tl.permute(low, (0, 2, 1))
+        v_re = _dot_by(to_u_re, high, v_re, SPLIT)
+        v_im = _dot_by(to_u_im, high, v_im, SPLIT)
+        if SPLIT:
+            v_re = tl.dot(to_u_re[0], low, v_re)
+            v_im = tl.dot(to_u_im[0], low, v_im)
         u_re, u_im = _times(q_re, q_im, u_re, u_im)
-        u_re = _dot(b_g, to_u_re, u_re, SPLIT)
-        u_im = _dot(b_g, to_u_im, u_im, SPLIT)
+        u_re = _dot_by(to_u_re, g_t, u_re, SPLIT)
+        u_im = _dot_by(to_u_im, g_t, u_im, SPLIT)
 
     i_m = (tl.program_id(0) // tl.cdiv(D, BD)).to(tl.int64)
     to = partial + (i_m * D + o_d) * (C + 4 * N)
@@ -484,14 +558,14 @@ def cema_weights_kernel(
     for k in tl.static_range(C):
         at_lag = tl.sum(tl.sum(tl.where(lag == k, lags, 0.0), axis=2), axis=1)
         tl.store(to + k, at_lag, mask=o_d < D)
-    t_re, t_im = _power(powers, d, o_c[None, :, None], n, D, N, C)
-    position = o_c.to(tl.float32)[None, :, None]
+    t_re, t_im = _power(powers, d, o_c[None, None, :], n, D, N, C)
+    position = o_c.to(tl.float32)[None, None, :]
     b_re, b_im = _times(t_re, t_im, b_re + position * a_re, b_im + position * a_im)
     a_re, a_im = _times(t_re, t_im, a_re, a_im)
     to = to[:, None] + C + o_n[None, :]
     inside = (o_d < D)[:, None] & (o_n < N)[None, :]
-    store_pair(to, N, 0, tl.sum(a_re, axis=1), tl.sum(a_im, axis=1), inside)
-    store_pair(to, N, 2 * N, tl.sum(b_re, axis=1), tl.sum(b_im, axis=1), inside)
+    store_pair(to, N, 0, tl.sum(a_re, axis=2), tl.sum(a_im, axis=2), inside)
+    store_pair(to, N, 2 * N, tl.sum(b_re, axis=2), tl.sum(b_im, axis=2), inside)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 Letters as in ``triton_kernels``.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -82,8 +83,12 @@ class Plan(NamedTuple):
             "C": BLOCK,
             "BN": max(BLOCK, triton.next_power_of_2(self.order)),
             "num_warps": self.channels,
-            "num_stages": 3,
+            "num_stages": 1,
         }
+
+    def align(self, *tensors: torch.Tensor) -> int:
+        """Return the largest power of two, up to 16, that divides the dim and all strides."""
+        return math.gcd(16, self.dim, *(s for tensor in tensors for s in tensor.stride()[:2]))
 
     @property
     def coefficient_grid(self) -> tuple[int]:
@@ -120,7 +125,10 @@ class Direction:
         mask: torch.Tensor | None,
         backward: bool,
     ) -> None:
-        self.plan, self.coeffs, self.mask, self.backward = plan, coeffs, mask, backward
+        self.plan, self.coeffs, self.backward = plan, coeffs, backward
+        # The compiler packs operands by the narrowest number that they depend on: of 8 bits, the mask
+        # would keep accumulators from becoming operands in their registers.
+        self.mask = None if mask is None else mask.to(torch.int16)
         # The backward direction is read one step late: its lags start at one, its powers at zero.
         self.shift = int(backward)
         dim, order, like = plan.dim, plan.order, {"device": omega.device, "dtype": torch.float32}
@@ -159,6 +167,7 @@ class Direction:
             strides=x_BLD.stride()[:2],
             OFFSET=int(adjoint) * (1 - self.shift),
             REVERSE=self.backward != adjoint,
+            ALIGN=self.plan.align(x_BLD),
             **self.plan.sizes,
             **self.plan.constants,
         )
@@ -192,7 +201,7 @@ class Direction:
         features = plan.dim * plan.order
         final = self.powers.new_empty(plan.batch, plan.dim, plan.order, 2)
         final_log = None if ends_log is None else torch.empty_like(final)
-        kernels.cema_carry_kernel[(plan.batch, triton.cdiv(features, 256))](
+        kernels.cema_carry_kernel[(plan.batch * triton.cdiv(features, 256),)](
             ends,
             ends_log,
             carried,
@@ -239,6 +248,7 @@ class Direction:
             READ_OFFSET=int(not adjoint) * (1 - self.shift),
             REVERSE=self.backward != adjoint,
             ACCUMULATE=self.backward,
+            ALIGN=self.plan.align(x_BLD),
             **self.plan.sizes,
             **self.plan.constants,
         )
@@ -265,6 +275,7 @@ class Direction:
             grad_strides=grad_BLD.stride()[:2],
             OFFSET=1 - self.shift,
             REVERSE=not self.backward,
+            ALIGN=plan.align(x_BLD, grad_BLD),
             **plan.sizes,
             **plan.constants,
         )

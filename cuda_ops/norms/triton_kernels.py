@@ -60,6 +60,16 @@ def load_state(state, i_b, o_g, G):
 
 
 @triton.jit
+def program(rows, columns):
+    """Return sequence, place among the ``rows`` of a sequence, and column of this program.
+
+    Columns are neighbours in the grid, and so in memory.
+    """
+    i_row, i_column = tl.program_id(0) // columns, tl.program_id(0) % columns
+    return (i_row // rows).to(tl.int64), i_row % rows, i_column
+
+
+@triton.jit
 def group_tile(i_g, G, J: tl.constexpr, BG: tl.constexpr, BJ: tl.constexpr):
     """Return groups of a tile, offsets of their features (1, BG, BJ) and which of these exist."""
     o_g, o_j = i_g * BG + tl.arange(0, BG), tl.arange(0, BJ)
@@ -97,9 +107,9 @@ def moments_kernel(
     BJ: tl.constexpr,
 ):
     """Write the moments of each block: ``steps`` (B, N), ``moments`` (3, B, N, G) with plane B N G."""
-    i_b, i_n = (tl.program_id(0) // N).to(tl.int64), tl.program_id(0) % N
+    i_b, i_n, i_g = program(N, tl.cdiv(G, BG))
     o_t = i_n * BT + tl.arange(0, BT)
-    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    o_g, o_d, inside_d = group_tile(i_g, G, J, BG, BJ)
     real = not_padded(mask, i_b, o_t, o_t < L, L)
     inside = real[:, None, None] & inside_d
     b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
@@ -115,7 +125,7 @@ def moments_kernel(
     high, low = two_sum(high, low)
 
     store_triple(moments, plane, (i_b * N + i_n) * G + o_g, high, low, squares, o_g < G)
-    if tl.program_id(1) == 0:
+    if i_g == 0:
         tl.store(steps + i_b * N + i_n, count)
 
 
@@ -141,8 +151,8 @@ def moments_scan_kernel(
     comes before block i.  Writes ``before`` (B, N) and ``prefix`` (3, B, N, G): high, low, variance;
     and, unless None, ``total`` (3, B, G) and ``total_steps`` (B,).
     """
-    i_b = tl.program_id(0).to(tl.int64)
-    o_g = tl.program_id(1) * BG + tl.arange(0, BG)
+    i_b, _, i_g = program(1, tl.cdiv(G, BG))
+    o_g = i_g * BG + tl.arange(0, BG)
     inside_g = o_g < G
     c_steps, c_high, c_low, given_var = load_state(state, i_b, o_g, G)
     c_squares = given_var * c_steps.to(tl.float32)
@@ -174,7 +184,7 @@ def moments_scan_kernel(
             b_var = tl.where(f_n > 0, squares / tl.maximum(f_n, 1.0), given_var[None, :])
             at = (i_b * N + o_n)[:, None] * G + o_g[None, :]
             store_triple(prefix, plane, at, high, low, b_var, keep)
-            if tl.program_id(1) == 0:
+            if i_g == 0:
                 tl.store(before + i_b * N + o_n, after, mask=keep_n)
         last = tl.minimum(start + BN, N + 1) - 1
         c_steps += tl.sum(n.to(tl.int64), 0)

@@ -49,8 +49,8 @@ class Plan(NamedTuple):
         return -(-self.groups // self.tile_groups)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return (self.batch * self.blocks, self.columns)
+    def grid(self) -> tuple[int]:
+        return (self.batch * self.blocks * self.columns,)
 
     @property
     def blocks_per_program(self) -> int:
@@ -118,8 +118,8 @@ def scan_tile(plan: Plan) -> dict[str, int]:
     return {"BN": max(2, positions), "BG": groups, "num_warps": 4}
 
 
-def scan_grid(plan: Plan) -> tuple[int, int]:
-    return (plan.batch, triton.cdiv(plan.groups, scan_tile(plan)["BG"]))
+def scan_grid(plan: Plan) -> tuple[int]:
+    return (plan.batch * triton.cdiv(plan.groups, scan_tile(plan)["BG"]),)
 
 
 def moments_before(

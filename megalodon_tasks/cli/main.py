@@ -3,13 +3,15 @@
 import argparse
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 import megalodon_tasks
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.signals import exit_status, interruptible
 
-INTERRUPTED = 130  # 128 + SIGINT, the status that a shell expects after Ctrl-C
+INTERRUPTED = exit_status(signal.SIGINT)
 
 # subcommand -> what it does.  Each is a module of this package, imported when it is called, so that
 # ``--help`` is quick.  Its ``main(arguments)`` may return an exit status; its ``AFTER_INTERRUPT`` says
@@ -65,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown command {command!r}; there is {', '.join(near)}")
     module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
     try:
-        with user_errors():
+        with interruptible(), user_errors():
             return module.main(words[1:]) or 0
-    except KeyboardInterrupt:
-        advice = getattr(module, "AFTER_INTERRUPT", "")
-        print(f"interrupted; {advice}" if advice else "", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = ("interrupted", str(interrupt), getattr(module, "AFTER_INTERRUPT", ""))
+        print("; ".join(filter(None, said)), file=sys.stderr)
         return INTERRUPTED

@@ -50,7 +50,8 @@ def add_chunk_size(parser: argparse.ArgumentParser) -> None:
     """Add the chunk size of the model that is evaluated."""
     parser.add_argument(
         "--chunk-size", type=chunk_size, metavar="N",
-        help="steps in an attention chunk, or full for no chunks (default: as in training)",
+        help="steps in an attention chunk, or full for no chunks (default: "
+        "task.eval_chunk_size, else as in training)",
     )  # fmt: skip
 
 

@@ -33,13 +33,14 @@ MODULES = {
     "lm/text": "lm.prepare_text",
 }
 _PATHS = "--contour-length 2 --num-distractors 0 --marker-radius 1 --continuity 20 --count 16000"
+_PASSAGE = 128  # bytes that are read of a text
 # recipe -> the small data of its demo: modules below recipes/ that write it into RAW, and the options of
 # the preparation, or of another recipe's
 DEMOS = {
     "lra/listops": "lra/listops --generate --train 40000 --valid 1000 --test 1000 "
     "--min-length 9 --max-length 61 --max-depth 5 --max-args 5",
     "lra/text": "lra.demo_texts text RAW; lra/text --subset --validation held-out",
-    "lra/retrieval": "lra.demo_texts retrieval RAW; lra/retrieval --max-bytes 128",
+    "lra/retrieval": f"lra.demo_texts retrieval RAW {_PASSAGE}; lra/retrieval --max-bytes {_PASSAGE}",
     "lra/image": "lra.image.demo_images RAW; lra/image --side 8",
     "lra/pathfinder": f"lra/pathfinder --generate --side 14 --seed-distance 3 {_PATHS}",
     "lra/pathx": f"lra/pathx --generate --side 17 --seed-distance 4 {_PATHS}",

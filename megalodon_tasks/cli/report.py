@@ -8,6 +8,7 @@ in the given folders and below them.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,9 +45,14 @@ def main(arguments: Sequence[str]) -> None:
     given = build_parser().parse_args(arguments)
     first = given.folders[0]
     if given.training_curve is None:
-        sweeps = [sweep for path in given.folders if (sweep := report.sweep_in(path.resolve()))]
-        runs = find_runs(given.folders)
-        written = report.write(given.output or first, given.title, runs, sweeps)
+        problems: list[str] = []
+        runs = find_runs(given.folders, problems)
+        folders = [path.resolve() for path in given.folders]
+        sweeps = [sweep for path in folders if (sweep := report.sweep_in(path, problems))]
+        problems = list(dict.fromkeys(problems))
+        written = report.write(given.output or first, given.title, runs, sweeps, problems)
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr)
     elif len(given.folders) > 1 or given.output is not None:
         raise UserError(
             f"--training-curve draws one run and takes no --output; got {len(given.folders)} "

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     model, dictionary = trained.language_model, trained.task.source_dictionary
     corpus = read_corpus(Path(trained.cfg.task.data))
     tokenizer = tokenizer_of(corpus.folder, corpus.tokenizer, dictionary)
-    prompt = torch.tensor([tokenizer.eos, *tokenizer.encode(text).tolist()])
+    prompt = torch.tensor([tokenizer.eos, *tokenizer.encode(text).tolist()], dtype=torch.int64)
     unknown = int((prompt == dictionary.unk()).sum())
     if unknown:
         print(f"{unknown} tokens of the prompt are not in the vocabulary", file=sys.stderr)

@@ -33,8 +33,14 @@ from megalodon_tasks.runs import results, sweep_job, sweep_table
 from megalodon_tasks.runs import sweep as sweeps
 from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
 
-# Without the lock on the folder of the sweep, its runs stop.
+# Without the lock on the folder of the sweep, its runs stop, except for those on a cluster.
 AFTER_INTERRUPT = "the same command resumes the sweep"
+STOPPING = f"its runs save and stop within {sweep_job.GRACE_SECONDS:.0f} seconds"
+ON_THE_CLUSTER = (
+    "its jobs stay on the cluster, where squeue --me --name {name} lists them and "
+    "scancel --me --name {name} ends them"
+)
+JOB_NAME = "megalodon-sweep"
 LAUNCHERS = {"local": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm"}
 LAUNCHER_FIELD = "hydra.launcher."
 OVERRIDE = re.compile(r"\w[\w.]*=")
@@ -59,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sweep", action="append", default=[], metavar="FIELD=VALUE,VALUE,...",
         help="any other field; may be given several times")  # fmt: skip
     add("--demo", action="store_true", help="the recipe's small data and model")
+    add("--generate", action="store_true",
+        help="make synthetic data where DATA holds none, as the recipe's script does")  # fmt: skip
     add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
     add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
     add("--workers", type=options.at_least(1), default=1,
@@ -90,6 +98,8 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     swept += [f"{sweeps.SEED}={','.join(given.seeds)}"] if given.seeds else []
     if not swept:
         raise UserError("nothing varies; give --chunk-sizes, --seeds or --sweep FIELD=VALUES")
+    if given.demo and given.generate:
+        raise UserError("--demo brings its own data; leave out --generate")
     fields = [word.partition("=")[0] for word in [*swept, *overrides]]
     if len(set(fields)) < len(fields):
         raise UserError(f"{max(fields, key=fields.count)} is given twice; leave out one of them")
@@ -99,6 +109,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         script=str(recipe.script),
         data=os.path.abspath(given.data),
         demo=given.demo,
+        generate=given.generate,
         fixed=dict(word.split("=", 1) for word in overrides),
         points=sweeps.grid(swept),
     )
@@ -120,7 +131,7 @@ def launcher_words(given: argparse.Namespace, runs: int) -> list[str]:
         fields = {"n_jobs": given.workers, "batch_size": 1, "pre_dispatch": given.workers}
         runs = min(given.workers, runs)
     else:
-        fields = {"name": "megalodon-sweep"}
+        fields = {"name": JOB_NAME}
     cluster = given.launcher == "slurm"
     share = 0 if cluster else max(1, (os.cpu_count() or 1) // runs)
     gpus = [] if cluster else sweep_job.gpu_shares(runs)
@@ -154,8 +165,11 @@ def follow(process: subprocess.Popen, sweep: Sweep) -> None:
 
 
 def conclude(sweep: Sweep) -> bool:
-    """Write table and pictures of what there is and list what failed; return whether all is done."""
-    rows = sweep_table.collect(sweep)
+    """Write table and pictures of what there is, list what failed; return whether all runs are in."""
+    problems: list[str] = []
+    rows = sweep_table.collect(sweep, problems)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
     if rows:
         sweep_table.write_table(sweep, rows)
         published = [] if sweep.demo else results.published(sweep.recipe)
@@ -170,7 +184,7 @@ def conclude(sweep: Sweep) -> bool:
             lines = [line for line in output.splitlines() if line.strip()]
             print("\n".join(f"    {line}" for line in lines[-5:]), file=sys.stderr)
     print(sweep.summary())
-    return sweep.states()[DONE] == len(sweep.runs)
+    return sum(len(row.runs) for row in rows) == len(sweep.runs)
 
 
 def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
@@ -182,7 +196,12 @@ def execute(sweep: Sweep, launcher: Sequence[str]) -> bool:
     if not remaining:
         return conclude(sweep)
     process = sweep_job.launch(sweep, remaining, launcher)
-    follow(process, sweep)
+    try:
+        follow(process, sweep)
+    except KeyboardInterrupt:
+        outlives = f"hydra/launcher={LAUNCHERS['slurm']}" in launcher
+        state = ON_THE_CLUSTER.format(name=JOB_NAME) if outlives else STOPPING
+        raise KeyboardInterrupt(f"{sweep.summary()}; {state}") from None
     complete = conclude(sweep)
     if process.returncode:
         raise UserError(f"hydra's launcher failed; see {sweep.folder / 'launcher.log'}")

@@ -106,7 +106,8 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     @functools.wraps(run)
     def run_with_messages(cfg: Any) -> float:
         try:
-            return run(cfg)
+            with errors.user_errors():
+                return run(cfg)
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)
             if message is None:

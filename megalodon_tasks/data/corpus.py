@@ -202,6 +202,11 @@ class CorpusSplit:
         """Read tokens by their position in the split, (stop - start,) int64; fewer at its end."""
         count = max(0, min(stop, self.info.tokens) - start)
         found = np.fromfile(self._file, self.dtype, count, offset=start * self.dtype.itemsize)
+        if len(found) < count:
+            raise ValueError(
+                f"{self._file} has no token {start + len(found)}, of {self.info.tokens}: it was cut "
+                "short while it was read; copy or prepare the data again"
+            )
         return found.astype(np.int64)
 
 

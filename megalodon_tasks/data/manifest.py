@@ -9,12 +9,13 @@ readers are ``sequences`` (labelled sequences), ``corpus`` (text as tokens) and,
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.data.verified import check_changed
+from megalodon_tasks.files import atomic_file, inner_path
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # folder inside, in which the data grows until it is complete
@@ -58,11 +59,13 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike, kind: str | None = None) -> "Manifest":
-        """Read the manifest of ``folder`` and check that every file has the size that it states.
+        """Read the manifest of ``folder`` and check that every file is as it states.
+
+        The size of all files is compared, and the checksum of those that ``verified`` does not know.
 
         Raises ``ValueError``, naming the path, for a folder that is missing or holds no prepared data, a
-        manifest that is damaged, of another version or of another ``kind`` (None: any), and a file that
-        is missing or of another size.
+        manifest that is damaged, of another version or of another ``kind`` (None: any), a name that
+        leads out of the folder, and a file that is missing, of another size or of another content.
         """
         folder = Path(folder)
         content = _read_json(folder)
@@ -72,7 +75,9 @@ class Manifest:
                 tuple(manifest.classes),
                 tuple(manifest.vocabulary),
             )
+            manifest._check_names()
             manifest._check_sizes()
+            check_changed(folder, manifest.files, manifest.compare)
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(folder, error) from None
         if kind not in (None, manifest.kind):
@@ -86,7 +91,9 @@ class Manifest:
         """Write ``manifest.json`` into ``folder``, replacing one that is there in one step."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
         with atomic_file(folder / MANIFEST, "w") as stream:
-            json.dump({"format": FORMAT, "version": VERSION, **content}, stream, indent=1)
+            json.dump(
+                {"format": FORMAT, "version": VERSION, **content}, stream, indent=1, allow_nan=False
+            )
             stream.write("\n")
 
     def split_counts(self, name: str) -> dict[str, Any]:
@@ -114,13 +121,24 @@ class Manifest:
 
         Raises ``ValueError`` naming the first file that differs.
         """
-        for name, expected in self.files.items():
-            found = sha256_of(self.folder / name, on_bytes)
-            if found != expected["sha256"]:
+        self.compare(list(self.files), on_bytes)
+
+    def compare(self, names: Sequence[str], on_bytes: OnBytes = no_progress) -> None:
+        """Do the same as :meth:`verify` for some of the files."""
+        for name in names:
+            found, expected = sha256_of(self.folder / name, on_bytes), self.files[name]["sha256"]
+            if found != expected:
                 raise ValueError(
                     f"{self.folder / name} is damaged: its sha256 is {found}, but {MANIFEST} has "
-                    f"{expected['sha256']}; {_AGAIN}"
+                    f"{expected}; {_AGAIN}"
                 )
+
+    def _check_names(self) -> None:
+        """Check every name that becomes part of a path below the folder."""
+        tokenizer = self.form.get("tokenizer") or {}
+        models = [tokenizer["model"]] if "model" in tokenizer else []
+        for name in [*self.files, *self.splits, *self.form.get("columns", {}), *models]:
+            inner_path(self.folder, name, self.folder / MANIFEST)
 
     def _check_sizes(self) -> None:
         for name, expected in self.files.items():

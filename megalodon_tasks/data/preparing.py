@@ -50,12 +50,11 @@ class Preparation:
     unit: str = "B"
     replaces: bool = True
 
-    def write(self, out: Path, *, hidden: bool = False) -> bool:
+    def write(self, out: Path) -> bool:
         """Prepare the data; return False if ``out`` already holds it, made from the same files.
 
-        ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files, as the reading functions
-        do, and if ``out`` holds another benchmark, or data of other settings that is not to be replaced;
-        ``out`` is then as it was before.
+        Raises ``ValueError`` for bad files, as the reading functions do, and if ``out`` holds another
+        benchmark, or data of other settings that is not to be replaced; ``out`` is then as it was.
         """
         if self._is_current(out):
             return False
@@ -70,7 +69,7 @@ class Preparation:
         }
         with unfinished_folder(out, identity) as inside:
             if not is_prepared(inside):  # else a run was stopped while it published
-                self._write(inside, hidden)
+                self._write(inside)
             publish(out, inside)
         return True
 
@@ -83,22 +82,20 @@ class Preparation:
                 "another folder, or replace it with --replace"
             )
 
-    def _write(self, inside: Path, hidden: bool) -> None:
+    def _write(self, inside: Path) -> None:
         form = self.form if self.complete is None else self.complete(self.form, inside)
         total = self.total or sum(origin.bytes for origin in self.origins.values())
-        bar = progress_bar(
-            total=total, label=f"preparing {self.title}", unit=self.unit, scale=True, hidden=hidden
-        )
-        source = functools.partial(self._source, form, hidden)
+        bar = progress_bar(total=total, label=f"preparing {self.title}", unit=self.unit, scale=True)
+        source = functools.partial(self._source, form)
         with bar:
             write_unpublished(inside, form, self.splits, self.rejects, source, bar.update)
             bar.update(total - bar.n)  # what was read before an interruption, or not at all
 
-    def _source(self, form: Form, hidden: bool) -> dict[str, Any]:
+    def _source(self, form: Form) -> dict[str, Any]:
         unread = sum(origin.bytes for origin in self.origins.values() if not origin.was_read)
         bar = progress_bar(
             total=unread, label="checksums of the source", unit="B", scale=True,
-            hidden=hidden or not unread,
+            hidden=not unread,
         )  # fmt: skip
         with bar:
             files = {key: origin.description(bar.update) for key, origin in self.origins.items()}

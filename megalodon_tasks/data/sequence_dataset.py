@@ -7,6 +7,7 @@ import torch
 
 from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.sequences import PreparedSplit
+from megalodon_tasks.errors import user_errors
 
 # Distinguishes this use of a seed from others; any constant will do.
 _SHUFFLE = 0x5EED
@@ -51,6 +52,7 @@ class SequenceDataset(EpochDataset):
     def __len__(self) -> int:
         return len(self.split)
 
+    @user_errors()
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return ``{"id", "label"}`` and one 1-D tensor per column.
 
@@ -83,12 +85,12 @@ class SequenceDataset(EpochDataset):
                 sequences, batch_first=True, padding_value=self.padding_value
             )
             net_input[name.replace("inputs", "lengths")] = torch.tensor(
-                [len(sequence) for sequence in sequences]
+                [len(sequence) for sequence in sequences], dtype=torch.int64
             )
         return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
+            "id": torch.tensor([sample["id"] for sample in samples], dtype=torch.int64),
             "net_input": net_input,
-            "target": torch.tensor([sample["label"] for sample in samples]),
+            "target": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
             "nsentences": len(samples),
             "ntokens": sum(int(v.sum()) for k, v in net_input.items() if k.startswith("lengths")),
         }

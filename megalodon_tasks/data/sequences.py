@@ -1,4 +1,4 @@
-"""Prepared labelled sequences in memory-mapped arrays.
+"""Prepared labelled sequences in arrays on disk.
 
 Beside ``manifest.json`` a folder holds for each split
 
@@ -204,8 +204,31 @@ class DatasetSpec(Form):
             raise ValueError(f"split {split!r} has no items")
 
 
+class ArrayFile:
+    """An array on disk, read in stretches.
+
+    It is not a memory map: a map ends the process (SIGBUS) where its file was cut short while in use.
+    Raises ``ValueError`` naming the file there.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the array)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the values ``start`` to ``stop``, read-only."""
+        size = self.dtype.itemsize
+        content = os.pread(self._file.fileno(), (stop - start) * size, start * size)
+        if len(content) != (stop - start) * size:
+            raise ValueError(
+                f"{self.path} ends at byte {start * size + len(content)}, expected {stop * size}: it "
+                "was cut short while it was read; copy or prepare the data again"
+            )
+        return np.frombuffer(content, self.dtype)
+
+
 class PreparedSplit:
-    """One split, read through memory maps that are opened when first used.
+    """One split, whose files are opened when first used.
 
     Pickling (to a data worker) carries the paths, not the data.
     """
@@ -222,15 +245,15 @@ class PreparedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each item, (items,) int64."""
-        return self._map("labels", LABEL_DTYPE)
+        return self._open("labels", LABEL_DTYPE).read(0, len(self))
 
     def sequence(self, column: str, index: int) -> np.ndarray:
-        """Return the values of item ``index``: a read-only 1-D view of the file."""
+        """Return the values of item ``index``, 1-D and read-only; ``ValueError`` if they are missing."""
         values, offsets = self._arrays[column]
         if offsets is None:
             length = self.spec.columns[column].length
-            return values[index * length : (index + 1) * length]
-        return values[offsets[index] : offsets[index + 1]]
+            return values.read(index * length, (index + 1) * length)
+        return values.read(int(offsets[index]), int(offsets[index + 1]))
 
     def lengths(self, column: str) -> np.ndarray:
         """Return the length of each item's sequence, (items,) int64."""
@@ -240,18 +263,20 @@ class PreparedSplit:
         return np.diff(offsets)
 
     @cached_property
-    def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    def _arrays(self) -> dict[str, tuple[ArrayFile, np.ndarray | None]]:
         return {
             name: (
-                self._map(name, column.numpy_dtype),
-                None if column.length else self._map(f"{name}.offsets", OFFSET_DTYPE),
+                self._open(name, column.numpy_dtype),
+                None if column.length else self._offsets(name),
             )
             for name, column in self.spec.columns.items()
         }
 
-    def _map(self, part: str, dtype: np.dtype) -> np.ndarray:
-        # A plain array over the map: slicing numpy.memmap itself costs several times as much.
-        return np.asarray(np.memmap(self.folder / f"{self.name}.{part}.bin", dtype, mode="r"))
+    def _offsets(self, column: str) -> np.ndarray:
+        return self._open(f"{column}.offsets", OFFSET_DTYPE).read(0, len(self) + 1)
+
+    def _open(self, part: str, dtype: np.dtype) -> ArrayFile:
+        return ArrayFile(self.folder / f"{self.name}.{part}.bin", dtype)
 
 
 class PreparedDataset:

@@ -169,24 +169,6 @@ def describe(reasons: Mapping[str, str]) -> list[str]:
     return [f"left out as damaged: {len(reasons)}", *named, *more]
 
 
-def find_files(
-    source: Path, files: Mapping[str, str], folders: Iterable[str], advice: str
-) -> dict[str, Path] | None:
-    """Find all of ``files`` (key -> name) in the first of ``folders`` below ``source`` that has any.
-
-    Returns None where none of the folders has any.  Raises ``ValueError`` that ends in ``advice`` if
-    only some are there.
-    """
-    for folder in folders:
-        found = {key: source / folder / name for key, name in files.items()}
-        missing = [path for path in found.values() if not path.is_file()]
-        if not missing:
-            return found
-        if len(missing) < len(found):
-            raise ValueError(f"{missing[0]} is missing beside the other files; {advice}")
-    return None
-
-
 def check_source(source: Path, expected: str) -> None:
     """Raise ``ValueError`` unless ``source`` is a folder; for an archive, say how to unpack it."""
     if source.is_dir():

@@ -86,7 +86,7 @@ class TextDataset(EpochDataset):
         lengths = [len(sample["target"]) for sample in samples]
         net_input = {
             "src_tokens": self._padded([sample["source"] for sample in samples]),
-            "src_lengths": torch.tensor(lengths),
+            "src_lengths": torch.tensor(lengths, dtype=torch.int64),
         }
         if len(self.stream.document_starts):
             starts_BL = torch.zeros(net_input["src_tokens"].shape, dtype=torch.bool)
@@ -94,7 +94,7 @@ class TextDataset(EpochDataset):
                 starts_BL[row, sample["starts"]] = True
             net_input["document_starts"] = starts_BL
         return {
-            "id": torch.tensor([sample["block"].id for sample in samples]),
+            "id": torch.tensor([sample["block"].id for sample in samples], dtype=torch.int64),
             "net_input": net_input,
             "target": self._padded([sample["target"] for sample in samples]),
             "nsentences": len(samples),

@@ -151,7 +151,7 @@ class SplitWriter:
             "left_out": self._rejects.reasons,
         }
         with atomic_file(self._path, "w") as stream:
-            json.dump(journal, stream)
+            json.dump(journal, stream, allow_nan=False)
 
 
 @contextmanager

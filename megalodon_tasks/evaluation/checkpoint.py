@@ -17,6 +17,8 @@ from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat.divergence import finite
+from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
@@ -82,25 +84,34 @@ def load(
     data: the folder of the prepared data, by default that of training.  device: by default the GPU if
     there is one.  ema: take the weights that training averaged (``ema.store_ema=true``) instead of the
     last ones.  task_overrides: other values for fields of the task.  chunk_size: steps in an attention
-    chunk, or ``full`` attention, by default as in training; no weight depends on it.
+    chunk, or ``full`` attention, by default ``task.eval_chunk_size``, else as in training; no weight
+    depends on it.
 
-    Only tensors and settings are read from the file.  Raises :class:`UserError` for a file that is
-    missing, damaged, or does not fit the model that its settings name, for an unknown field, and for a
-    chunk size where the model has none.
+    Only tensors and settings are read from the file, and only components of this project are built
+    (``fairseq_compat/trusted_components.py``).  Raises :class:`UserError` for a file that is missing,
+    damaged, names other components, or does not fit the model that its settings name, for an unknown
+    field, and for a chunk size where the model has none.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overrides = {} if data is None else {"data": str(data.resolve())}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    check_components(str(path), state)
     _override_task(state["cfg"].task, task_overrides or {})
     trained_chunk_size = state["cfg"].model.get("chunk_size")
+    chunk_size = chunk_size or state["cfg"].task.get("eval_chunk_size")
     if chunk_size is not None:
-        _override_chunk_size(state["cfg"].model, chunk_size)
+        _override_chunk_size(state["cfg"], chunk_size)
     if ema:
         if "ema" not in state["extra_state"]:
             raise UserError(f"{path}: holds no averaged weights; train with ema.store_ema=true")
         state["model"] = state["extra_state"]["ema"]
+    if "diverged" in state["extra_state"]:
+        raise UserError(
+            f"{path}: the state of a run that diverged at update {state['extra_state']['diverged']}; "
+            "name a checkpoint from before"
+        )
     update = state["optimizer_history"][-1]["num_updates"]
     position = state["extra_state"]["train_iterator"]
     try:
@@ -112,6 +123,7 @@ def load(
             f"{path}: does not fit the model that its settings name: {error}"
         ) from error
     (model,), cfg, task = loaded
+    check_finite(path, model.state_dict())
     between_epochs = position["iterations_in_epoch"] == 0
     return Trained(
         path=path,
@@ -126,14 +138,27 @@ def load(
     )
 
 
-def _override_chunk_size(model: Any, chunk_size: int | Literal["full"]) -> None:
-    """Set the chunk size in the model's configuration."""
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise :class:`UserError` naming a tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise UserError(
+                f"{path}: {name} holds numbers that are not finite: the training diverged before this "
+                "checkpoint was written, so name an earlier one"
+            )
+
+
+def _override_chunk_size(cfg: Any, chunk_size: int | Literal["full"]) -> None:
+    """Set the chunk size in the model's configuration, and let the task have no other."""
+    model, task = cfg.model, cfg.task
     if "chunk_size" not in model:
         raise UserError(
             f"--chunk-size {chunk_size}: the model {model._name} has no attention chunks"
         )
     with open_dict(model):
         model.chunk_size = None if chunk_size == "full" else chunk_size
+    if "eval_chunk_size" in task:
+        task.eval_chunk_size = None
 
 
 def _override_task(task: Any, overrides: Mapping[str, Any]) -> None:
@@ -220,6 +245,7 @@ def read_language_model(path: Path) -> CausalLM:
             f"{path}: adaptive_cutoffs={settings['adaptive_cutoffs']}: the released model has no "
             "adaptive embedding and softmax, so this model cannot be converted"
         )
+    check_depth(path, settings, len(weights))
     plain = {f.name: settings[f.name] for f in fields(MegalodonConfig) if f.name in settings}
     vocab_size = len(weights[f"{PREFIX}embedding.weight"])
     options = {key: settings[key] for key in ("scale_emb", "share_emb")}

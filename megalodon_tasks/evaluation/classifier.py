@@ -1,5 +1,6 @@
 """Evaluate a model batch by batch as validation does, and collect what a classifier predicts."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation.checkpoint import Trained
+from megalodon_tasks.fairseq_compat.divergence import finite
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,21 @@ def join(
     return Predictions(*(column[order] for column in columns), classes=classes)
 
 
+def _check_outputs(split: str, sample: dict[str, Any], computed: list[Any]) -> None:
+    if not finite(computed) or not all(math.isfinite(n) for n in computed if isinstance(n, float)):
+        raise UserError(
+            f"split {split}: the output of the model is not finite for a batch with the items "
+            f"{sample['id'].tolist()[:20]}; nothing was recorded"
+        )
+
+
 def evaluate(
     trained: Trained, split: str, batch_size: int | None = None, num_workers: int = 0
 ) -> Score:
     """Run the model over all of ``split`` and reduce the statistics as validation does.
 
     batch_size: items, by default the limits of validation.  Raises :class:`UserError` if fairseq drops
-    items.
+    items, and for an output or a loss that is not finite.
     """
     task, settings = trained.task, trained.cfg.dataset
     task.load_dataset(split, combine=False, epoch=1)
@@ -134,6 +144,7 @@ def evaluate(
             _, _, logged = task.valid_step(sample, trained.model, trained.criterion)
             task.reduce_metrics([logged], trained.criterion)
             count += sample["id"].numel()
+            _check_outputs(split, sample, [*outputs[-1:], logged.get("loss")])
             predictions.append(predict(sample, outputs[-1] if outputs else None))
     hook.remove()
     if count != len(dataset):

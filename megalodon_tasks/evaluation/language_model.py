@@ -29,6 +29,7 @@ from megalodon_tasks.evaluation.dynamic import Adaptation
 from megalodon_tasks.evaluation.long_context import Position, Totals, counted_from, read_document
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
+from megalodon_tasks.signals import is_repeated
 
 # measure -> what it is counted by, a field of SplitInfo; the first that is known is the default
 UNITS = {
@@ -110,6 +111,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
 
     def note(*_: object) -> None:
+        is_repeated()  # notes the moment for the handler before
         interrupted.set()
         signal.signal(signal.SIGINT, before)
 
@@ -129,7 +131,8 @@ def evaluate(
     piece: tokens read at a time.  end_token: what the first token of a document is predicted from; that
     of a part inside a document is predicted from the token before it, as in a block of training.
     adaptation: moves the weights of ``model`` after each piece, from one document to the next too.
-    Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved.
+    Continues from ``progress`` and saves there; raises ``KeyboardInterrupt`` once Ctrl-C is saved, and
+    ``ValueError`` for a probability that is not finite.
     """
     documents = frozenset(split.offsets.tolist())
     totals, position = progress.load(first_context, adaptation)
@@ -146,6 +149,12 @@ def evaluate(
             before = end_token if start in documents else int(split.tokens(start - 1, start)[0])
             steps = read_document(model, read, stop - start, piece, before, position, score)
             for first, nll_L, position in steps:
+                if not np.isfinite(nll_L).all():
+                    raise ValueError(
+                        f"split {split.name}: the output of the model is not finite in document "
+                        f"{position.document}, tokens {first} to {first + len(nll_L)}; nothing was "
+                        "recorded"
+                    )
                 totals.add(first, nll_L)
                 bar.update(len(nll_L))
                 if interrupted.is_set() or progress.is_due():

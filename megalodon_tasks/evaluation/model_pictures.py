@@ -71,7 +71,11 @@ def spread(values_DT: torch.Tensor, count: int) -> list[int]:
     distance = (torch.arange(energy.shape[1]) - center).abs()
     memory = (energy * distance).sum(1) / energy.sum(1).clamp_min(1e-30)
     order = memory.argsort()
-    places = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
+    places = (
+        torch.linspace(0, len(order) - 1, min(count, len(order)), dtype=torch.float64)
+        .round()
+        .long()
+    )
     return order[places].tolist()
 
 
@@ -81,7 +85,7 @@ class Observation:
 
     layer: GatedAttention
     rotated: list[torch.Tensor] = field(default_factory=list)
-    gate: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    gate: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
 
     @property
     def chunk_steps(self) -> int:

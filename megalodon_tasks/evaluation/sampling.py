@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
+from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import LanguageModel
 
 
@@ -56,19 +57,25 @@ def generate(
 
     prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
     that may be drawn.  ``choose`` draws from scores (V,).
-    Raises ``ValueError`` for a token that is not in the model's vocabulary.
+    Raises ``ValueError`` for a token that is not in the model's vocabulary, a model in training mode,
+    and scores that are not finite.
     """
     device = next(model.parameters()).device
     state = None
-    for part in prompt[:-1].split(piece):
-        if len(part):
-            _, state = model.features(part[None].to(device), state)
-    token = int(prompt[-1])
+    prompt_1L = prompt.to(device)[None]
+    for part in prompt_1L[:, :-1].split(piece, dim=1):
+        if part.shape[1]:
+            _, state = model.features(part, state)
+    scores_11V, state = model(prompt_1L[:, -1:], state)
+    decoder = Decoder(model, state)
     while True:
-        scores_11V, state = model(torch.tensor([[token]], device=device), state)
-        scores_V = scores_11V[0, 0].float().cpu().masked_fill(~allowed, float("-inf"))
+        scores_V = scores_11V[0, 0].float().cpu()
+        if not scores_V.isfinite().all():
+            raise ValueError("the scores of the model are not finite, so no token can be drawn")
+        scores_V = scores_V.masked_fill(~allowed, float("-inf"))
         token = int(choose(scores_V))
         yield token
+        scores_11V = decoder(torch.tensor([[token]], dtype=torch.int64, device=device))
 
 
 def text_tokens(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:

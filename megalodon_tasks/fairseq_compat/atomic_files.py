@@ -4,17 +4,24 @@ fairseq writes a checkpoint to a temporary name and renames it (checkpoint_utils
 ``checkpoint_best.pt`` and ``checkpoint_last.pt`` by copying over the old file in place
 (checkpoint_utils.py:139, file_io.py:76), and flushes nothing to the disk.  Killed there, it leaves a
 broken ``checkpoint_last.pt``, and the run cannot resume.  The patch flushes, and renames the copies too.
+
+Where the disk is full fairseq tries three times, each time after what it wrote before
+(checkpoint_utils.py:600), and ends in a traceback.  The patch tries once, removes what it wrote, and
+says which file could not be written: the checkpoints before it are whole.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.patching import replace
 
 TEMPORARY_SUFFIX = ".tmp"  # fairseq's own (checkpoint_utils.py:585)
@@ -24,24 +31,70 @@ def install() -> None:
     """Make the copies atomic and let a checkpoint reach the disk before it gets its name."""
     replace(PathManager, "copy", lambda stock: _atomic_copy)
     replace(checkpoint_utils, "_torch_persistent_save", _with_flush)
+    replace(checkpoint_utils, "torch_persistent_save", _with_message)
+    for name in ("save_checkpoint", "verify_checkpoint_directory"):
+        replace(checkpoint_utils, name, _in_a_folder)
 
 
 def _atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
     if os.path.exists(dst_path) and not overwrite:
         return False
     temporary = dst_path + TEMPORARY_SUFFIX
-    with open(src_path, "rb") as source, open(temporary, "wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-        _flush(target)
-    os.replace(temporary, dst_path)
+    with _written(dst_path):
+        with open(src_path, "rb") as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+            _flush(target)
+        os.replace(temporary, dst_path)
     return True
+
+
+@contextlib.contextmanager
+def _written(path: str) -> Iterator[None]:
+    """Explain what keeps a checkpoint from being written to ``path``; remove the part that was."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer says only that the file failed
+        if not isinstance(error, OSError) and "write" not in str(error):
+            raise
+        with contextlib.suppress(OSError):
+            os.unlink(path + TEMPORARY_SUFFIX)
+        reason = getattr(error, "strerror", None) or "writing failed, as on a full disk"
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({reason}); those before are whole. Once "
+            "there is room and the folder can be written, the same command continues from the last"
+        ) from error
+
+
+def _with_message(stock: Callable) -> Callable:
+    def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
+        with _written(filename):
+            stock(obj, filename, async_write)
+
+    return torch_persistent_save
+
+
+def _in_a_folder(stock: Callable) -> Callable:
+    def use_folder(place: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return stock(place, *args, **kwargs)
+        except OSError as error:
+            path = error.filename or getattr(place, "save_dir", place)
+            raise UserError(
+                f"{path}: no checkpoint can be written there ({error.strerror}); name a folder that can "
+                "be written, or bring it back: the same command continues from the last checkpoint in it"
+            ) from error
+
+    return use_folder
 
 
 def _with_flush(stock: Callable) -> Callable:
     def torch_persistent_save(obj: Any, f: Any) -> None:
-        stock(obj, f)
-        if not isinstance(f, str):
-            _flush(f)
+        if isinstance(f, str):
+            stock(obj, f)
+            return
+        torch.save(obj, f)
+        _flush(f)
 
     return torch_persistent_save
 

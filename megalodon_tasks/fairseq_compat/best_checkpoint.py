@@ -14,7 +14,6 @@ moments.  The patch writes ``checkpoint_best.pt`` after each validation that is 
 
 import logging
 import math
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import replace, training_modules
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ def warn_without_best(cfg: Any) -> None:
 
 
 def _patience() -> dict[str, Any]:
-    train = sys.modules.get("fairseq_cli.train")  # not imported: it would configure logging
-    return {} if train is None else vars(train.should_stop_early)
+    train = training_modules()
+    return vars(train[0].should_stop_early) if train else {}
 
 
 def _without_nan(stock: Callable) -> Callable:

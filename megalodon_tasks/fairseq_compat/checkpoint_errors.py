@@ -1,6 +1,7 @@
 """Explain why a checkpoint cannot be used: which file, what is wrong with it, what to do.
 
-fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340).  For a model that does not
+fairseq passes on whatever ``torch.load`` raises (checkpoint_utils.py:340), and damage inside a tensor is
+not noticed at all.  For a model that does not
 fit it says "please ensure that the architectures match" (trainer.py:597), not what differs.
 """
 
@@ -10,6 +11,7 @@ import re
 import shlex
 import textwrap
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,11 @@ READING_ERRORS = (EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.U
 def _with_file_errors(stock: Callable) -> Callable:
     @user_errors()
     def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict:
+        if (record := damaged_record(path)) is not None:
+            raise UserError(
+                f"{path}: the checkpoint is damaged: the checksum of {record} inside it is wrong; "
+                f"{_remedy(Path(path))}"
+            )
         try:
             return stock(path, *args, **kwargs)
         except FileNotFoundError:
@@ -62,23 +69,38 @@ def _why_unusable(path: str, error: Exception) -> str | None:
         )
     if isinstance(error, (KeyError, TypeError, pickle.UnpicklingError)):
         return (
-            f"not a training checkpoint of fairseq (reading it ended in {error!r}); "
+            f"not a training checkpoint of fairseq ({type(error).__name__} while reading it); "
             "name a file that a training run wrote, such as checkpoint_best.pt"
         )
     return None
 
 
 def _remedy(damaged: Path) -> str:
-    others = [p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p)]
-    if not others:
+    others = (p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p))
+    other = next((p for p in others if damaged_record(p) is None), None)
+    if other is None:
         return "no whole one is beside it: restore it from a copy, or delete it to start again"
-    copy = f"cp {shlex.quote(str(others[0]))} {shlex.quote(str(damaged))}"
-    return f"the newest whole one beside it is {others[0].name}; to resume from that: {copy}"
+    copy = f"cp {shlex.quote(str(other))} {shlex.quote(str(damaged))}"
+    return f"the newest whole one beside it is {other.name}; to resume from that: {copy}"
 
 
 def is_whole(path: str | os.PathLike) -> bool:
     """Return whether the checkpoint was written to its end (torch writes zip archives)."""
     return zipfile.is_zipfile(path)
+
+
+def damaged_record(path: str | os.PathLike) -> str | None:
+    """Return the name of a record whose checksum is wrong; None if all are right or there are none.
+
+    torch writes a checksum of each record and does not look at it again.
+    """
+    if not is_whole(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
+        return "a record"
 
 
 def _newest_first(folder: Path) -> list[Path]:

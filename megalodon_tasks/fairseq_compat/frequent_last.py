@@ -2,9 +2,8 @@
 
 ``validate_and_save`` writes within an epoch only where it also validates (fairseq_cli/train.py:446),
 which on a long benchmark costs far more than the write.  For a task with ``saves_last_often`` the patch
-writes ``checkpoint_last`` every few seconds, in at most 2 % of the time, and no other checkpoint.  It
-does nothing in a run on several processes: their clocks differ, and all of them must save at the same
-moment.
+writes ``checkpoint_last`` every few seconds, in at most 2 % of the time, and no other checkpoint.  Of
+several processes the first decides by its clock, because all of them must save at the same moment.
 """
 
 import logging
@@ -13,7 +12,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 
 from megalodon_tasks.fairseq_compat.patching import replace
 
@@ -35,9 +36,9 @@ def _with_fresh_last(stock: Callable) -> Callable:
         nonlocal due
         result = stock(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         stopping = result[1]
-        often = getattr(task, "saves_last_often", False) and trainer.data_parallel_world_size == 1
         start = time.monotonic()
-        if often and not end_of_epoch and not stopping and start >= due:
+        possible = getattr(task, "saves_last_often", False) and not end_of_epoch and not stopping
+        if possible and _agreed(start >= due, trainer):
             disabled = logging.root.manager.disable
             logging.disable(logging.INFO)  # a line for each of these writes would flood the log
             try:
@@ -49,3 +50,11 @@ def _with_fresh_last(stock: Callable) -> Callable:
         return result
 
     return validate_and_save
+
+
+def _agreed(decision: bool, trainer: Any) -> bool:
+    """Return the decision of the first process."""
+    if trainer.data_parallel_world_size == 1:
+        return decision
+    agreed = torch.tensor([decision], dtype=torch.uint8, device=trainer.device)
+    return bool(distributed_utils.broadcast(agreed, 0, trainer.data_parallel_process_group))

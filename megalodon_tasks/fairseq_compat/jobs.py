@@ -11,14 +11,16 @@ update.  The patch wraps it, because without it:
 * the running averages between two lines of the log are dropped when a run resumes at the start of an
   epoch (trainer.py:648), which makes its next line differ from an uninterrupted run's;
 * a run that has made its last update makes one more (fairseq_cli/train.py:389 checks after the update,
-  not before), which changes a finished model;
+  not before), which changes a finished model; one that has made its last epoch ends without a word;
+* the clock ``wall`` of the log starts again from 0 when a run resumes, and stands still when it resumes
+  within an epoch (meters.py:256);
 * an unknown ``best_checkpoint_metric`` is a bare KeyError (fairseq_cli/train.py:534).
 """
 
 import atexit
 import contextlib
 import logging
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,16 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics, progress_bar
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat import best_checkpoint, frequent_last, restoring
+from megalodon_tasks.fairseq_compat import (
+    best_checkpoint,
+    divergence,
+    frequent_last,
+    restoring,
+    stop_signals,
+)
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import replace, training_modules
 from megalodon_tasks.files import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -57,8 +65,10 @@ def _with_clean_start(stock: Callable) -> Callable:
             restoring.start_counting(trainer)
         elif extra_state is not None:
             best_checkpoint.restore_patience(extra_state)
+            divergence.restore_count(trainer, extra_state)
             _restore_running_averages(cfg, extra_state)
-        _skip_if_finished(trainer)
+        _continue_clock(trainer)
+        _skip_if_finished(trainer, epoch_iterator.next_epoch_idx)
         return extra_state, epoch_iterator
 
     return load_checkpoint
@@ -76,12 +86,12 @@ def _claim(save_dir: Path) -> None:
 def _forget_last_job(cfg: Any) -> None:
     best_checkpoint.forget_scores()
     keep_file_handlers(progress_bar.logger, newest=0)
-    train = sys.modules.get("fairseq_cli.train")  # not imported: it would configure logging
-    if train is not None:
+    for train in training_modules():
         keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
         replace(train, "get_valid_stats", _with_metric_check)
         best_checkpoint.install_in(train)
         frequent_last.install(train)
+        stop_signals.install_in(train)
 
 
 def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
@@ -91,12 +101,23 @@ def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
         metrics.load_state_dict({"train_inner": saved["train_inner"]})
 
 
-def _skip_if_finished(trainer: Any) -> None:
-    done, total = trainer.get_num_updates(), trainer.cfg.optimization.max_update
-    if 0 < total <= done:
-        logger.info(f"this run is finished ({done} of {total} updates): nothing is left to train")
-        best_checkpoint.warn_without_best(trainer.cfg)
-        trainer.cfg.optimization.max_epoch = -1  # the loop over epochs ends before its first
+def _continue_clock(trainer: Any) -> None:
+    """Let the log count the seconds of all attempts of this run."""
+    clock = metrics.get_meter("default", "wall")
+    clock.start_time = time.perf_counter() - trainer.cumulative_training_time()
+
+
+def _skip_if_finished(trainer: Any, next_epoch: int) -> None:
+    limits, updates, epochs = trainer.cfg.optimization, trainer.get_num_updates(), next_epoch - 1
+    if 0 < limits.max_update <= updates:
+        done = f"{updates} of {limits.max_update} updates"
+    elif 0 < limits.max_epoch <= epochs:
+        done = f"{epochs} of {limits.max_epoch} epochs"
+    else:
+        return
+    logger.info(f"this run is finished ({done}): nothing is left to train")
+    best_checkpoint.warn_without_best(trainer.cfg)
+    limits.max_epoch = -1  # the loop over epochs ends before its first
 
 
 def _with_metric_check(stock: Callable) -> Callable:

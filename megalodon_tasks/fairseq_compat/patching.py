@@ -1,8 +1,13 @@
 """How every patch in this package replaces a function of fairseq."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+TRAINING_FILE = os.path.join("fairseq_cli", "train.py")
 
 
 def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
@@ -19,3 +24,12 @@ def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> 
     patched.patched_by = (*builders, builder)
     is_static = isinstance(owner, type) and isinstance(vars(owner)[name], staticmethod)
     setattr(owner, name, staticmethod(patched) if is_static else patched)
+
+
+def training_modules() -> list[ModuleType]:
+    """Return fairseq's module for training, where it is loaded; ``python -m`` makes it ``__main__``.
+
+    It is not imported, because that would configure logging.
+    """
+    loaded = (sys.modules.get(name) for name in ("fairseq_cli.train", "__main__", "__mp_main__"))
+    return [m for m in loaded if m and str(getattr(m, "__file__", "")).endswith(TRAINING_FILE)]

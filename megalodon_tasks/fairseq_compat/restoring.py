@@ -26,6 +26,12 @@ def check_settings(cfg: Any, suffix: str, schedule: str) -> None:
     learning-rate scheduler.  Raises :class:`UserError`.
     """
     _check_overrides(cfg.optimizer_overrides, schedule)
+    for name in ("checkpoint_last", "checkpoint_best"):
+        path = Path(cfg.save_dir, f"{name}{suffix}.pt")
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a folder, where a checkpoint is to be written; move it away"
+            )
     restored, finetuned = cfg.restore_file != LAST, cfg.finetune_from_model is not None
     if restored and finetuned:
         raise UserError(

@@ -24,7 +24,7 @@ _SECTIONS = ("task", "model", "criterion", "optimization", "optimizer", "lr_sche
 _WITHOUT_EFFECT = {
     "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq",
     "stop_time_hours", "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams",
-    "eval_multiple", "ema_fp32", "ema_seed_model", "ema_update_freq",
+    "eval_multiple", "eval_chunk_size", "ema_fp32", "ema_seed_model", "ema_update_freq",
 }  # fmt: skip
 _PRECISIONS = {"fp16": "float16", "memory_efficient_fp16": "float16", "bf16": "bfloat16"}
 
@@ -43,6 +43,8 @@ def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
     return {
         "updates": run.updates if run else None,
         "max_update": settings["optimization"].get("max_update"),
+        "epochs": run.epochs if run else None,
+        "max_epoch": settings["optimization"].get("max_epoch"),
         "batch": _recorded_batch(start) or batch_of(settings, start.get("processes")),
         "processes": start.get("processes"),
         "device": start.get("device"),
@@ -78,9 +80,10 @@ def judge(result: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     ``compared_with`` is the id of the row of ``recipes/results.csv`` with the published number, or null.
     ``comparable`` is true, or the reasons why the two do not compare.
     """
-    row = _matching_row(result)
-    changed = _changed_settings(result, _plain(config))
-    reasons = [*_reasons({**result, "changed_settings": changed}, row)]
+    row, recipe = _matching_row(result), _settings_of_recipe(result["benchmark"])
+    changed = None if recipe is None else _changed_settings(result, recipe, _plain(config))
+    chunk_size = (recipe["task"].get("eval_chunk_size") if recipe else None) or result["chunk_size"]
+    reasons = [*_reasons({**result, "changed_settings": changed}, row, chunk_size)]
     more = len(reasons) - NAMED_REASONS
     text = "; ".join(reasons[:NAMED_REASONS]) + (f"; and {more} more" if more > 0 else "")
     return {
@@ -96,16 +99,21 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
 
 
-def _changed_settings(
-    result: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, list[Any]] | None:
-    name, _, variant = result["benchmark"].partition("-")
+def _settings_of_recipe(benchmark: str) -> dict[str, Any] | None:
+    """Return the configuration of the recipe of this id; None if there is none."""
+    name, _, variant = benchmark.partition("-")
     try:
         recipe = find_recipe(name)
         folder, file = recipe.script.parent, recipe.config_name(variant == "demo")
-        expected = _plain(training_configuration(folder, file, ["task.data=DATA"]))
+        return _plain(training_configuration(folder, file, ["task.data=DATA"]))
     except UserError:
         return None
+
+
+def _changed_settings(
+    result: Mapping[str, Any], expected: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Map the fields of ``config`` that are not as ``expected`` to both values."""
     found = {section: dict(config.get(section) or {}) for section in _SECTIONS}
     found["model"]["chunk_size"] = result["chunk_size"]
     changed = {
@@ -129,8 +137,13 @@ def _matching_row(result: Mapping[str, Any]) -> dict[str, str] | None:
     return rows.get(variant) or rows.get(result["benchmark"])
 
 
-def _reasons(result: Mapping[str, Any], row: Mapping[str, str] | None) -> Iterator[str]:
-    """Yield why ``result`` does not compare with ``row``, what weighs most first."""
+def _reasons(
+    result: Mapping[str, Any], row: Mapping[str, str] | None, chunk_size: int | None
+) -> Iterator[str]:
+    """Yield why ``result`` does not compare with ``row``, what weighs most first.
+
+    ``chunk_size``: that in evaluation, of the published number.
+    """
     yield from result["data"]["differences"]
     if row is None:
         yield f"no number is published for {result['benchmark']}"
@@ -139,7 +152,7 @@ def _reasons(result: Mapping[str, Any], row: Mapping[str, str] | None) -> Iterat
     if result["split"] != "test":
         yield f"split {result['split']} (published: test)"
     yield from _reasons_in_training(result)
-    yield from _reasons_in_evaluation(result)
+    yield from _reasons_in_evaluation(result, chunk_size)
     changed = result["changed_settings"]
     if changed is None:
         yield f"no recipe has the id {result['benchmark']}; name one with --recipe"
@@ -151,28 +164,31 @@ def _reasons(result: Mapping[str, Any], row: Mapping[str, str] | None) -> Iterat
 
 def _reasons_in_training(result: Mapping[str, Any]) -> Iterator[str]:
     training, manifest = result["training"], result["data"]["manifest"]
-    updates, planned = training["updates"], training["max_update"]
     if not result["update"]:
         yield "the checkpoint was not trained here"
-    elif updates is not None and planned and updates < planned:
-        yield f"trained for {updates:,} of {planned:,} updates"
+    else:
+        for unit, limit in (("updates", "max_update"), ("epochs", "max_epoch")):
+            reached, planned = training[unit], training[limit]
+            if reached is not None and planned and reached < planned:
+                yield f"trained for {reached:,} of {planned:,} {unit}"
     if training["manifest"] is not None and training["manifest"] != manifest:
         yield "evaluated on other data than it was trained on"
 
 
-def _reasons_in_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
+def _reasons_in_evaluation(result: Mapping[str, Any], chunk_size: int | None) -> Iterator[str]:
     for field, value in (result.get("task_overrides") or {}).items():
         yield f"evaluated with task.{field} {value}"
     if result.get("time_step", 1) != 1:
         yield f"evaluated at time step {result['time_step']}"
     if result.get("dynamic"):
-        yield "dynamic evaluation"
+        yield results.DYNAMIC
     if context := result.get("segment_tokens"):
         yield f"context cut after {context:,} tokens"
-    if result["evaluation_chunk_size"] != result["chunk_size"]:
+    if result["evaluation_chunk_size"] != chunk_size:
+        other = "trained with" if chunk_size == result["chunk_size"] else "published:"
         yield (
-            f"evaluated with chunk size {_shown(result['evaluation_chunk_size'])}, trained with "
-            f"{_shown(result['chunk_size'])}"
+            f"evaluated with chunk size {_shown(result['evaluation_chunk_size'])} ({other} "
+            f"{_shown(chunk_size)})"
         )
 
 

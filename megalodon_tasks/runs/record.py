@@ -4,19 +4,27 @@ Both files lie in the folder of the run (``checkpoint.save_dir``) and hold one J
 The lines of ``metrics.jsonl`` differ in their ``event``:
 
 =============== ========================================================================================
-``start``       the run starts or resumes: format version, configuration, versions, device, parameters
+``start``       the run starts or resumes; see below
 ``train_inner`` averages over the last ``common.log_interval`` updates
 ``valid``       a validation on the data named by ``split``
 ``train``       averages over an epoch
 =============== ========================================================================================
 
-Each line has ``step`` (updates so far), ``epoch`` and ``time`` (Unix time in seconds).  Measurements
-have fairseq's names: ``loss``, ``lr``, ``gnorm`` (gradient norm), ``wps`` (tokens per second), ``ups``
-(updates per second), ``wall`` (seconds since the run began) and the metrics of the task.  Added to them
+Each line has ``step`` (updates so far), ``epoch`` and ``time`` (Unix time in seconds).
+
+A ``start`` line has ``format`` (version of this file), ``params`` (number of parameters), ``config``
+(fairseq's whole configuration), ``data`` (of ``data.provenance.describe_data``), ``effective_batch``,
+``effective_batch_unit`` and ``processes`` (``training.effective_batch.BatchRecord``), and ``date``,
+``device``, ``versions`` and ``commit`` (``environment.py``).
+
+Measurements have fairseq's names: ``loss``, ``lr``, ``gnorm`` (gradient norm), ``wps`` (tokens per
+second), ``ups`` (updates per second), ``wall`` (seconds of all attempts of this run, without what was
+lost when one was killed) and the metrics of the task.  Added to them
 are ``samples_per_second``, ``host_peak_bytes`` and, on a GPU, ``device_peak_bytes``.  JSON has no NaN:
 such a value is null, and ``not_finite`` maps its name to ``nan``, ``inf`` or ``-inf``.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -47,7 +55,7 @@ class Run:
 
     name: as tables and figures show it.  start: the last ``start`` line, empty for a folder that holds
     only results.  valid: by split, the one that checkpoints are chosen by first.  results: the lines of
-    ``results.jsonl``, oldest first.
+    ``results.jsonl``, oldest first.  damaged: where lines were cut short and left out.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Run:
     train: Points = field(default_factory=dict)
     valid: dict[str, Points] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def validation(self) -> Points:
@@ -80,6 +89,11 @@ class Run:
         return max((step for points in self._series() for step in points), default=0)
 
     @property
+    def epochs(self) -> int:
+        """The last epoch that was recorded to its end; 0 if none is."""
+        return max((line["epoch"] for line in self.train.values()), default=0)
+
+    @property
     def peak_memory(self) -> int | None:
         """Bytes at the peak: of the GPU if there was one, else of the training process."""
         lines = [line for points in self._series() for line in points.values()]
@@ -101,9 +115,10 @@ class Run:
 def read_run(folder: Path, name: str | None = None) -> Run:
     """Read both files of the run in ``folder``.
 
-    A line that a kill cut short is ignored.  A run that was killed trains the updates since its last
-    checkpoint again: their lines replace the earlier ones.  Raises :class:`UserError` if ``folder``
-    holds no record, one of another format version, or only the log of a version without records.
+    A line that a kill cut short is left out, and named in ``damaged``.  A run that was killed trains the
+    updates since its last checkpoint again: their lines replace the earlier ones.  Raises
+    :class:`UserError` if ``folder`` holds no record, one of another format version, or only the log of a
+    version without records.
     """
     metrics, results = folder / METRICS, folder / RESULTS
     if _is_older(folder):
@@ -116,10 +131,10 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             f"{folder}: holds neither {METRICS} nor {RESULTS}; name the folder of a run"
         )
     run = Run(name or folder.resolve().name, folder)
-    for number, line in _lines(metrics):
+    for number, line in _lines(metrics, run.damaged):
         _add(run, line, f"{metrics}, line {number}")
-    for number, line in _lines(results):
-        if not {"benchmark", "split", "metric", "value"} <= line.keys():
+    for number, line in _lines(results, run.damaged):
+        if not _is_result(line):
             raise UserError(f"{results}, line {number}: not a result: {str(line)[:80]}")
         run.results.append(line)
     if not run.start and not run.results:
@@ -127,10 +142,17 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return run
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
+def _is_result(line: dict[str, Any]) -> bool:
+    named = all(isinstance(line.get(name), str) for name in ("benchmark", "split", "metric"))
+    return named and isinstance(line.get("value"), (int, float))
+
+
+def find_runs(folders: Iterable[Path], problems: list[str] | None = None) -> list[Run]:
     """Read all runs in ``folders`` and below them, in the order of their names.
 
-    Raises :class:`UserError` for a folder that does not exist or holds no run.
+    problems: gets a text for each run that cannot be read, which is left out.  Raises
+    :class:`UserError` for a folder that does not exist or holds no run, and without ``problems`` for a
+    run that cannot be read.
     """
     places: set[Path] = set()
     for top in folders:
@@ -143,10 +165,23 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
         places |= runs
     common = Path(os.path.commonpath(places)) if len(places) > 1 else min(places).parent
     names = {place: place.relative_to(common).as_posix() for place in sorted(places)}
-    return [
-        read_run(place, None if name == "." else name.replace("runs/", ""))
-        for place, name in names.items()
-    ]
+    short = {place: name.replace("runs/", "") for place, name in names.items()}
+    counts = collections.Counter(short.values())
+    found = []
+    for place, name in names.items():
+        name = short[place] if counts[short[place]] == 1 else name
+        try:
+            found.append(read_run(place, None if name == "." else name))
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(f"left out: {error}")
+            continue
+        if problems is not None:
+            problems += found[-1].damaged
+    if not found:
+        raise UserError("; ".join(problems or ()))
+    return found
 
 
 def _is_older(folder: Path) -> bool:
@@ -181,19 +216,24 @@ def _add(run: Run, line: dict[str, Any], where: str) -> None:
         series[event][step] = line
 
 
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in ``file``, if it exists, with their line numbers."""
+def _lines(file: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in ``file``, if it exists, with their line numbers; ``damaged`` gets the others."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     for number, line in enumerate(text.split("\n"), start=1):
         if line and not line.startswith("{"):
             raise UserError(f"{file}, line {number}: not a JSON object: {line[:80]!r}")
-        with contextlib.suppress(json.JSONDecodeError):  # cut short, or empty
-            yield number, json.loads(line, object_hook=_with_not_finite)
+        if line:
+            try:
+                fields = json.loads(line, object_hook=_with_not_finite)
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                damaged.append(f"{file}, line {number} was cut short or damaged and is left out")
+                continue
+            yield number, fields
 
 
 def _with_not_finite(fields: dict[str, Any]) -> dict[str, Any]:
     names = fields.pop(NOT_FINITE, {})
-    return fields | {name: float(text) for name, text in names.items()}
+    return fields | {name: float(text) for name, text in names.items() if name in fields}
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
@@ -208,19 +248,34 @@ def append(file: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" * torn + line)
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(file)  # these calls know no name
+        raise
     finally:
         os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:
-    """Copy nested containers with null for what JSON cannot hold; ``not_finite`` says what it was."""
+    """Copy nested containers with null for what JSON cannot hold; ``not_finite`` says what it was.
+
+    It names an entry of a list as ``lr[0]``.
+    """
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    strange = {k: str(v) for k, v in value.items() if isinstance(v, float) and not math.isfinite(v)}
-    fields = {k: None if k in strange else _finite(v) for k, v in value.items()}
-    return fields | ({NOT_FINITE: strange} if strange else {})
+    if isinstance(value, dict):
+        fields = {name: _finite(item) for name, item in value.items()}
+        strange = dict(pair for name, item in value.items() for pair in _strange(name, item))
+        return fields | ({NOT_FINITE: strange} if strange else {})
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _strange(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each number that is not finite, in lists too."""
+    if isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _strange(f"{name}[{number}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, str(value)
 
 
 def _lock(descriptor: int) -> None:

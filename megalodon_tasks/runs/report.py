@@ -6,12 +6,14 @@ table and pictures of sweeps.
 
 import base64
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs import results, sweep_table
 from megalodon_tasks.runs.figures import compare_curves
@@ -44,12 +46,21 @@ class Sweep:
     pictures: list[bytes]
 
 
-def sweep_in(folder: Path) -> Sweep | None:
-    """Return the sweep that ``folder`` holds; None if it holds none or no run of it is done."""
+def sweep_in(folder: Path, problems: list[str] | None = None) -> Sweep | None:
+    """Return the sweep that ``folder`` holds; None if it holds none or no run of it is done.
+
+    problems: gets a text about each run, or the sweep itself, that cannot be read.
+    """
     if not (folder / FILE).is_file():
         return None
-    sweep = read_sweep(folder)
-    rows = sweep_table.collect(sweep)
+    try:
+        sweep = read_sweep(folder)
+    except UserError as error:
+        if problems is None:
+            raise
+        problems.append(f"left out: {error}")
+        return None
+    rows = sweep_table.collect(sweep, problems)
     if not rows:
         return None
     head, lines = sweep_table.cells(sweep, rows)
@@ -62,8 +73,13 @@ def sweep_in(folder: Path) -> Sweep | None:
     )
 
 
-def write(folder: Path, title: str, runs: list[Run], sweeps: list[Sweep]) -> list[Path]:
-    """Write ``report.html`` and ``report.md`` into ``folder`` and return their paths."""
+def write(
+    folder: Path, title: str, runs: list[Run], sweeps: list[Sweep], problems: Sequence[str] = ()
+) -> list[Path]:
+    """Write ``report.html`` and ``report.md`` into ``folder`` and return their paths.
+
+    problems: what was left out, and why; the page says it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("megalodon_tasks.runs", package_path=""),
         autoescape=jinja2.select_autoescape(["html.j2"], default=False),
@@ -74,6 +90,8 @@ def write(folder: Path, title: str, runs: list[Run], sweeps: list[Sweep]) -> lis
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
     tables = [_metrics(runs), _published(runs), _differences(runs), _environment(runs)]
+    if problems:
+        tables.insert(0, Table("Left out", ["what, and why"], [[problem] for problem in problems]))
     pictures = {name: svg.encode() for name, svg in compare_curves(runs).items()}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -104,16 +122,20 @@ def _metrics(runs: list[Run]) -> Table:
                     results.published_value(result) or "-",
                     results.reason_against(result) or "yes",
                     *(str(result[name]) for name in ("metric", "benchmark", "split")),
-                    f"{result['n']:,}",
-                    f"{result['update']:,}",
-                    f"{result['params']:,}",
+                    *(_number(result, name) for name in ("n", "update", "params")),
                 ]
             )
         if not last:
-            reached, params = f"{run.updates:,}", f"{run.start['params']:,}"
+            reached, params = f"{run.updates:,}", _number(run.start, "params")
             unknown = ["not evaluated", "-", "-"]
             lines.append([run.name, *unknown, run.metric, run.benchmark, "-", "-", reached, params])
     return Table("Final metrics", head, lines, highlighted=(1,))
+
+
+def _number(line: Mapping[str, Any], name: str) -> str:
+    """Return a whole number of a line as text; not every version and tool records all of them."""
+    value = line.get(name)
+    return f"{value:,}" if isinstance(value, int) else UNSET
 
 
 def _published(runs: list[Run]) -> Table:
@@ -132,7 +154,7 @@ def _differences(runs: list[Run]) -> Table:
 
     Where several change together (fairseq derives some from others), only the first is shown.
     """
-    settings = {run.name: _flat(run.start["config"]) for run in runs if run.start}
+    settings = {run.name: _flat(run.start.get("config", {})) for run in runs if run.start}
     columns: dict[tuple[str, ...], str] = {}
     for field in sorted({field for fields in settings.values() for field in fields}):
         values = tuple(fields.get(field, UNSET) for fields in settings.values())
@@ -167,8 +189,9 @@ def _environment(runs: list[Run]) -> Table:
     lines = []
     for run in runs:
         line = run.results[-1] if run.results else run.start
-        versions = ", ".join(f"{k} {v}" for k, v in line["versions"].items())
-        commit = (line["commit"] or "unknown")[:12]
-        dirty = "-dirty" if str(line["commit"]).endswith("-dirty") else ""
-        lines.append([run.name, line["date"], line["device"], versions, commit + dirty])
+        versions = ", ".join(f"{k} {v}" for k, v in dict(line.get("versions") or {}).items())
+        described = str(line.get("commit") or "unknown")
+        dirty = "-dirty" if described.endswith("-dirty") else ""
+        place = [str(line.get(name, UNSET)) for name in ("date", "device")]
+        lines.append([run.name, *place, versions, described[:12] + dirty])
     return Table("Environment", ["run", "date", "device", "versions", "commit"], lines)

@@ -4,6 +4,7 @@ import csv
 import importlib.resources
 from typing import Any
 
+DYNAMIC = "dynamic evaluation"
 UNKNOWN = "recorded by an earlier version, which did not record the data"
 
 
@@ -63,7 +64,7 @@ def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
         row for row in peers(record["benchmark"]) if not row["system"].startswith("Megalodon")
     ]
     entries += [
-        (row["system"], float(row["value"]), _note(row["source"], record))
+        (row["system"], float(row["value"]), _note_of_peer(row, record))
         for row in others
         if row["value"]
     ]
@@ -87,6 +88,17 @@ def _note(source: str, record: dict[str, Any], identity: str | None = None) -> s
     if identity != record.get("compared_with"):
         reason = reason.split("; ")[0]
     return f"{source}; not comparable: {reason}"
+
+
+def _note_of_peer(row: dict[str, str], record: dict[str, Any]) -> str:
+    """Return the note on a row of :func:`peers`; dynamic evaluation compares with its like only."""
+    if DYNAMIC not in row["system"]:
+        return _note(row["source"], record)
+    if not record.get("dynamic"):
+        return f"{row['source']}; not comparable: {DYNAMIC}, this result is without"
+    reason = reason_against(record) or ""
+    others = "; ".join(text for text in reason.split("; ") if text != DYNAMIC)
+    return _note(row["source"], {**record, "comparable": others or True})
 
 
 def _position(record: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ SAVE/runs/NAME/job/   how it was run: output.log, attempts.jsonl, and hydra's re
 """
 
 import collections
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from hydra.errors import HydraException
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file, has_writer
+from megalodon_tasks.signals import is_interruption
 
 FILE = "sweep.json"
 CHUNK_SIZE, SEED = "model.chunk_size", "common.seed"
 FULL = "full"  # attention over the whole sequence, as tables and names show it
+LONGEST_NAME = 120  # characters of the name of a run
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9.+-]*")  # no underscore: that is between two fields
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 
@@ -50,13 +54,23 @@ class SweepRun:
         return self.job / "attempts.jsonl"
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Read the exit ``status`` (negative for a signal) and the ``seconds`` of each attempt."""
-        lines = self.attempts_file.read_text().splitlines() if self.attempts_file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """Read the exit ``status`` (negative for a signal) and the ``seconds`` of each attempt.
+
+        A line that was cut short counts as an attempt of unknown status, so that the run is tried again.
+        """
+        if not self.attempts_file.is_file():
+            return []
+        lines = self.attempts_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        return [_attempt(line) for line in lines if line]
+
+    @property
+    def damaged_attempts(self) -> int:
+        """How many lines about attempts cannot be read."""
+        return sum(attempt["status"] is None for attempt in self.attempts())
 
     @property
     def status(self) -> int | None:
-        """The exit status of the last attempt that has ended, if there is one."""
+        """The exit status of the last attempt that has ended, if there is one and it is known."""
         attempts = self.attempts()
         return attempts[-1]["status"] if attempts else None
 
@@ -66,17 +80,26 @@ class SweepRun:
         if has_writer(self.job):
             return RUNNING
         status = self.status
-        if status is None or status < 0:
+        if status is None or is_interruption(status):
             return WAITING
         return FAILED if status else DONE
+
+
+def _attempt(line: str) -> dict[str, Any]:
+    try:
+        attempt = json.loads(line)
+        return {"status": int(attempt["status"]), "seconds": float(attempt["seconds"])}
+    except (ValueError, TypeError, KeyError):
+        return {"status": None, "seconds": 0.0}
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A recipe trained at several points.
 
-    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  fixed: field -> value
-    for all runs.  points: swept field -> value for each run.  Values are in hydra's override grammar.
+    recipe: its id.  script: the file that runs it.  data: DATA_DIR of the script.  demo, generate:
+    whether the script is called with the option of that name.  fixed: field -> value for all runs.
+    points: swept field -> value for each run.  Values are in hydra's override grammar.
     """
 
     folder: Path
@@ -86,6 +109,7 @@ class Sweep:
     demo: bool
     fixed: dict[str, str]
     points: list[dict[str, str]]
+    generate: bool = False
 
     @property
     def fields(self) -> list[str]:
@@ -95,12 +119,24 @@ class Sweep:
     @property
     def runs(self) -> list[SweepRun]:
         """The runs, in the order of the points."""
-        runs = []
-        for point in self.points:
-            parts = [f"{self.label(field)}-{shown(field, value)}" for field, value in point.items()]
-            name = re.sub(r"[^\w.+-]", "", "_".join(parts))
-            runs.append(SweepRun(name, self.folder / "runs" / name, point))
-        return runs
+        names = map(self._name, self.points)
+        return [
+            SweepRun(name, self.folder / "runs" / name, point)
+            for name, point in zip(names, self.points, strict=True)
+        ]
+
+    def _name(self, point: Mapping[str, str]) -> str:
+        """Return a name for a folder that no other point has.
+
+        A digest makes it so where values hold other characters, which are left out, or are long.
+        """
+        values = {field: shown(field, value) for field, value in point.items()}
+        parts = (f"{self.label(field)}-{value}" for field, value in values.items())
+        name = re.sub(r"[^\w.+-]", "", "_".join(parts))
+        if all(_PLAIN_VALUE.fullmatch(v) for v in values.values()) and len(name) <= LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(json.dumps(dict(point), sort_keys=True).encode()).hexdigest()
+        return f"{name[:LONGEST_NAME]}-{digest[:8]}"
 
     def label(self, field: str) -> str:
         """Return the last part of a field's name, or all of it where two swept fields share that."""
@@ -114,7 +150,8 @@ class Sweep:
 
     def command(self, run: SweepRun | None = None) -> list[str]:
         """Return the command that trains and evaluates ``run``, or without one prepares the data."""
-        words = ["bash", self.script, *(["--demo"] if self.demo else [])]
+        given = {"--demo": self.demo, "--generate": self.generate}
+        words = ["bash", self.script, *(option for option, is_given in given.items() if is_given)]
         if run is None:
             return [*words, "prepare", self.data, str(self.folder / "prepare")]
         return [*words, self.data, str(run.folder), *self.overrides(run)]
@@ -170,7 +207,7 @@ def enter_sweep(sweep: Sweep) -> Sweep:
     folder = sweep.folder
     if (folder / FILE).is_file():
         old = read_sweep(folder)
-        for name in ("recipe", "data", "demo", "fixed", "fields"):
+        for name in ("recipe", "data", "demo", "generate", "fixed", "fields"):
             ours, theirs = getattr(sweep, name), getattr(old, name)
             if ours != theirs:
                 raise UserError(

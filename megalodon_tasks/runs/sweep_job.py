@@ -26,6 +26,7 @@ from megalodon_tasks.runs.record import append
 from megalodon_tasks.runs.sweep import Sweep, SweepRun, read_sweep
 
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # for a run to save after SIGTERM
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 APP = "from megalodon_tasks.runs.sweep_job import app; app()"
 
@@ -42,7 +43,7 @@ def run_point(
 ) -> None:
     """Run the point ``name`` of the sweep in ``folder`` unless it is done, and record the attempt.
 
-    ``threads``: CPU threads of the run; 0 leaves the choice to torch.  ``attached``: kill the run when
+    ``threads``: CPU threads of the run; 0 leaves the choice to torch.  ``attached``: end the run when
     the sweep that started this job ends; not so on a cluster, where jobs outlive the process that
     submitted them.  ``gpus``: the shares of the workers (:func:`gpu_shares`); the run holds one.
     A run resumes from its last checkpoint whatever ended it.
@@ -69,10 +70,18 @@ def run_point(
                     time.sleep(POLL_SECONDS)
                     abandoned = attached and not has_writer(folder)
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                status, seconds = process.wait(), time.monotonic() - started
+                status, seconds = _ended(process), time.monotonic() - started
                 append(run.attempts_file, {"status": status, "seconds": seconds})
+
+
+def _ended(process: subprocess.Popen) -> int:
+    """Let the process save and end, with all that it started; return its status."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(GRACE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 def gpu_shares(workers: int) -> list[str]:

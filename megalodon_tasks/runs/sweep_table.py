@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs import record, results
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
@@ -64,12 +65,22 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def collect(sweep: Sweep) -> list[Row]:
-    """Return a row for each point of the grid without seeds, in its order, if a run of it is done."""
+def collect(sweep: Sweep, problems: list[str] | None = None) -> list[Row]:
+    """Return a row for each point of the grid without seeds, in its order, if a run of it is done.
+
+    A run whose record cannot be read is left out, and so is a line: ``problems`` gets a text about each.
+    """
     rows: dict[tuple[str, ...], Row] = {}
+    problems = [] if problems is None else problems
     for run in sweep.runs:
+        if run.damaged_attempts:
+            problems.append(f"{run.attempts_file}: {run.damaged_attempts} lines cannot be read")
         if run.state == DONE:
-            result, measurements = _measure(run)
+            try:
+                result, measurements = _measure(run, problems)
+            except UserError as error:
+                problems.append(f"{run.name} is left out: {error}")
+                continue
             settings = {f: shown(f, value) for f, value in run.settings.items() if f != SEED}
             row = rows.setdefault(tuple(settings.values()), Row(result["metric"], settings))
             row.runs.append(measurements)
@@ -77,7 +88,7 @@ def collect(sweep: Sweep) -> list[Row]:
     return list(rows.values())
 
 
-def _measure(run: SweepRun) -> tuple[dict[str, Any], dict[str, float]]:
+def _measure(run: SweepRun, problems: list[str]) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the last result of the run, and what the run reached.
 
     Speeds are medians over the recorded intervals of training without the first, which has the warm-up.
@@ -85,13 +96,17 @@ def _measure(run: SweepRun) -> tuple[dict[str, Any], dict[str, float]]:
     attempts, with the evaluation.
     """
     recorded = record.read_run(run.folder)
+    problems += recorded.damaged
+    if not recorded.results:
+        raise UserError(f"{run.folder / record.RESULTS}: holds no result; evaluate the run again")
     result = recorded.results[-1]
     intervals = list(recorded.train_inner.values())
     measurements = {
         result["metric"]: result["value"],
-        "params": result["params"],
         "seconds": sum(attempt["seconds"] for attempt in run.attempts()),
     }
+    if "params" in result:
+        measurements["params"] = result["params"]
     for name, recorded_name in (("tokens_per_s", "wps"), ("samples_per_s", "samples_per_second")):
         speeds = [line[recorded_name] for line in intervals if line.get(recorded_name)]
         if speeds:

@@ -40,7 +40,8 @@ def batch_record(cfg: Any, processes: int) -> BatchRecord:
     """Return what ``processes`` processes read for an update under the whole configuration ``cfg``."""
     name, size = _limit(cfg.dataset)
     frequencies = set(cfg.optimization.update_freq)
-    total = size * processes * frequencies.pop() if len(frequencies) == 1 else None
+    readers, _ = _readers(cfg, processes)
+    total = size * readers * frequencies.pop() if len(frequencies) == 1 else None
     return BatchRecord(total, "items" if name == "batch_size" else "tokens", processes)
 
 
@@ -55,21 +56,30 @@ def derived_update_freq(cfg: Any, processes: int) -> list[int]:
     if effective is None:
         return given
     name, size = _limit(cfg.dataset)
-    together = size * processes
+    readers, description = _readers(cfg, processes)
+    together = size * readers
     if effective < 1 or effective % together:
         raise ValueError(
             f"task.effective_batch={effective} is no multiple of {together}, which is "
-            f"dataset.{name}={size} on each of {processes} processes; "
-            + _advice(effective, name, processes)
+            f"dataset.{name}={size} on each of {description}; " + _advice(effective, name, readers)
         )
     frequency = effective // together
     if given not in ([1], [frequency]):
         raise ValueError(
             f"optimization.update_freq={given} contradicts task.effective_batch={effective}: with "
-            f"dataset.{name}={size} on each of {processes} processes that makes {frequency}; leave out "
+            f"dataset.{name}={size} on each of {description} that makes {frequency}; leave out "
             "update_freq, or set task.effective_batch=null"
         )
     return [frequency]
+
+
+def _readers(cfg: Any, processes: int) -> tuple[int, str]:
+    """Count those who read batches of their own, with words for them; chunk parallelism shares one."""
+    shared_by = getattr(cfg.task, "chunk_parallel", 1)
+    if shared_by == 1:
+        return processes, f"{processes} processes"
+    groups = max(1, processes // shared_by)  # the task refuses what does not divide
+    return groups, f"{groups} groups of {shared_by} processes"
 
 
 def _limit(dataset: Any) -> tuple[str, int]:

@@ -26,6 +26,13 @@ class TaskSettings(FairseqDataclass):
             "which update_freq follows; default: whatever results"
         },
     )
+    skip_nonfinite: int = field(
+        default=0,
+        metadata={
+            "help": "updates of a run that may be skipped because a loss or gradient is not finite; the "
+            "next such update ends the run"
+        },
+    )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")

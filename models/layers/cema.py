@@ -7,15 +7,18 @@ once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex c
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from megalodon_tasks.cuda_ops import cema
+from megalodon_tasks.models.chunk_parallel import ChunkParallel
 from megalodon_tasks.models.config import SHORTEST_MEMORY
+from megalodon_tasks.models.layers.no_decay import WithoutDecay
 
 
-class ComplexEMA(nn.Module):
+class ComplexEMA(WithoutDecay):
     """Compute the complex exponential moving average of each feature.
 
     Parameters, in the released shapes (rows = D, or 2D when bidirectional: first forward, then
@@ -27,22 +30,22 @@ class ComplexEMA(nn.Module):
     ``SHORTEST_MEMORY`` to that number (see :meth:`reset_parameters`).
     """
 
+    # Weight decay would pull these logits to arbitrary rates and angles.
+    undecayed = ("alpha", "delta", "theta")
+
     def __init__(self, dim: int, ndim: int, bidirectional: bool, memory: int | None = None) -> None:
         super().__init__()
         self.dim = dim
         self.memory = memory
         self.bidirectional = bidirectional
         self.time_step = 1
+        self.chunk_parallel: ChunkParallel | None = None  # see set_chunk_parallel
         rows = 2 * dim if bidirectional else dim
         self.alpha = nn.Parameter(torch.empty(rows, ndim, 1))
         self.delta = nn.Parameter(torch.empty(rows, ndim, 1))
         self.theta = nn.Parameter(torch.empty(rows, 1, 1))
         self.gamma = nn.Parameter(torch.empty(rows, ndim, 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
-        for parameter in (self.alpha, self.delta, self.theta):
-            # Weight decay would pull these logits to arbitrary rates and angles; optimizers with
-            # parameter groups do not decay parameters with this tag.
-            parameter.param_group = "no_weight_decay"
         self.reset_parameters()
 
     @torch.no_grad()
@@ -74,11 +77,31 @@ class ComplexEMA(nn.Module):
     def _spread_time_constants(self, memory: int) -> None:
         rows, ndim, _ = self.delta.shape
         tau_N = torch.linspace(SHORTEST_MEMORY, memory, ndim, dtype=torch.float64)
-        order_RN = torch.rand(rows, ndim).argsort(dim=1)
+        order_RN = torch.rand(rows, ndim, dtype=torch.float32).argsort(dim=1)
         forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
         # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2
         share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())
         self.delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])
+
+    @property
+    def causal(self) -> bool:
+        """Whether the output depends on earlier steps only."""
+        return not self.bidirectional
+
+    def start(
+        self,
+        x_BLD: torch.Tensor,
+        padding_mask_BL: torch.Tensor | None,
+        state: torch.Tensor | None,
+    ) -> Callable[[], torch.Tensor | None]:
+        """Start to fetch the state before ``x``; the result waits for it.
+
+        Only with chunk parallelism is it another than ``state``, and is there anything to wait for.
+        """
+        if self.chunk_parallel is None:
+            return lambda: state
+        logits = (self.alpha, self.delta, self.theta, self.gamma)
+        return self.chunk_parallel.cema_state(*self._hold(x_BLD, padding_mask_BL), logits, state)
 
     def forward(
         self,
@@ -97,10 +120,7 @@ class ComplexEMA(nn.Module):
         as it must when it is sampled below its Nyquist rate.)
         """
         f = self.time_step
-        if f > 1:
-            x_BLD = x_BLD.repeat_interleave(f, dim=1)
-        if f > 1 and padding_mask_BL is not None:
-            padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
+        x_BLD, padding_mask_BL = self._hold(x_BLD, padding_mask_BL)
         y_BLD, state = cema(
             x_BLD,
             self.alpha,
@@ -113,3 +133,14 @@ class ComplexEMA(nn.Module):
             bidirectional=self.bidirectional,
         )
         return (y_BLD.unflatten(1, (-1, f)).mean(dim=2) if f > 1 else y_BLD), state
+
+    def _hold(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Repeat each step ``time_step`` times."""
+        f = self.time_step
+        if f == 1:
+            return x_BLD, padding_mask_BL
+        if padding_mask_BL is not None:
+            padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
+        return x_BLD.repeat_interleave(f, dim=1), padding_mask_BL

@@ -8,6 +8,9 @@ Pathfinder and Path-X, in the authors' interim code.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +22,23 @@ from megalodon_tasks.models.layers.initialization import init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
+
+
+@contextmanager
+def attention_chunks(model: nn.Module, size: int | None) -> Iterator[None]:
+    """Let all attention in ``model`` have chunks of ``size`` steps for the time of a block.
+
+    None leaves each as it is.  No weight depends on the size; a state that is carried does.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GatedAttention)]
+    before = [layer.chunk_size for layer in layers]
+    for layer in layers:
+        layer.chunk_size = size or layer.chunk_size
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.chunk_size = own
 
 
 class GatedAttention(nn.Module):
@@ -86,11 +106,12 @@ class GatedAttention(nn.Module):
         norm_state, cema_state, attention_state = state or (None, None, None)
         offset = 0 if attention_state is None else attention_state.key.shape[1]
         normed_BLD, norm_state = self.norm(x_BLD, padding_mask_BL, norm_state)
-        averaged_BLD, cema_state = self.cema(normed_BLD, padding_mask_BL, cema_state)
+        cema_state = self.cema.start(normed_BLD, padding_mask_BL, cema_state)
+        v_BLHV = F.silu(self.v_proj(normed_BLD)).unflatten(-1, (self.num_heads, -1))
+        averaged_BLD, cema_state = self.cema(normed_BLD, padding_mask_BL, cema_state())
         mx_BLD = F.dropout(self.cema_norm(averaged_BLD), self.hidden_dropout, self.training)
 
         q_BLHK, k_BLHK = self._queries_and_keys(mx_BLD, offset)
-        v_BLHV = F.silu(self.v_proj(normed_BLD)).unflatten(-1, (self.num_heads, -1))
         attended_BLHV, attention_state = chunk_attention(
             q_BLHK,
             k_BLHK,

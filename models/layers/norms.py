@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import TimestepNormState, rms_norm, sequence_norm, timestep_norm
+from megalodon_tasks.models.chunk_parallel import ChunkParallel
 
 
 class TimeNorm(nn.Module):
@@ -23,6 +24,7 @@ class TimeNorm(nn.Module):
         self.num_groups = num_groups
         self.eps = eps
         self.causal = causal
+        self.chunk_parallel: ChunkParallel | None = None  # see set_chunk_parallel
         self.weight = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
@@ -35,6 +37,8 @@ class TimeNorm(nn.Module):
         """Map (B, L, D) to (B, L, D) and the moments after the last step (None if not causal)."""
         scale_D = self.weight + 1
         options = {"eps": self.eps, "padding_mask": padding_mask_BL}
+        if self.chunk_parallel is not None:
+            state = self.chunk_parallel.moments(x_BLD, self.num_groups, padding_mask_BL, state)
         if self.causal:
             return timestep_norm(x_BLD, scale_D, self.bias, self.num_groups, state=state, **options)
         return sequence_norm(x_BLD, scale_D, self.bias, self.num_groups, **options), None

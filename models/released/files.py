@@ -8,8 +8,10 @@ Readable are
 The configuration is the dict itself or stands under its key ``model``.
 """
 
+import itertools
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from megalodon_tasks.models.released.shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]
 CONFIG, CONSOLIDATION = "config.json", "consolidate_config.json"
+MISSING_NAMED = 4
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 _INDEX = "model.safetensors.index.json"
 
@@ -56,13 +59,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (record := archive.testzip()) is not None:  # torch does not look at the checksums
+                raise ValueError(
+                    f"{path} is damaged: the checksum of {record} inside it is wrong; copy it again"
+                )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files, and one for code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is not a torch file of plain tensors ({type(error).__name__}: {reason[:200]})"
-        ) from None
+        refused = re.search(r"unsupported global:? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+        reason = f"it holds {refused[1]}, which could run code" if refused else type(error).__name__
+        raise ValueError(f"{path} is not a torch file of plain tensors ({reason})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -117,17 +125,31 @@ def _check_shards(folder: Path, shards: Mapping[int, Path]) -> None:
     count = max(shards) + 1
     if (folder / CONSOLIDATION).is_file():
         recorded = _read_json(folder / CONSOLIDATION).get("model_parallel_size", count)
-        count = max(count, int(recorded))
-    missing = [f"consolidated.{rank:02d}.pth" for rank in range(count) if rank not in shards]
-    if missing:
-        raise ValueError(
-            f"{folder} has {len(shards)} of {count} model-parallel shards; missing: {', '.join(missing)}"
-        )
+        if not isinstance(recorded, int):
+            raise ValueError(
+                f"{folder / CONSOLIDATION}: model_parallel_size={recorded!r} is not a whole number"
+            )
+        count = max(count, recorded)
+    if count == len(shards):
+        return
+    # a count from a file may be any number, so no list is as long as it
+    missing = (f"consolidated.{rank:02d}.pth" for rank in range(count) if rank not in shards)
+    named = list(itertools.islice(missing, MISSING_NAMED))
+    more = count - len(shards) - len(named)
+    raise ValueError(
+        f"{folder} has {len(shards)} of {count} model-parallel shards; missing: {', '.join(named)}"
+        + (f" and {more} more" if more else "")
+    )
 
 
 def _read_indexed(folder: Path) -> Tensors:
     names = _read_json(folder / _INDEX).get("weight_map", {})
     files = sorted(set(names.values()))
+    for name in files:
+        if Path(name).name != name:
+            raise ValueError(
+                f"{folder / _INDEX} names {name!r}: an index may only name files beside itself"
+            )
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder / _INDEX} lists files that are missing: {', '.join(missing)}")
@@ -173,4 +195,4 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_file(path, "w") as stream:
-        json.dump(content, stream, indent=1)
+        json.dump(content, stream, indent=1, allow_nan=False)

@@ -1,8 +1,9 @@
 """Translate between the names and settings of released language models and ours.
 
 Tensors have the same shapes on both sides; only their names differ.  A released checkpoint lists a tied
-output matrix twice, and holds the constant ``rope.freqs``, which is not a parameter here: it is
-checked against the configured base if it is present.
+output matrix twice; files that store what shares memory only once, as ``safetensors.torch.save_model``
+writes them, list it once.  It also holds the constant ``rope.freqs``, which is not a parameter here: it
+is checked against the configured base if it is present.
 Names and configuration keys: github.com/XuezheMax/megalodon at 53cbaa3a.
 """
 
@@ -38,6 +39,7 @@ _NAMES: dict[str, tuple[str, int | None]] = {
     "output": ("output.output", 1),
 }
 _AXES = dict(_NAMES.values())
+_TIED = ("embed.weight", "output.output.weight")
 # Keys of a released configuration that describe how the model was trained or run.
 _IGNORED_KEYS = ("efficient_attn", "layerwise_ckpt", "head_dim", "attention_window", "output_size")
 # Keys that describe the model and are no fields of MegalodonConfig.
@@ -107,9 +109,16 @@ def load_released(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, o
     Raises ``ValueError`` naming every missing, surplus or misshapen tensor.
     """
     ours = config_from_released(config)
+    if ours.num_layers > len(state_dict):
+        raise ValueError(
+            f"num_layers={ours.num_layers}, but the released checkpoint has {len(state_dict)} tensors: "
+            "the configuration is of another model"
+        )
     options = {key: bool(config.get(key, False)) for key in ("scale_emb", "share_emb")}
     with torch.device("meta"):
         model = CausalLM(ours, int(config["vocab_size"]), **options)
+    if model.share_emb:
+        state_dict = _with_both_tied(state_dict)
     names = {released_name(name): name for name in model.state_dict()}
     _check_tensors(state_dict, {r: model.state_dict()[n] for r, n in names.items()})
     _check_rope(state_dict.get("rope.freqs"), ours)
@@ -190,8 +199,13 @@ def _check_rope(freqs: torch.Tensor | None, config: MegalodonConfig) -> None:
         )
 
 
+def _with_both_tied(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with the tied matrix under both names, if it is there under one."""
+    found = [state_dict[name] for name in _TIED if name in state_dict]
+    return {**dict.fromkeys(_TIED, found[0]), **state_dict} if found else dict(state_dict)
+
+
 def _check_tied(state_dict: Mapping[str, torch.Tensor]) -> None:
-    if not torch.equal(state_dict["embed.weight"], state_dict["output.output.weight"]):
-        raise ValueError(
-            "share_emb=True, but embed.weight and output.output.weight differ; set share_emb=False"
-        )
+    embedding, output = (state_dict[name] for name in _TIED)
+    if not torch.equal(embedding, output):
+        raise ValueError(f"share_emb=True, but {' and '.join(_TIED)} differ; set share_emb=False")

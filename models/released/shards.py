@@ -47,7 +47,6 @@ def split_shards(
     state_dict: Mapping[str, torch.Tensor], count: int
 ) -> list[dict[str, torch.Tensor]]:
     """Cut tensors for ``count`` devices.  Raises ``ValueError`` where a size is not divisible."""
-    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
     for name, tensor in state_dict.items():
         axis = shard_axis(name)
         if axis is not None and tensor.shape[axis] % count:
@@ -55,6 +54,9 @@ def split_shards(
                 f"{count} shards do not divide {name}, shape {tuple(tensor.shape)}, along axis {axis}; "
                 "choose a number that divides the heads and all sizes of the model"
             )
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+    for name, tensor in state_dict.items():
+        axis = shard_axis(name)
         parts = [tensor] * count if axis is None else tensor.chunk(count, dim=axis)
         for shard, part in zip(shards, parts, strict=True):
             shard[name] = part.contiguous()

@@ -71,9 +71,9 @@ class EvaluationImages(EpochDataset):
         if not samples:
             return {}
         return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
+            "id": torch.tensor([sample["id"] for sample in samples], dtype=torch.int64),
             "net_input": {"inputs": torch.stack([sample["image"] for sample in samples])},
-            "target": torch.tensor([sample["label"] for sample in samples]),
+            "target": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
             "nsentences": len(samples),
             "ntokens": len(samples) * self.tokens,
             "key": samples[0]["id"],

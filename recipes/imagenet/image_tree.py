@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from megalodon_tasks.data.manifest import Manifest, OnBytes, damaged, no_progress
+from megalodon_tasks.data.finding import folders_in, not_recognised
+from megalodon_tasks.data.manifest import MANIFEST, Manifest, OnBytes, damaged, no_progress
 from megalodon_tasks.data.preparing import Preparation
 from megalodon_tasks.data.provenance import origin_of
-from megalodon_tasks.data.sources import Origin, is_leftover, listing
+from megalodon_tasks.data.sources import Origin, check_source, is_leftover, listing
 from megalodon_tasks.data.writer import Form
-from megalodon_tasks.files import sole_writer
+from megalodon_tasks.files import inner_path, sole_writer
 
 BENCHMARK = "imagenet"
 # ImageNet-1K (ILSVRC 2012)
@@ -145,14 +146,21 @@ class ImageSplit:
 
     @cached_property
     def _lines(self) -> tuple[np.ndarray, np.ndarray]:
-        text = np.asarray(np.memmap(self.paths_file, np.uint8, mode="r"))
+        text = np.fromfile(
+            self.paths_file, np.uint8
+        )  # a map ends the process if the file is cut short
         return text, np.concatenate(([0], np.flatnonzero(text == ord("\n")) + 1))
 
     def path(self, index: int) -> Path:
         """Return the path of image ``index``."""
         text, starts = self._lines
-        line = text[starts[index] : starts[index + 1] - 1].tobytes()
-        return self.root / self.info.folder / os.fsdecode(line)
+        line = os.fsdecode(text[starts[index] : starts[index + 1] - 1].tobytes())
+        if line.startswith("/") or ".." in line.split("/"):
+            raise ValueError(
+                f"{self.paths_file}, line {index + 1} names {line!r}, which leads out of "
+                f"{self.root / self.info.folder}; prepare the images again"
+            )
+        return self.root / self.info.folder / line
 
 
 class ImageTree:
@@ -168,6 +176,7 @@ class ImageTree:
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(self.folder, error) from None
         for info in infos.values():
+            inner_path(self.root, info.folder, self.folder / MANIFEST)
             if not (self.root / info.folder).is_dir():
                 raise ValueError(
                     f"{self.root / info.folder} is not there any more: {folder} is the index of "
@@ -189,6 +198,15 @@ class ImageTree:
         """Note in the index that every image of a split was decoded."""
         self.splits[name].info.verified = True
         self.manifest.splits[name] = asdict(self.splits[name].info)
+        self._write_manifest()
+
+    def record_duplicates(self, counts: dict[str, int]) -> None:
+        """Note in the index what ``writer.duplicates`` has counted."""
+        if self.manifest.source.get("duplicates") != counts:
+            self.manifest.source["duplicates"] = counts
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
         with sole_writer(self.folder):
             self.manifest.write(self.folder)
 
@@ -196,15 +214,12 @@ class ImageTree:
 def index_of(source: Path, out: Path) -> Preparation:
     """Return the preparation of an index in ``out`` of all images below ``source``.
 
-    Raises ``ValueError`` if the folder, train or val is missing, or two splits have different classes.
+    The folder of train and val may lie deeper.  Raises ``ValueError`` if it, train or val is missing,
+    or two splits have different classes.
     Writing it raises ``ValueError`` for a class folder that holds no image.
     """
-    if not source.is_dir():
-        raise ValueError(f"the folder of images {source} does not exist")
+    source = _find_tree(source)
     names = [name for name, folder in FOLDERS.items() if (source / folder).is_dir()]
-    for needed in ("train", "valid"):
-        if needed not in names:
-            raise ValueError(f"{source} has no folder {FOLDERS[needed]}/; {_LAYOUT}")
     origins = {
         name: ClassFolders(FOLDERS[name], _class_folders(source / FOLDERS[name])) for name in names
     }
@@ -228,6 +243,19 @@ def index_of(source: Path, out: Path) -> Preparation:
         total=sum(len(folders.paths) for folders in origins.values()),
         unit="class",
     )
+
+
+def _find_tree(source: Path) -> Path:
+    """Return the folder that holds train and val: ``source`` or the first one below it."""
+    check_source(source, "the one with train/<class>/ and val/<class>/")
+    needed = [FOLDERS["train"], FOLDERS["valid"]]
+    missing = [name for name in needed if not (source / name).is_dir()]
+    if len(missing) == 1:
+        raise ValueError(f"{source} has no folder {missing[0]}/; {_LAYOUT}")
+    for folder in folders_in(source):
+        if all((folder / name).is_dir() for name in needed):
+            return folder
+    raise not_recognised(source, "train/ and val/", _LAYOUT)
 
 
 def _class_folders(folder: Path) -> list[Path]:

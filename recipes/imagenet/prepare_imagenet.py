@@ -8,7 +8,9 @@ class folder changed since.
 
 Images of ``val`` (and ``test``) are also decoded once, on all cores, since evaluation refuses a damaged
 one: better now than after an epoch.  ``--decode all`` decodes the training images too; training replaces
-those that are damaged.  What is damaged or unusual is listed in ``OUT/<split>.unusual.tsv``.
+those that are damaged.  What is damaged or unusual is listed in ``OUT/<split>.unusual.tsv``; the
+digests of the files that were decoded are kept in ``OUT/<split>.digests``, so that duplicates are found
+among all splits that were ever decoded.
 """
 
 import functools
@@ -23,7 +25,7 @@ from megalodon_tasks.data import preparing
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.sources import Rejects, describe
-from megalodon_tasks.data.writer import DIGEST_DTYPE, digest_of, duplicates
+from megalodon_tasks.data.writer import DIGEST_DTYPE, DIGESTS, digest_of, duplicates
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.recipes.imagenet.image_tree import (
     PUBLISHED_COUNTS,
@@ -40,13 +42,10 @@ USUAL_MODES = ("RGB", "L")
 DAMAGED = "damaged"
 
 
-def decode(
-    tree: ImageTree, name: str, workers: int, *, hidden: bool = False
-) -> tuple[Counter[str], Rejects, np.ndarray]:
+def decode(tree: ImageTree, name: str, workers: int) -> tuple[Counter[str], Rejects]:
     """Decode every image of a split; return how many there are of each mode, and what is damaged.
 
-    Also returns the digest of each file that is not, ``writer.DIGEST_DTYPE``.
-
+    ``OUT/<split>.digests`` gets the digest of each file that is not, ``writer.DIGEST_DTYPE``.
     ``OUT/<split>.unusual.tsv`` gets a line for each image that is damaged, or of a mode that photographs
     rarely have: path, mode or ``damaged``, reason.
     """
@@ -58,7 +57,6 @@ def decode(
             total=len(split),
             label=f"decoding {split.info.folder}",
             unit="image",
-            hidden=hidden,
         )
         for index, (mode, reason, digest) in enumerate(results):
             modes[mode] += 1
@@ -68,9 +66,15 @@ def decode(
                 digests.append(digest)
             if mode not in USUAL_MODES:
                 stream.write(f"{split.path(index)}\t{mode}\t{reason}\n")
+    with atomic_file(_digests_of(tree, name)) as stream:
+        stream.write(b"".join(digests))
     if len(damaged) == 0:
         tree.mark_verified(name)
-    return modes, damaged, np.frombuffer(b"".join(digests), DIGEST_DTYPE)
+    return modes, damaged
+
+
+def _digests_of(tree: ImageTree, split: str) -> Path:
+    return tree.folder / f"{split}.{DIGESTS}"
 
 
 def _decoded(split: ImageSplit, index: int) -> tuple[str, str, bytes]:
@@ -99,16 +103,17 @@ def report(tree: ImageTree) -> list[str]:
     return lines
 
 
-def decode_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) -> list[str]:
+def decode_all(tree: ImageTree, which: str, workers: int) -> list[str]:
     """Decode the splits that ``which`` (a key of ``DECODED``) names and are not known to be whole.
 
-    Returns lines for the report.  Raises ``ValueError`` if an image for evaluation is damaged.
+    Records the duplicates among all splits that were decoded, now or before.  Returns lines for the
+    report.  Raises ``ValueError`` if an image for evaluation is damaged.
     """
-    lines, digests = [], {}
+    lines = []
     for name in DECODED[which]:
         if name not in tree.splits or tree.splits[name].info.verified:
             continue
-        modes, damaged, digests[name] = decode(tree, name, workers, hidden=hidden)
+        modes, damaged = decode(tree, name, workers)
         folder = tree.splits[name].info.folder
         if len(damaged) and name != "train":
             raise ValueError(
@@ -118,7 +123,10 @@ def decode_all(tree: ImageTree, which: str, workers: int, hidden: bool = False) 
         found = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
         lines.append(f"{folder}: {modes.total():,} images decoded: {found}")
         lines += describe(damaged.reasons)
-    return lines + preparing.describe_duplicates(duplicates(digests))
+    files = {name: _digests_of(tree, name) for name in tree.splits}
+    known = {n: np.fromfile(file, DIGEST_DTYPE) for n, file in files.items() if file.is_file()}
+    tree.record_duplicates(duplicates(known))
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -137,7 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
     def prepare() -> bool:
         done = index_of(options.source, options.out).write(options.out)
-        found.extend(decode_all(ImageTree(options.out), options.decode, options.workers))
+        tree = ImageTree(options.out)
+        for name in tree.splits if done else ():
+            _digests_of(tree, name).unlink(missing_ok=True)  # of the images that were there before
+        found.extend(decode_all(tree, options.decode, options.workers))
         return done
 
     return preparing.run(parser, options, prepare, lambda tree: report(tree) + found, ImageTree)

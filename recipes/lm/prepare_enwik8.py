@@ -55,7 +55,7 @@ def read_file(path: Path, size: int = SIZE) -> bytes:
     return data
 
 
-def prepare(source: Path, out: Path, size: int = SIZE, *, hidden: bool = False) -> bool:
+def prepare(source: Path, out: Path, size: int = SIZE) -> bool:
     """Prepare enwik8 in ``out``; return False if it is there already, from the same file.
 
     Raises ``ValueError`` as :func:`find_file` and :func:`read_file` do.
@@ -81,7 +81,7 @@ def prepare(source: Path, out: Path, size: int = SIZE, *, hidden: bool = False) 
         splits={split: functools.partial(_read, path, size, split) for split in SHARES},
         complete=lambda form, inside: with_tokenizer(form, ByteTokenizer(), inside),
         total=size,
-    ).write(out, hidden=hidden)
+    ).write(out)
 
 
 def _read(path: Path, size: int, split: str, first: int, on_bytes: OnBytes) -> Iterator[Document]:

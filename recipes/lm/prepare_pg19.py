@@ -39,7 +39,6 @@ def prepare(
     rejects: Rejects | None = None,
     *,
     replace: bool = False,
-    hidden: bool = False,
 ) -> bool:
     """Prepare PG-19 in ``out``; return False if it is there already, from the same files.
 
@@ -58,7 +57,7 @@ def prepare(
         published_words={split: (BOOKS[split], words) for split, words in WORDS.items()},
         replace=replace,
         published_in="Rae et al., section 4.2",
-    ).prepare(out, hidden=hidden)
+    ).prepare(out)
 
 
 def _check_metadata(source: Path) -> None:

@@ -82,10 +82,10 @@ class TextCorpus:
     published_in: str = ""
     replace: bool = False
 
-    def prepare(self, out: Path, *, hidden: bool = False) -> bool:
+    def prepare(self, out: Path) -> bool:
         """Prepare the corpus in ``out``; return False if it is there already, from the same files.
 
-        ``hidden`` hides the progress bar.  Raises ``ValueError`` for missing and damaged files.
+        Raises ``ValueError`` for missing and damaged files.
         """
         self._files = text_files.find_files(self.source)
         form = CorpusForm(
@@ -108,7 +108,7 @@ class TextCorpus:
             rejects=self.rejects,
             complete=self._with_tokenizer,
             replaces=self.replace,
-        ).write(out, hidden=hidden)
+        ).write(out)
 
     def _with_tokenizer(self, form: CorpusForm, inside: Path) -> CorpusForm:
         self._tokenizer = self.vocabulary.tokenizer(self._files["train"], inside)

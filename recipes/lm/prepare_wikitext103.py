@@ -21,10 +21,11 @@ from fairseq.tasks.fairseq_task import FairseqTask
 from megalodon_tasks.data import preparing
 from megalodon_tasks.data.corpus import DICTIONARY, Corpus, CorpusForm, Document, read_corpus
 from megalodon_tasks.data.dictionary import read_dictionary
+from megalodon_tasks.data.finding import find_files, folders_in, not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.provenance import origin_of
-from megalodon_tasks.data.sources import Origin, find_files
+from megalodon_tasks.data.sources import Origin, check_source
 from megalodon_tasks.data.tokenizers import WordTokenizer, refuse_reserved, with_tokenizer
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
@@ -53,9 +54,14 @@ class WikiText:
     """
 
     def __init__(self, source: Path, workers: int) -> None:
-        files = find_files(source, FILES, ("", "wikitext-103"), "unpack the archive again")
+        check_source(source, f"the folder with {FILES['train']} and the others")
+        files = find_files(folders_in(source), FILES, "unpack the archive again")
         if files is None:
-            raise ValueError(f"{source} holds no {', '.join(FILES.values())}")
+            raise not_recognised(
+                source,
+                ", ".join(FILES.values()),
+                "get wikitext-103-v1.zip (Merity et al.) and unpack it",
+            )
         self.files, self.workers = files, workers
 
     def complete(self, form: CorpusForm, inside: Path) -> CorpusForm:
@@ -140,7 +146,7 @@ def _encode(tokenizer: WordTokenizer, article: Article) -> Document:
     return Document(name, items, words, len(text), len(text.encode()))
 
 
-def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) -> bool:
+def prepare(source: Path, out: Path, workers: int = 1) -> bool:
     """Prepare WikiText-103 in ``out``; return False if it is there already, from the same files.
 
     Raises ``ValueError`` for files that are missing, empty or not UTF-8.
@@ -169,7 +175,7 @@ def prepare(source: Path, out: Path, workers: int = 1, *, hidden: bool = False) 
         origins={split: Origin.of_file(path) for split, path in text.files.items()},
         splits={split: functools.partial(text.read, split) for split in text.files},
         complete=text.complete,
-    ).write(out, hidden=hidden)
+    ).write(out)
 
 
 def report(corpus: Corpus) -> list[str]:

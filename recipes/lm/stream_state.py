@@ -23,7 +23,7 @@ class StreamState:
     def __init__(self) -> None:
         self.carried = Carried()
         self._gathered: list[object] | None = None
-        self._restored = False
+        self._restored = self._dropped = False
 
     def before(self, sample: dict[str, Any]) -> Carried:
         """Return the place from which the model takes its state, and where it leaves the next."""
@@ -31,11 +31,14 @@ class StreamState:
             self.carried = Carried()
             return self.carried
         if _rows(self.carried.state) != len(sample["target"]):
-            logger.warning(
-                "training resumes in the middle of an epoch, but the checkpoint has no state for the "
-                "rows (it is of another number of rows or processes): they continue without context"
-            )
+            if not self._dropped:
+                logger.warning(
+                    "training resumes in the middle of an epoch, but the checkpoint has no state for "
+                    "the rows (it is of another number of rows or processes): they continue without "
+                    "context"
+                )
             self.carried = Carried()
+        self._dropped = False
         self._to_device(sample["target"].device)
         return self.carried
 
@@ -43,6 +46,10 @@ class StreamState:
         """Drop the state at the end of an epoch: the next one starts elsewhere."""
         if sample["ends"]:
             self.carried = Carried()
+
+    def drop(self) -> None:
+        """Forget the state, which is spoiled: the rows continue without context."""
+        self.carried, self._dropped = Carried(), True
 
     def _to_device(self, device: torch.device) -> None:
         if self._restored and self.carried.state is not None:

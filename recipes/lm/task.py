@@ -9,7 +9,7 @@ to a block.
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
+from omegaconf import open_dict
 
 from megalodon_tasks.data.corpus import DICTIONARY
 from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.layers.gated_attention import attention_chunks
 from megalodon_tasks.models.state import Carried
+from megalodon_tasks.recipes.lm.chunk_groups import ChunkGroups, check_settings, piece_of_batch
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
 from megalodon_tasks.recipes.lm.stream_state import StreamState
 from megalodon_tasks.training.recorded_names import check_recorded
@@ -76,6 +79,18 @@ class MegalodonLanguageModelingConfig(TaskSettings):
     eval_multiple: int = field(
         default=2, metadata={"help": "stream: units read at a time in evaluation"}
     )
+    eval_chunk_size: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "steps in an attention chunk in validation and evaluation; default: as in training"
+        },
+    )
+    chunk_parallel: int = field(
+        default=1,
+        metadata={
+            "help": "training: processes that share a sequence, each with consecutive chunks of it"
+        },
+    )
     add_bos_token: bool = field(
         default=False, metadata={"help": "not supported: a text starts after EOS"}
     )
@@ -89,6 +104,7 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         super().__init__(cfg, dictionary)
         cfg.rebuild_batches = True
         self.stream_state = StreamState()
+        self.chunk_groups = ChunkGroups(cfg.chunk_parallel)
         self._eval_state = Carried()
 
     @classmethod
@@ -127,17 +143,24 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         max_tokens: int | None = None,
         max_sentences: int | None = None,
         num_shards: int = 1,
+        shard_id: int = 0,
         **settings: Any,
     ) -> EpochBatchIterator:
-        """Return fairseq's iterator; rows keep their order, and each process has its own."""
+        """Return fairseq's iterator; rows keep their order, and each process has its own.
+
+        In training the processes of a chunk-parallel group have the same.
+        """
         limits = {"max_tokens": max_tokens, "max_sentences": max_sentences}
+        training = dataset is self.datasets.get(self.cfg.train_subset)
+        if training:
+            num_shards, shard_id = self.chunk_groups.shards(num_shards, shard_id)
         if isinstance(dataset, RowDataset):
-            if dataset is self.datasets.get(self.cfg.train_subset):
-                rows = max_sentences or (max_tokens or 0) // dataset.length.longest or 1
-                dataset.lay_out(rows, num_shards)
+            if training:
+                dataset.lay_out(_rows_at_a_time(dataset, limits) or 1, num_shards)
             else:
                 _lay_out_for_evaluation(dataset, self.cfg.eval_streams, num_shards, limits)
-        iterator = super().get_batch_iterator(dataset, **limits, num_shards=num_shards, **settings)
+        shard = {"num_shards": num_shards, "shard_id": shard_id}
+        iterator = super().get_batch_iterator(dataset, **limits, **shard, **settings)
         iterator.disable_shuffling = isinstance(dataset, RowDataset)
         return iterator
 
@@ -168,7 +191,15 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         if self.cfg.stream:
             carried = Carried() if ignore_grad else self.stream_state.before(sample)
             sample = _with_state(sample, carried)
-        result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        step = (criterion, optimizer, update_num, ignore_grad)
+        if self.cfg.chunk_parallel == 1:
+            result = super().train_step(sample, model, *step)
+        else:
+            with self.chunk_groups.sharing(model) as parallel:
+                piece = piece_of_batch(sample, model, parallel, self.dictionary.pad())
+                result = super().train_step(piece, model, *step)
+                if self.cfg.stream:
+                    carried.replace(parallel.last)
         if self.cfg.stream and not ignore_grad:
             self.stream_state.after(sample)
         return result
@@ -176,22 +207,39 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Evaluate a batch; over rows the model continues from the state of the last batch."""
+        """Evaluate a batch; over rows the model continues from the state of the last batch.
+
+        Attention has chunks of ``task.eval_chunk_size``.
+        """
         if self.cfg.eval_mode == "stream":
             if sample["begins"]:
                 self._eval_state = Carried()
             sample = _with_state(sample, self._eval_state)
-        return super().valid_step(sample, model, criterion)
+        with attention_chunks(model, self.cfg.eval_chunk_size):
+            return super().valid_step(sample, model, criterion)
 
-    @user_errors()
+    # Not decorated: fairseq passes from_checkpoint only where it finds it among the parameters
+    # (checkpoint_utils.py:482).
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Build the model.
+        """Build the model; one for evaluation has attention chunks of ``task.eval_chunk_size``.
 
         Raises :class:`UserError` for impossible sizes, and for a checkpoint whose vocabulary is not that
         of the data.
         """
-        check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
-        return super().build_model(cfg, from_checkpoint)
+        with user_errors():
+            check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
+            task = self.cfg
+            check_settings(
+                task.chunk_parallel, task.tokens_per_sample, task.documents, cfg.chunk_size
+            )
+            if from_checkpoint and self.cfg.eval_chunk_size is not None:
+                with open_dict(cfg):
+                    cfg.chunk_size = self.cfg.eval_chunk_size
+            return super().build_model(cfg, from_checkpoint)
+
+    def after_skipped_update(self) -> None:
+        """Drop the state of the rows, in which the loss that was not finite may have left its trace."""
+        self.stream_state.drop()
 
     def gather_for_checkpoint(self) -> None:
         """Bring the states together; called on all processes before one of them writes a checkpoint."""
@@ -231,6 +279,11 @@ def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
         raise ValueError(
             f"task.eval_mode={cfg.eval_mode!r} is unknown; choose one of {', '.join(EVAL_MODES)}"
         )
+    if cfg.eval_chunk_size is not None and cfg.eval_chunk_size < 1:
+        raise ValueError(
+            f"task.eval_chunk_size={cfg.eval_chunk_size} is not a positive number of steps; leave it "
+            "out for that of training"
+        )
     if cfg.add_bos_token:
         raise ValueError(
             "task.add_bos_token=True is not supported: a text starts after EOS, as in training; "
@@ -245,10 +298,25 @@ def _lay_out_for_evaluation(
     documents = len(dataset.stream.document_starts)
     rows = min(streams, documents or streams, len(dataset.stream))
     per_process = max(1, -(-rows // processes))
-    together = limits["max_sentences"]
-    if together is None and limits["max_tokens"] is not None:
-        together = max(1, limits["max_tokens"] // dataset.length.longest)
-    dataset.lay_out(per_process, processes, together)
+    dataset.lay_out(per_process, processes, _rows_at_a_time(dataset, limits))
+
+
+def _rows_at_a_time(dataset: RowDataset, limits: dict[str, int | None]) -> int | None:
+    """Return how many rows both limits allow in a batch; None without a limit.
+
+    Raises ``ValueError`` where a block of one row has more tokens than the limit.
+    """
+    tokens, longest = limits["max_tokens"], dataset.length.longest
+    allowed = [] if limits["max_sentences"] is None else [limits["max_sentences"]]
+    if tokens is not None:
+        if tokens < longest:
+            raise ValueError(
+                f"{dataset.stream.name}: a block of a row has up to {longest} tokens, but at most "
+                f"{tokens} fit in a batch; raise dataset.max_tokens (in evaluation max_tokens_valid), "
+                "or lower task.tokens_per_sample, task.block_multiple_max or task.eval_multiple"
+            )
+        allowed.append(tokens // longest)
+    return min(allowed, default=None)
 
 
 def _with_state(sample: dict[str, Any], carried: Carried) -> dict[str, Any]:

@@ -1,68 +1,8 @@
-"""Find a data set in the folder that a user names, or below it, or still packed in an archive."""
+"""What the benchmarks whose data can be generated say and ask about that."""
 
 import argparse
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
-
-from megalodon_tasks.data.manifest import is_prepared
-from megalodon_tasks.data.sources import listing, packed_inside
-
-DEPTH = 5
-_ARCHIVES = (".gz", ".tgz", ".tar", ".zip")
-# Folders of very many images, which hold nothing to be found.
-_NOT_SEARCHED = {"imgs"}
-
-
-def folders_in(source: Path) -> Iterator[Path]:
-    """Yield ``source`` and the folders up to ``DEPTH`` levels below it, level by level, by name.
-
-    Symbolic links are followed, to each folder once.  Left out are hidden folders and prepared data.
-    """
-    level, seen = [source], {os.path.realpath(source)}
-    for _ in range(DEPTH + 1):
-        yield from level
-        inner = [path for folder in level for path in _subfolders(folder)]
-        level = []
-        for path in inner:
-            if (real := os.path.realpath(path)) not in seen:
-                seen.add(real)
-                level.append(path)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    found = [path for path in listing(folder) if path.is_dir()]
-    return [path for path in found if path.name not in _NOT_SEARCHED and not is_prepared(path)]
-
-
-def find_files(
-    folders: Iterable[Path], files: Mapping[str, str], advice: str
-) -> dict[str, Path] | None:
-    """Find all of ``files`` (key -> path) in the first of ``folders`` that has any of them.
-
-    Returns None where no folder has any.  Raises ``ValueError`` that ends in ``advice`` if only some
-    are there.
-    """
-    for folder in folders:
-        found = {key: folder / name for key, name in files.items()}
-        missing = [path for path in found.values() if not path.exists()]
-        if not missing:
-            return found
-        if len(missing) < len(found):
-            raise ValueError(f"{missing[0]} is missing beside the other files; {advice}")
-    return None
-
-
-def not_recognised(source: Path, expected: str, advice: str) -> ValueError:
-    """Make the error for a folder that holds none of ``expected``; ``advice`` says where to get it."""
-    found = listing(source)
-    state = "holds no data that is recognised" if found else "is empty"
-    archives = [path.name for path in found if path.suffix in _ARCHIVES]
-    return ValueError(
-        f"{source} {state}: looked there and {DEPTH} levels below for {expected}, and there for "
-        f"prepared data; {packed_inside(source, archives)}{advice}"
-    )
 
 
 def generator_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

@@ -49,14 +49,18 @@ def write_text(out: Path) -> None:
                 (folder / f"{number}_{_STARS[kind]}.txt").write_bytes(text.encode())
 
 
-def write_retrieval(out: Path) -> None:
-    """Write the three files of pairs into ``out``, half of each label."""
+def write_retrieval(out: Path, max_bytes: int) -> None:
+    """Write the three files of pairs into ``out``, half of each label.
+
+    ``max_bytes``: how much of each printed text the preparation reads.  No two passages are the same in
+    that, apart from the quotation mark at its start.
+    """
     kinds = {
         "prose": read_documents(_standard_library(), "*.py", paragraphs),
         "python": read_documents(_standard_library(), "*.py", python_code),
         "c++": read_documents(_package("torch") / "include" / "c10", "*.h", cpp_code),
     }
-    splits = by_split(kinds, {0: "test", 1: "valid"})
+    splits = by_split(kinds, {0: "test", 1: "valid"}, lambda text: _printed(text)[2:max_bytes])
     for split, name in FILES.items():
         rng = random.Random(f"{_SEED} {split}")
         with open(out / name, "wb") as stream:
@@ -70,26 +74,34 @@ def _pair(passages: dict[str, list[str]], label: int, rng: random.Random) -> byt
         texts = rng.sample(passages[rng.choice(sorted(passages))], 2)
     else:
         texts = [rng.choice(passages[kind]) for kind in rng.sample(sorted(passages), 2)]
-    first, second = (repr(text.encode()) for text in texts)
+    first, second = map(_printed, texts)
     numbers = [f"{zlib.crc32(text.encode()):08x}" for text in texts]
     return "\t".join([f"{label:.1f}", *numbers, first, second]).encode() + b"\n"
 
 
+def _printed(text: str) -> str:
+    return repr(text.encode())
+
+
 def by_split(
-    kinds: dict[str, Documents], split_of: dict[int, str]
+    kinds: dict[str, Documents],
+    split_of: dict[int, str],
+    part_read: Callable[[str], str] = str,
 ) -> dict[str, dict[str, list[str]]]:
     """Sort into split -> kind -> passages, in a random order, none of them twice.
 
     ``split_of``: which fifth of the documents (0 to 4) goes to which split; the others are for training.
+    ``part_read``: what training reads of a passage; two that are the same in it count as one.
     """
     splits: dict[str, dict[str, list[str]]] = {}
     seen: set[str] = set()
     for kind, documents in kinds.items():
         for name, passages in documents.items():
             split = split_of.get(zlib.crc32(name.encode()) % 5, "train")
-            fresh = [text for text in dict.fromkeys(passages) if text not in seen]
-            seen.update(fresh)
-            splits.setdefault(split, {}).setdefault(kind, []).extend(fresh)
+            for text in passages:
+                if (part := part_read(text)) not in seen:
+                    seen.add(part)
+                    splits.setdefault(split, {}).setdefault(kind, []).append(text)
     for passages in splits.values():
         for texts in passages.values():
             random.Random(_SEED).shuffle(texts)
@@ -161,14 +173,17 @@ WRITERS = {"text": write_text, "retrieval": write_retrieval}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the data of the benchmark that is named first into the folder named second, if it is new."""
-    benchmark, out = arguments[0], Path(arguments[1])
+    """Write the data of the benchmark that is named first into the folder named second, if it is new.
+
+    A third argument, for Retrieval: how many bytes of a text are read.
+    """
+    benchmark, out, *sizes = arguments[0], Path(arguments[1]), *map(int, arguments[2:])
     if out.exists():
         print(f"{out}: there already")
         return
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    WRITERS[benchmark](unfinished)
+    WRITERS[benchmark](unfinished, *sizes)
     unfinished.rename(out)
     print(f"{out}: written")

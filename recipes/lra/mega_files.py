@@ -25,10 +25,10 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 from megalodon_tasks.data.dictionary import read_dictionary
+from megalodon_tasks.data.finding import find_files, folders_named
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import Item
 from megalodon_tasks.data.sources import Origin, Rejects
-from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 SPLITS = ("train", "valid", "test")
 INPUTS, SECOND_INPUTS, LABELS = "src-bin", "src1-bin", "label-bin"
@@ -39,11 +39,6 @@ _FILLING = "madeupword"
 # An index: magic, version, code of the dtype, number of items; then int32 sizes and int64 places.
 _HEADER = struct.Struct("<9sQBQ")
 _ENTRY_BYTES = 4 + 8
-
-
-def folders_named(source: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield ``source`` and the folders below it that have one of the names of Mega's archive."""
-    return (folder for folder in folders_in(source) if folder == source or folder.name in names)
 
 
 class MegaItem(NamedTuple):

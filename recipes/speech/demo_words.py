@@ -72,10 +72,10 @@ def check_speaker() -> None:
         )
 
 
-def write_words(out: Path, workers: int = 1, *, hidden: bool = False) -> int:
+def write_words(out: Path, workers: int = 1) -> int:
     """Write the missing clips, and the two lists last; return the number of clips.
 
-    ``hidden`` hides the progress bar.  Raises ``ValueError`` if espeak-ng is missing or fails.
+    Raises ``ValueError`` if espeak-ng is missing or fails.
     """
     all_words = utterances()
     with sole_writer(out):
@@ -85,7 +85,7 @@ def write_words(out: Path, workers: int = 1, *, hidden: bool = False) -> int:
         for word in TEN_WORDS:
             (out / word).mkdir(exist_ok=True)
         spoken = map_in_order(functools.partial(_speak, out), missing, workers)
-        bar = progress_bar(spoken, total=len(missing), label="speaking", unit="word", hidden=hidden)
+        bar = progress_bar(spoken, total=len(missing), label="speaking", unit="word")
         for _ in bar:
             pass
         for split, name in LISTS.items():

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megalodon_tasks.data.finding import find_files, folders_named
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import DatasetSpec, Item, ValueScale
-from megalodon_tasks.data.sources import Origin, Rejects, find_files
+from megalodon_tasks.data.sources import Origin, Rejects
 
 FILE_NAMES = {"train": "train", "valid": "val", "test": "test"}
 
 _FOLDERS = {10: "raw", 35: "raw_all_classes"}
-_ABOVE = ("", "processed_data", "SpeechCommands/processed_data", "speech_commands/processed_data")
 _PORTION = 512  # clips that are read together
 
 
@@ -31,8 +31,8 @@ def find_tensors(source: Path, words: int) -> dict[str, Origin] | None:
     Raises ``ValueError`` if only some of them are there.
     """
     files = {f"{s}_{part}": f"{name}_{part}.pt" for s, name in FILE_NAMES.items() for part in "Xy"}
-    folders = ["", *(f"{above}/{_FOLDERS[words]}".lstrip("/") for above in _ABOVE)]
-    found = find_files(source, files, folders, "copy the folder of processed data again")
+    folders = folders_named(source, (_FOLDERS[words],))
+    found = find_files(folders, files, "copy the folder of processed data again")
     return None if found is None else {key: Origin.of_file(path) for key, path in found.items()}
 
 

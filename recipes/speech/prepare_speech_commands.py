@@ -68,20 +68,19 @@ def prepare(
     *,
     workers: int = 1,
     rejects: Rejects | None = None,
-    hidden: bool = False,
 ) -> bool:
     """Check and prepare the clips; return False if ``out`` already holds them, from the same files.
 
-    Where there are both wav files and processed tensors, the former are taken.  ``hidden`` hides the
-    progress bars.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
+    Where there are both wav files and processed tensors, the former are taken.  Raises ``ValueError``
+    for bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     folder = speech_commands.find_release(source, WORDS[options.words])
     if folder is not None:
-        preparation = _from_wav(folder, options, workers, rejects, hidden)
+        preparation = _from_wav(folder, options, workers, rejects)
     else:
         preparation = _from_mega(source, options, rejects)
-    return preparation.write(out, hidden=hidden)
+    return preparation.write(out)
 
 
 def _spec(
@@ -107,7 +106,7 @@ def _spec(
 
 
 def _from_wav(
-    folder: Path, options: Options, workers: int, rejects: Rejects, hidden: bool
+    folder: Path, options: Options, workers: int, rejects: Rejects
 ) -> preparing.Preparation:
     spec = _spec(
         options,
@@ -128,7 +127,6 @@ def _from_wav(
         workers=workers,
         fit=options.lengths == "fit",
         official=options.splits == "official",
-        hidden=hidden,
     )
     return preparing.Preparation(
         _TITLE,
@@ -144,10 +142,7 @@ def _from_wav(
 def _from_mega(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:
     origins = find_tensors(source, options.words)
     if origins is None:
-        raise ValueError(
-            f"{source} holds neither a folder of each word nor processed tensors; "
-            f"{speech_commands.how_to_get(source)}"
-        )
+        raise speech_commands.no_clips(source)
     if options != Options(words=options.words):
         raise ValueError(
             f"{origins['train_X'].paths[0].parent} holds processed tensors, whose splits and form are "

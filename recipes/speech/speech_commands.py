@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from megalodon_tasks.data.sources import Origin, Rejects, check_source, listing, packed_inside
+from megalodon_tasks.data.finding import folders_in, not_recognised
+from megalodon_tasks.data.sources import Origin, Rejects, check_source, listing
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "valid", "test")
@@ -27,11 +28,6 @@ WORDS = {10: TEN_WORDS, 35: ALL_WORDS}
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 _NAME = "speech_commands_v0.02"
-_FOLDERS = (
-    "", _NAME, "SpeechCommands", f"SpeechCommands/{_NAME}", f"speech_commands/{_NAME}",
-    "speech_commands", "speech_commands/SpeechCommands",
-)  # fmt: skip
-_ARCHIVES = (f"{_NAME}.tar.gz", f"SpeechCommands/{_NAME}.tar.gz", "speech_commands.tar.gz")
 
 
 class Clip(NamedTuple):
@@ -45,15 +41,14 @@ class Clip(NamedTuple):
 def find_release(source: Path, words: Sequence[str]) -> Path | None:
     """Find the folder of the word folders: ``source`` or one below; None if there is none.
 
-    Raises ``ValueError`` if some of the ``words`` have no folder there.
+    Raises ``ValueError`` if some of the ``words`` have no folder there, but most have.
     """
     check_source(source, f"the folder {_NAME}, or Mega's speech_commands")
-    for below in _FOLDERS:
-        folder = source / below
+    for folder in folders_in(source):
         missing = [word for word in words if not (folder / word).is_dir()]
         if not missing:
             return folder
-        if len(missing) < len(words):
+        if len(missing) < len(words) / 2:
             raise ValueError(
                 f"{folder / missing[0]} is missing, the folder of a word "
                 f"({len(missing)} of {len(words)} are: {', '.join(missing)}); unpack the archive again"
@@ -61,11 +56,13 @@ def find_release(source: Path, words: Sequence[str]) -> Path | None:
     return None
 
 
-def how_to_get(source: Path) -> str:
-    """Return what to do where ``source`` holds no clips."""
-    return (
-        f"{packed_inside(source, _ARCHIVES)}get {_NAME}.tar.gz (Warden, Speech Commands) and unpack it, "
-        "or take speech_commands of Mega's processed files"
+def no_clips(source: Path) -> ValueError:
+    """Make the error for a folder that holds neither the release nor processed tensors."""
+    return not_recognised(
+        source,
+        "a folder of each word and processed tensors",
+        f"get {_NAME}.tar.gz (Warden, Speech Commands) and unpack it, or take speech_commands of Mega's "
+        "processed files",
     )
 
 

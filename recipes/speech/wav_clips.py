@@ -42,8 +42,7 @@ class WavClips:
     """The clips of ``words`` below ``folder``, brought into ``form``.
 
     ``fit``: cut clips of other lengths or fill them up, instead of leaving them out.  ``official``: take
-    the splits of the release's lists.  Damaged files go to ``rejects``.  ``hidden`` hides the progress
-    bar.
+    the splits of the release's lists.  Damaged files go to ``rejects``.
     """
 
     folder: Path
@@ -53,7 +52,6 @@ class WavClips:
     workers: int = 1
     fit: bool = False
     official: bool = False
-    hidden: bool = False
     found: list[Clip] = field(init=False)
     splits: dict[str, list[Clip]] = field(init=False, default_factory=dict)
 
@@ -98,9 +96,7 @@ class WavClips:
 
     def _look_at_all(self) -> dict[str, Measured]:
         measured: dict[str, Measured] = {}
-        bar = progress_bar(
-            total=len(self.found), label="looking at", unit="clip", hidden=self.hidden
-        )
+        bar = progress_bar(total=len(self.found), label="looking at", unit="clip")
         look = functools.partial(_look, self.form)
         with bar:
             looks = map_in_order(look, self.found, self.workers, PORTION)

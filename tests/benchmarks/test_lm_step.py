@@ -16,6 +16,10 @@ def test_every_measurement_prints_a_line(capsys):
     assert lengths["us_per_token"].keys() == {"16", "32"}
     assert lengths["spread"] >= 1
     assert decode["positions"] == [16, 200]
+    ways = ["ordinary", "prepared", "ordinary, 3 beams", "prepared, 3 beams"]
+    for rates in (decode["tokens_per_s"], decode["fastest_tokens_per_s"]):
+        assert list(rates) == ways
+        assert all(min(pair) > 0 for pair in rates.values())
     assert decode["state_bytes"][0] == decode["state_bytes"][1] > 0
 
 

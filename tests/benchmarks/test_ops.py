@@ -44,8 +44,10 @@ def test_one_json_line_for_each_case_and_backend(capsys):
     printed = run(capsys, "--json")
     records = [json.loads(line) for line in printed.out.splitlines()]
     backends = {"cema": ["native", "torch", "fft"]}
+    backends |= {op: ["native", "torch"] for op in ("timestep_norm", "sequence_norm")}
     if native.why_not(native.CEMA) is not None:
-        backends["cema"].remove("native")
+        for names in backends.values():
+            names.remove("native")
     wanted = [(c.op, c.shape, name) for c in QUICK for name in backends.get(c.op, ["torch"])]
     assert [(r["op"], r["shape"], r["backend"]) for r in records] == wanted
     for record in records:
@@ -127,7 +129,7 @@ def test_the_authors_form_may_stand_in_for_the_op(bidirectional):
 
 
 def record(case, device="cpu", backend=None, **numbers):
-    backend = backend or ("native" if case.op == "cema" else "torch")
+    backend = backend or ("torch" if case.op == "chunk_attention" else "native")
     place = {"op": case.op, "case": case.label, "shape": case.shape, "device": device}
     return place | {"backend": backend, "dtype": "bfloat16"} | numbers
 

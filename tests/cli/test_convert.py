@@ -10,6 +10,7 @@ import torch
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation.checkpoint import load
+from megalodon_tasks.models.released.names import config_to_released, to_released
 from megalodon_tasks.models.released.shards import split_shards
 from tests.cli.language_models import write_checkpoint, write_corpus
 from tests.models.released.test_names import GOLDEN
@@ -106,6 +107,33 @@ def test_tied_models_and_shards(tmp_path):
     assert about == {"model_parallel_size": 2, "dtype": "fp32"}
     target = tmp_path / "again.pt"
     main(["convert", "from-released", str(tmp_path / "r"), str(target), "--data", str(data)])
+    lm = load(target, device=torch.device("cpu")).language_model
+    assert lm.output.weight is lm.embedding.weight
+    assert torch.equal(lm.embedding.weight, model.embedding.weight)
+
+
+def module_of(tensors):
+    """A module with tensors of these names; those that share memory still do."""
+    root = torch.nn.Module()
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        owner = root
+        for part in path:
+            if part not in dict(owner.named_children()):
+                owner.add_module(part, torch.nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_buffer(last, tensor)
+    return root
+
+
+def test_a_tied_checkpoint_as_safetensors_writes_models(tmp_path):
+    data = write_corpus(tmp_path / "c")
+    model = write_checkpoint(tmp_path / "tied.pt", data, share_emb=True)
+    source, target = tmp_path / "m.safetensors", tmp_path / "again.pt"
+    safetensors.torch.save_model(module_of(to_released(model)), str(source))
+    source.with_suffix(".json").write_text(json.dumps(config_to_released(model)))
+    assert "output.output.weight" not in safetensors.torch.load_file(source)
+    main(["convert", "from-released", str(source), str(target), "--data", str(data)])
     lm = load(target, device=torch.device("cpu")).language_model
     assert lm.output.weight is lm.embedding.weight
     assert torch.equal(lm.embedding.weight, model.embedding.weight)

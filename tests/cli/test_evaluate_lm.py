@@ -109,6 +109,25 @@ def test_another_chunk_size_gives_what_a_model_of_that_size_gives(
     assert evaluated(other)["nll"] == record["nll"] != evaluated(checkpoint)["nll"]
 
 
+def with_eval_chunk_size(checkpoint, size):
+    """The same checkpoint, of a task that evaluates with chunks of this size."""
+    state = torch.load(checkpoint)
+    state["cfg"]["task"]["eval_chunk_size"] = size
+    torch.save(state, checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], 64), (["--chunk-size", "5"], 5), (["--chunk-size", "full"], None)],
+)
+def test_the_chunk_size_of_the_task_is_that_of_the_evaluation(checkpoint, options, expected):
+    same = evaluated(checkpoint, "--chunk-size", "full" if expected is None else str(expected))
+    record = evaluated(with_eval_chunk_size(checkpoint, 64), *options)
+    assert (record["chunk_size"], record["evaluation_chunk_size"]) == (CHUNK, expected)
+    assert record["nll"] == same["nll"]
+
+
 @pytest.mark.parametrize(("segments", "parts"), [([], 28), (["--segments", "3"], 30)])
 def test_context_cuts_documents_into_parts_read_from_an_empty_state(
     checkpoint, data, segments, parts, capsys

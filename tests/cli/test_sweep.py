@@ -48,6 +48,7 @@ def states(folder):
         (["--seeds", "1", "common.seed=3"], "common.seed is given twice"),
         (["--seeds", "1", "--sweep", "common.seed=3"], "common.seed is given twice"),
         (["--seeds", "1", "--demo"], "listops_demo"),
+        (["--seeds", "1", "--demo", "--generate"], "--demo brings its own data"),
         (["--seeds", "1", "--launcher-file", "none.yaml"], "none.yaml"),
     ],
 )
@@ -127,6 +128,17 @@ def test_a_sweep_runs_lists_failures_and_resumes(toy, folder, tmp_path, capsys):
     assert attempts == dict.fromkeys(failed, 2) | dict.fromkeys(done, 1)
     threads = folder / "runs" / "chunk_size-64_seed-1" / "threads"
     assert threads.read_text() == "OMP 3\n"
+
+
+def test_synthetic_data_is_made_if_the_sweep_says_so(toy, tmp_path, capsys):
+    words = ["--seeds", "1", "--threads", "1"]
+    assert main(["sweep", *toy, *words, "--dry-run"]) == 0
+    assert "--generate" not in capsys.readouterr().out
+    words.append("--generate")
+    assert main(["sweep", *toy, *words, "--dry-run"]) == 0
+    assert "listops.sh --generate" in capsys.readouterr().out
+    assert main(["sweep", *toy, *words]) == 0
+    assert (tmp_path / "data" / "prepared").read_text() == "generated: yes\n"
 
 
 def test_a_launcher_that_fails_is_named_with_its_log(toy, folder):

@@ -151,7 +151,7 @@ def test_ctrl_c_ends_it_cleanly(config_dir, pipes, tmp_path):
     code, _, err = finish(process)
     assert code == 130
     assert "Traceback" not in err
-    assert "interrupted; the same command continues" in err
+    assert "saved; the same command continues there" in err
 
 
 @pytest.mark.slow

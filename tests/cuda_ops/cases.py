@@ -33,7 +33,7 @@ SINGLE = ("triton", "native")
 
 def randn(*shape, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw).bfloat16().double()
+    return torch.randn(*shape, generator=draw, dtype=FLOAT).bfloat16().double()
 
 
 def make_mask(kind, batch, length):
@@ -43,7 +43,8 @@ def make_mask(kind, batch, length):
     if kind == "none":
         return None
     if kind == "random":
-        mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(7)) < 0.3
+        draw = torch.Generator().manual_seed(7)
+        mask = torch.rand(batch, length, generator=draw, dtype=FLOAT) < 0.3
         mask[0] = True
         return mask
     return {"right": steps >= real, "left": steps < length - real}[kind]

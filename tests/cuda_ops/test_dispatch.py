@@ -44,13 +44,16 @@ def compiler(monkeypatch):
 
 def test_default_on_a_cpu_is_native_where_the_op_has_it(compiler):
     assert chosen() == "native"
-    assert pick("sequence_norm", None, CPU) is pick("sequence_norm", "torch", CPU)
+    assert pick("sequence_norm", None, CPU) is pick("sequence_norm", "native", CPU)
+    assert pick("chunk_attention", None, CPU) is pick("chunk_attention", "torch", CPU)
 
 
 def test_default_on_a_cpu_without_a_compiler_or_in_float64_is_torch(compiler):
     assert chosen(dtype=torch.float64) == "torch"
     compiler("no C compiler was found")
-    assert chosen() == "torch"
+    dispatch.native.warned_of.clear()
+    with pytest.warns(RuntimeWarning, match="on backend torch, .* because no C compiler was found"):
+        assert chosen() == "torch"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def operator_calls():
         mask, norm = make_mask("random", 2, length), (leaf(2, length, 6), leaf(6), leaf(6))
         call = (*norm, mask, 3, 1e-5)
         yield "norms.sequence.triton_op", "sequence_norm_op", "triton", call
+        yield "norms.native_op", "sequence_norm_native_op", "native", call
+        past = torch.arange(2), *(leaf(2, 3, seed=i, dtype=torch.float64).square() for i in (3, 4))
+        past = past[0], *(tensor.detach().requires_grad_() for tensor in past[1:])
+        for state in ((None,) * 3, past):
+            call = (*norm, *state, mask, 3, 1e-5, True)
+            yield "norms.native_op", "timestep_norm_native_op", "native", call
+        call = (*norm, mask, 3, 1e-5)
         past = torch.arange(2), leaf(2, 3), torch.zeros(2, 3), leaf(2, 3).square().detach()
         for state in ((None,) * 4, past):
             call = (*norm, *state, mask, 3, 1e-5)

@@ -1,9 +1,12 @@
 """What every op and backend promises: splits, causality, padding, rows, layouts, gradients, numerics."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from megalodon_tasks.cuda_ops.complex_ema.torch_op import block_length
 from tests.cuda_ops.cases import (
     CARRYING,
     FLOAT,
@@ -65,6 +68,57 @@ def test_the_future_does_not_matter(case, backend, dtype):
     after = evaluate(case, backend, dtype, leaves)[0]["y"]
     assert_close("y before the change", after[:, :now], before[:, :now], 1e-5)
     assert not torch.allclose(after[:, now:], before[:, now:], atol=0.1)
+
+
+def steps_of_a_block(case, backend):
+    """Steps of an output that NaN in one of them reaches, earlier ones too; 1 is later ones only."""
+    if case.op == "cema":
+        known = {"torch": block_length(case.length), "triton": 16, "fft": case.length}
+        return known.get(backend, 1)
+    return 1
+
+
+@torch.no_grad()
+def output(case, backend, dtype, leaves):
+    """The output alone."""
+    leaves = cast(case, leaves, dtype)
+    return case.call(leaves, case.padding(), case.initial_state(leaves), backend)[0]
+
+
+# Triton's interpreter warns of numbers that are not finite.
+quietly = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@each([Cema(1, 200), Cema(1, 95, state=True), TimestepNorm(1, 26, state=True)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@quietly
+def test_what_is_not_finite_reaches_no_output_before_its_block(case, backend, dtype, value):
+    clean = output(case, backend, dtype, case.leaves())
+    for at in (0, case.length // 3, case.length - 2):
+        leaves = case.leaves()
+        leaves["x"][:, at] = value
+        y = output(case, backend, dtype, leaves)
+        block = steps_of_a_block(case, backend)
+        first = at // block * block
+        assert torch.equal(y[:, :first], clean[:, :first])
+        assert not y[:, at:].isfinite().any()
+
+
+@each([Attention(1, 21, chunk_size=None), Attention(1, 21, chunk_size=16, state=True)])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@quietly
+def test_nan_reaches_no_output_of_another_chunk(case, backend, dtype, name):
+    clean = output(case, backend, dtype, case.leaves())
+    past = case.past if case.state else 0
+    chunk_L = (torch.arange(case.length) + past) // (case.chunk_size or case.length)
+    for at in (2, 13):
+        leaves = case.leaves()
+        leaves[name][:, at] = torch.nan
+        y = output(case, backend, dtype, leaves)
+        assert y[:, at].isnan().all()
+        other = torch.arange(case.length) != at if name == "q" else chunk_L != chunk_L[at]
+        if name != "v" or backend != "reference":
+            assert torch.equal(y[:, other], clean[:, other])
 
 
 @each(TYPICAL)
@@ -255,6 +309,63 @@ def test_gradients_of_the_output_or_the_state_only(case, backend, dtype):
             chosen = {n: out for n, out in outputs.items() if (n != "y") == only_state}
             found.append((chosen, gradients(chosen, leaves)))
         assert_equal_calls(*found, 1e-5, 1e-4, 1.0)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_default_dtype_changes_nothing(case, backend, dtype, default):
+    truth = evaluate(case, backend, dtype)
+    with default_dtype(default):
+        found = evaluate(case, backend, dtype)
+    for tensors, true_tensors in zip(found, truth, strict=True):
+        for name, tensor in tensors.items():
+            assert tensor.dtype == true_tensors[name].dtype
+            assert torch.equal(tensor, true_tensors[name]), name
+
+
+@each(
+    [
+        *(*TYPICAL, *CARRYING),
+        *(Cema(2, 130, "random", True), Cema(2, 130, bidirectional=True), Cema(2, 1, state=True)),
+        *(TimestepNorm(2, 30, "left", True), SequenceNorm(2, 30, "right")),
+        *(Attention(causal=False), Attention(mask="random", dropout_p=0.3)),
+    ],
+    "triton",
+)
+@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(case, backend, dtype, default):
+    assert_default_dtype_changes_nothing(case, backend, dtype, default)
+
+
+@each(
+    [*CARRYING, SequenceNorm(2, 9), Cema(2, 9, bidirectional=True)],
+    *("reference", "torch", "native", "fft"),
+)
+def test_the_default_dtype_changes_nothing_of_kernels(case, backend, dtype):
+    assert_default_dtype_changes_nothing(case, backend, dtype, torch.bfloat16)
+
+
+@each(CARRYING, "reference", "triton")
+@pytest.mark.parametrize("default", [DOUBLE, torch.bfloat16])
+def test_the_default_dtype_changes_no_gradient_of_the_state(case, backend, dtype, default):
+    """That is, where only the state is in the loss."""
+    leaves = cast(case, case.leaves(), dtype)
+    found = []
+    for kind in (FLOAT, default):
+        with default_dtype(kind):
+            y, state = case.call(leaves, None, case.initial_state(leaves), backend)
+            outputs = case.outputs(y, state)
+            outputs.pop("y")
+            found.append(gradients(outputs, leaves))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in leaves)
 
 
 def saved_numbers(case, backend, leaves):

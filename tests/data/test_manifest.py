@@ -1,13 +1,16 @@
 """The manifest: read with one set of messages whatever the kind of data, and checksums."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from fairseq.data import Dictionary
 
+from megalodon_tasks.data import manifest as manifests
+from megalodon_tasks.data import verified
 from megalodon_tasks.data.corpus import CorpusForm, Document, read_corpus
-from megalodon_tasks.data.manifest import MANIFEST, Manifest, is_prepared
+from megalodon_tasks.data.manifest import MANIFEST, Manifest, is_prepared, sha256_of
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.recipes.imagenet.image_tree import ImageTree
 from tests.data.prepared import reader_of, write_form, write_random
@@ -98,12 +101,86 @@ def test_truncated_file_is_found_on_opening(folder, part):
         PreparedDataset(folder)
 
 
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["inputs", "inputs.offsets", "labels"])
+def test_a_changed_byte_is_found_on_opening(folder, part):
+    path = folder / f"test.{part}.bin"
+    PreparedDataset(folder)
+    change_byte(path)
+    with pytest.raises(ValueError, match=f"{path} is damaged: its sha256"):
+        PreparedDataset(folder)
+
+
+def test_a_large_file_is_compared_once_and_when_it_was_written(
+    folder, tmp_path_factory, monkeypatch
+):
+    cache, read = tmp_path_factory.mktemp("cache"), []
+    monkeypatch.setenv(verified.CACHE_VARIABLE, str(cache))
+    monkeypatch.setattr(verified, "LARGE_BYTES", 100)
+    monkeypatch.setattr(manifests, "sha256_of", lambda path, *more: read.append(path) or sha(path))
+    sha, path = sha256_of, folder / "train.inputs.bin"
+    for expected in (True, False):
+        read.clear()
+        Manifest.read(folder)
+        assert (path in read) == expected
+    os.utime(path)
+    Manifest.read(folder)
+    assert path in read
+    for broken in ("[]", "{", '{"train.inputs.bin": 3}'):
+        for record in cache.iterdir():
+            record.write_text(broken)
+        read.clear()
+        Manifest.read(folder)
+        assert path in read
+    change_byte(path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{path} is damaged"):
+            Manifest.read(folder)
+
+
 def test_changed_byte_is_found_by_verify(folder):
     manifest, path, counts = Manifest.read(folder), folder / "test.inputs.bin", []
     manifest.verify(counts.append)
     assert sum(counts) == manifest.total_bytes
-    data = bytearray(path.read_bytes())
-    data[3] ^= 1
-    path.write_bytes(data)
+    change_byte(path)
     with pytest.raises(ValueError, match=f"{path} is damaged: its sha256"):
-        Manifest.read(folder).verify()
+        manifest.verify()
+
+
+OUTSIDE = ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "link/secret.bin"]
+
+
+def renamed(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("where", ["files", "splits"])
+def test_names_in_a_manifest_stay_in_its_folder(folder, tmp_path_factory, where, name):
+    secret = tmp_path_factory.mktemp("elsewhere")
+    (secret / "secret.bin").write_bytes(b"12345678")
+    (folder / "link").symlink_to(secret)
+    entries = {"files": {"bytes": 8, "sha256": "0"}, "splits": {}}
+    renamed(folder, lambda m: m[where].update({name: m[where].get("train", entries[where])}))
+    with pytest.raises(ValueError, match=f"{MANIFEST} names '{name}', which leads out of {folder}"):
+        PreparedDataset(folder)
+
+
+def test_the_model_of_a_tokenizer_stays_in_the_folder(tmp_path):
+    write_corpus(tmp_path / "books")
+    renamed(tmp_path / "books", lambda m: m["form"]["tokenizer"].update(model="../../model"))
+    with pytest.raises(ValueError, match="names '../../model', which leads out of"):
+        read_corpus(tmp_path / "books")
+
+
+def test_a_column_stays_in_the_folder(folder):
+    renamed(folder, lambda m: m["form"]["columns"].update({"../x": m["form"]["columns"]["inputs"]}))
+    with pytest.raises(ValueError, match=r"names '../x', which leads out of"):
+        PreparedDataset(folder)

@@ -43,7 +43,7 @@ def preparation(source, stop_at=None, benchmark="listops", rejects=None, complet
 
 
 def write(out, source, **options):
-    return preparation(source, **options).write(out, hidden=True)
+    return preparation(source, **options).write(out)
 
 
 def test_the_source_is_recorded(tmp_path, source):
@@ -145,9 +145,14 @@ def test_commands_verify_and_report(tmp_path, source, capsys):
     run()
     expected = "train: 4 words (the released benchmark has 5), lengths 1 to 4, labels one:50.0%"
     assert f"{out}: prepared\n{expected}" in capsys.readouterr().out
-    data = bytearray((out / "train.inputs.bin").read_bytes())
-    data[0] ^= 1
-    (out / "train.inputs.bin").write_bytes(data)
+    content = (out / "train.inputs.bin").read_bytes()
+    damaged = bytes([content[0] ^ 1]) + content[1:]
+    (out / "train.inputs.bin").write_bytes(damaged)
+    run()  # prepares again
+    assert f"{out}: prepared\n{expected}" in capsys.readouterr().out
+    assert (out / "train.inputs.bin").read_bytes() == content
+    (out / "train.inputs.bin").write_bytes(damaged)
+    options.if_missing = True
     with pytest.raises(SystemExit):
         run()
     assert "train.inputs.bin is damaged" in capsys.readouterr().err

@@ -24,15 +24,15 @@ def saved_settings(folder):
 @pytest.mark.parametrize(
     ("changed", "now"),
     [
-        (("--batch-size", "3"), "now it has 12 of up to 3"),
-        (("--batch-size", "12"), "now it has 3 of up to 12"),
-        (("--seed", "4"), "common.seed"),
-        (("--max-tokens", "24"), "now it has 12 of up to 3"),
+        (("--batch-size", "5"), "after 24 items, which are no whole number of batches of 5"),
+        (("--batch-size", "9"), "Use a batch size that divides 24"),
+        (("--seed", "4"), "which had 6 batches of up to 6 items"),
+        (("--seed", "4", "--batch-size", "3"), "now it has 12 of up to 3"),
     ],
 )
 def test_other_batches_within_an_epoch_are_refused(tmp_path, changed, now):
     runs.train(tmp_path, *WITHIN)
-    with pytest.raises(UserError, match="written within epoch 1, which had 6 batches") as caught:
+    with pytest.raises(UserError, match="written within epoch 1, ") as caught:
         runs.train(tmp_path, *changed)
     assert now in str(caught.value)
     runs.train(tmp_path, *changed, "--reset-dataloader", "--max-update", "6")
@@ -44,17 +44,80 @@ def test_other_batches_from_the_next_epoch_on_are_fine(tmp_path):
     assert runs.state_of(tmp_path)["updates"] == 10
 
 
-def test_more_batches_an_update_continue_within_the_epoch(tmp_path, monkeypatch):
-    runs.train(tmp_path, *WITHIN)
-    seen, collate = [], ToyDataset.collater
+@pytest.fixture
+def seen(monkeypatch):
+    """The training batches that are read, as lists of items.
+
+    Where a run begins, and where it ends an epoch, fairseq reads a dummy batch.
+    """
+    batches, collate = [], ToyDataset.collater
 
     def collater(self, items):
-        seen.extend(item["id"] for item in items if self.augment)
+        if self.augment:
+            batches.append([item["id"] for item in items])
         return collate(self, items)
 
     monkeypatch.setattr(ToyDataset, "collater", collater)
+    return batches
+
+
+def test_more_batches_an_update_continue_within_the_epoch(tmp_path, seen):
+    runs.train(tmp_path, *WITHIN)
+    seen.clear()
     runs.train(tmp_path, "--update-freq", "2", "--max-update", "5")
-    assert len(set(seen[6:])) == 12  # the first 6 are fairseq's dummy batch
+    assert len({item for batch in seen[1:] for item in batch}) == 12
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"),
+    [
+        (("--batch-size", "3"), 3),
+        (("--batch-size", "12"), 12),
+        (("--max-tokens", "24"), 3),
+        (("--batch-size", "4"), 4),
+    ],
+)
+def test_batches_of_another_size_continue_within_the_epoch(tmp_path, seen, changed, size):
+    runs.train(tmp_path, *WITHIN)
+    whole = [item for batch in seen[1:5] for item in batch]
+    seen.clear()
+    runs.train(tmp_path, *changed, "--max-epoch", "1")
+    assert {len(batch) for batch in seen} == {size}
+    assert sorted(whole + [item for batch in seen[1:-1] for item in batch]) == list(range(36))
+
+
+def test_another_size_continues_again_and_again(tmp_path, seen):
+    """The second part is stopped too, and the third has the first size once more."""
+    runs.train(tmp_path, "--max-update", "2", "--save-interval-updates", "1")
+    read = [item for batch in seen[1:3] for item in batch]
+    for size, last in ((3, 4), (3, 6), (6, 7)):
+        seen.clear()
+        words = [
+            "--batch-size",
+            str(size),
+            "--max-update",
+            str(last),
+            "--save-interval-updates",
+            "1",
+        ]
+        runs.train(tmp_path, *words)
+        updates = 1 if size == 6 else 2
+        read += [item for batch in seen[1 : 1 + updates] for item in batch]
+    seen.clear()
+    runs.train(tmp_path, "--max-epoch", "1")
+    read += [item for batch in seen[1:-1] for item in batch]
+    assert sorted(read) == list(range(36))
+
+
+def test_half_the_batch_twice_an_update_trains_the_same(tmp_path):
+    """The order of the items is that of the epoch's first batches, so an update has the same ones."""
+    first = ("--dropout", "0", *WITHIN)
+    for name, changed in {"same": (), "half": ("--batch-size", "3", "--update-freq", "2")}.items():
+        runs.train(tmp_path / name, *first)
+        runs.train(tmp_path / name, "--dropout", "0", *changed, "--max-epoch", "1")
+    same, half = (runs.state_of(tmp_path / name)["model"] for name in ("same", "half"))
+    for name, tensor in same.items():
+        torch.testing.assert_close(half[name], tensor)
 
 
 class Plain(torch.utils.data.Dataset):
@@ -93,13 +156,28 @@ def test_another_number_of_processes_continues_exactly(before, after, steps):
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "batch", "steps"), [(1, 2, 6, 4), (2, 1, 2, 3), (4, 2, 1, 2), (2, 3, 6, 3)]
+)
+def test_another_size_on_another_number_of_processes_continues_exactly(before, after, batch, steps):
+    first = iterators(before)
+    seen = [item for iterator in first for item in read(iterator, steps)]
+    state = first[0].state_dict()
+    for iterator in iterators(after, batch):
+        iterator.load_state_dict(state)
+        seen += read(iterator)
+    assert sorted(seen) == list(range(36))
+
+
+@pytest.mark.parametrize(
     ("now", "message"),
     [
         (
             {"processes": 2},
-            "after 3 batches on 1 processes, which are not a whole number on each of 2",
+            "after 3 batches, saved by 1 processes, which are not a whole number on each of 2",
         ),
-        ({"processes": 1, "batch": 4}, "now it has 9 of up to 4"),
+        ({"processes": 1, "batch": 4}, "after 9 items, which are no whole number of batches of 4"),
+        ({"processes": 2, "batch": 9}, "after 1 batches, .* not a whole number on each of 2"),
+        ({"processes": 1, "batch": 9, "seed": 2}, "now it has 4 of up to 9, or others"),
         ({"processes": 1, "seed": 2}, "now it has 12 of up to 3, or others"),
         ({"processes": 3, "grouped_shuffling": True}, "or others"),
     ],

@@ -3,8 +3,6 @@
 import pytest
 import torch
 from fairseq import options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.distributed import utils as distributed_utils
 
 from megalodon_tasks.errors import UserError
 from tests.toy_plugin import runs
@@ -39,10 +37,9 @@ def test_bf16_trains_on_the_command_line(tmp_path):
         (["--tpu"], "common.tpu=true .* needs torch_xla"),
         (["--tpu", "--bf16"], "common.tpu=true .* needs torch_xla"),
         (["--memory-efficient-bf16"], "optimizer adamw_groups cannot train in this precision"),
-        (["--distributed-world-size", "2"], "ddp_backend=pytorch_ddp needs a GPU .*legacy_ddp"),
         (
-            ["--distributed-world-size", "2", "--ddp-backend", "c10d"],
-            "ddp_backend=c10d needs a GPU",
+            ["--distributed-world-size", "2", "--ddp-backend", "slowmo"],
+            "ddp_backend=slowmo needs a GPU",
         ),
     ],
 )
@@ -59,26 +56,3 @@ def test_no_limit_of_a_batch_is_refused(tmp_path, monkeypatch, again):
     monkeypatch.setattr(runs, "SETTINGS", runs.SETTINGS[:at] + runs.SETTINGS[at + 2 :])
     with pytest.raises(UserError, match=r"neither dataset.batch_size .* nor dataset.max_tokens"):
         runs.train(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "method", [(), ("--distributed-init-method", "tcp://localhost:29500")], ids=["none", "tcp"]
-)
-def test_processes_without_gpus_are_refused(method):
-    cfg = convert_namespace_to_omegaconf(parsed("--distributed-world-size", "2", *method))
-    with pytest.raises(UserError, match="distributed_world_size=2 .* there is none; .*torchrun"):
-        distributed_utils.call_main(cfg, runs.fairseq_train.main)
-
-
-def test_processes_that_torchrun_started_need_all_settings(monkeypatch):
-    for name, value in {
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-        "WORLD_SIZE": "2",
-        "RANK": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    words = ("--distributed-world-size", "2", "--distributed-no-spawn")
-    cfg = convert_namespace_to_omegaconf(parsed(*words))
-    with pytest.raises(UserError, match="--distributed-backend gloo --ddp-backend legacy_ddp"):
-        distributed_utils.call_main(cfg, runs.fairseq_train.main)

@@ -1,5 +1,7 @@
 """The registered models: presets, adaptive embedding and softmax, states, padding."""
 
+import itertools
+
 import pytest
 import torch
 from fairseq import models
@@ -157,6 +159,25 @@ def test_incremental_state_reads_a_prompt_then_steps(ends, lengths):
         outputs.append(model.decoder(tokens[:, :read], incremental_state=incremental)[0])
     expected, _ = model(tokens)
     torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_single_tokens_without_gradients_are_decoded(ends):
+    """Single tokens, pieces, rows selected, a padded step and a step with gradients, in one sequence."""
+    model, tokens, incremental = make_model(**ends), make_tokens(batch=3), {}
+    tokens[2, 13:] = 1  # padding
+    expected = model(tokens)[0].detach()
+    order = torch.tensor([2, 0, 2])
+    for start, read in itertools.pairwise([0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15]):
+        with torch.set_grad_enabled(read == 11):
+            scores, extra = model.decoder(tokens[:, :read], incremental_state=incremental)
+        torch.testing.assert_close(scores, expected[:, start:read], rtol=1e-9, atol=1e-9)
+        decoded = start > 0 and read - start == 1 and read not in (11, 14, 15)
+        assert (extra["state"] is None) == decoded
+        if read in (3, 7, 9):
+            model.decoder.reorder_incremental_state(incremental, order)
+            tokens, expected = tokens[order], expected[order]
+            order = torch.tensor([1, 0, 2])
 
 
 def test_incremental_state_refuses_to_read_twice():

@@ -87,5 +87,5 @@ def damaged_images(folder: Path) -> dict[str, tuple[Path, str]]:
 
 def build_index(images: Path, out: Path) -> ImageTree:
     """Index the images below ``images`` in ``out``."""
-    index_of(images, out).write(out, hidden=True)
+    index_of(images, out).write(out)
     return ImageTree(out)

@@ -4,6 +4,9 @@ import pytest
 
 from megalodon_tasks.cli import prepare
 from megalodon_tasks.data.manifest import Manifest
+from tests.recipes.image_files import write_tree
+from tests.recipes.speech_files import write_release as write_speech
+from tests.recipes.speech_files import write_tensors
 from tests.recipes.test_image import write_mega, write_release
 from tests.recipes.test_listops import write_files
 from tests.recipes.test_mega_files import write_listops, write_retrieval, write_text
@@ -20,17 +23,34 @@ def two_classes(folder):
     return folder
 
 
+LITTLE = ["--workers", "1"]
+
+
+def write_wikitext(folder):
+    folder.mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (folder / f"wiki.{split}.tokens").write_text(" \n = One = \n \n some words \n", "utf-8")
+
+
+def write_speech_tensors(folder):
+    write_tensors(folder)
+    return folder
+
+
 # recipe -> how its release is written, and further options
 RELEASES = {
     "lra/listops": (write_files, []),
     "lra/text": (write_reviews, ["--subset"]),
     "lra/retrieval": (write_pairs, []),
     "lra/image": (write_release, []),
-    "lra/pathfinder": (write_images, ["--workers", "1"]),
+    "lra/pathfinder": (write_images, LITTLE),
     "lra/pathx": (
         lambda folder: write_images(folder, "pathfinder128/curv_contour_length_14", side=128),
-        ["--workers", "1"],
+        LITTLE,
     ),
+    "speech/sc_raw": (lambda folder: write_speech(folder, per_word=7), LITTLE),
+    "imagenet/imagenet": (lambda folder: write_tree(folder, 2, 1), LITTLE),
+    "lm/wikitext103": (write_wikitext, LITTLE),
 }
 MEGA = {
     "lra/listops": (write_listops, "listops", []),
@@ -39,6 +59,7 @@ MEGA = {
     "lra/image": (write_mega, "cifar10", ["--side", "4"]),
     "lra/pathfinder": (two_classes, "pathfinder", ["--side", "4"]),
     "lra/pathx": (two_classes, "path-x", ["--side", "4"]),
+    "speech/sc_raw": (write_speech_tensors, "raw", []),
 }
 
 

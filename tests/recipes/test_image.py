@@ -95,7 +95,7 @@ def training_images():
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-py", "cifar10/cifar-10-batches-py"])
 def test_the_release_is_found_and_becomes_grey_pixels(tmp_path, below):
     write_release(tmp_path / "raw" / below)
-    assert prepare_image.prepare(tmp_path / "raw", tmp_path / "out", hidden=True)
+    assert prepare_image.prepare(tmp_path / "raw", tmp_path / "out")
     prepared = PreparedDataset(tmp_path / "out")
     assert prepared.spec.classes == CLASSES
     assert prepared.spec.kind == "pixels"
@@ -112,13 +112,13 @@ def test_the_release_is_found_and_becomes_grey_pixels(tmp_path, below):
 def test_batches_that_were_pickled_anew_are_read(tmp_path, protocol):
     folder = write_release(tmp_path / "raw")
     (folder / "test_batch").write_bytes(pickle.dumps(batch(5), protocol=protocol))
-    prepare_image.prepare(folder, tmp_path / "out", hidden=True)
+    prepare_image.prepare(folder, tmp_path / "out")
     assert PreparedDataset(tmp_path / "out").split("test").labels.tolist() == batch(5)[b"labels"]
 
 
 def test_the_random_split_is_that_of_torch_with_seed_42(tmp_path):
     write_release(tmp_path / "raw")
-    prepare_image.prepare(tmp_path / "raw", tmp_path / "out", hidden=True)
+    prepare_image.prepare(tmp_path / "raw", tmp_path / "out")
     train, valid = torch.utils.data.random_split(
         range(100), [90, 10], torch.Generator().manual_seed(42)
     )
@@ -131,7 +131,7 @@ def test_the_random_split_is_that_of_torch_with_seed_42(tmp_path):
 
 def test_the_last_tenth_can_be_for_validation(tmp_path):
     write_release(tmp_path / "raw")
-    prepare_image.prepare(tmp_path / "raw", tmp_path / "out", validation="last", hidden=True)
+    prepare_image.prepare(tmp_path / "raw", tmp_path / "out", validation="last")
     labels, _ = training_images()
     prepared = PreparedDataset(tmp_path / "out")
     assert prepared.split("train").labels.tolist() == labels[:90]
@@ -141,9 +141,9 @@ def test_the_last_tenth_can_be_for_validation(tmp_path):
 def test_preparing_again_does_nothing_unless_asked_for_something_else(tmp_path):
     write_release(tmp_path / "raw")
     source, out = tmp_path / "raw", tmp_path / "out"
-    assert prepare_image.prepare(source, out, hidden=True)
-    assert not prepare_image.prepare(source, out, hidden=True)
-    assert prepare_image.prepare(source, out, validation="last", hidden=True)
+    assert prepare_image.prepare(source, out)
+    assert not prepare_image.prepare(source, out)
+    assert prepare_image.prepare(source, out, validation="last")
 
 
 class Evil:
@@ -183,7 +183,7 @@ def test_a_damaged_batch_is_refused_by_name(tmp_path, monkeypatch, change, messa
     path = folder / "data_batch_3"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=message) as caught:
-        prepare_image.prepare(folder, tmp_path / "out", hidden=True)
+        prepare_image.prepare(folder, tmp_path / "out")
     assert "data_batch_3" in str(caught.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not (tmp_path / "here").exists()
@@ -193,19 +193,19 @@ def test_a_missing_batch_and_an_empty_folder_are_named(tmp_path):
     folder = write_release(tmp_path / "raw")
     (folder / "data_batch_5").unlink()
     with pytest.raises(ValueError, match="data_batch_5 is missing"):
-        prepare_image.prepare(folder, tmp_path / "out", hidden=True)
+        prepare_image.prepare(folder, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is empty.*get cifar-10-python.tar.gz"):
-        prepare_image.prepare(tmp_path / "empty", tmp_path / "out", hidden=True)
+        prepare_image.prepare(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty" / "cifar-10-python.tar.gz").touch()
     with pytest.raises(ValueError, match="unpack .*cifar-10-python.tar.gz first"):
-        prepare_image.prepare(tmp_path / "empty", tmp_path / "out", hidden=True)
+        prepare_image.prepare(tmp_path / "empty", tmp_path / "out")
 
 
 @pytest.mark.parametrize("below", ["", "cifar10", "lra/cifar10"])
 def test_megas_files_are_read(tmp_path, below):
     folder = write_mega(tmp_path / "raw" / below)
-    prepare_image.prepare(tmp_path / "raw", tmp_path / "out", side=4, hidden=True)
+    prepare_image.prepare(tmp_path / "raw", tmp_path / "out", side=4)
     prepared = PreparedDataset(tmp_path / "out")
     for split in ("train", "valid", "test"):
         lines = (folder / "input" / f"{split}.src").read_text().splitlines()
@@ -231,16 +231,14 @@ def test_a_damaged_line_is_left_out_and_named(tmp_path, name, line, reason):
     lines[7] = line
     (folder / name).write_text("\n".join(lines) + "\n")
     rejects = Rejects()
-    prepare_image.prepare(folder, tmp_path / "out", side=4, rejects=rejects, hidden=True)
+    prepare_image.prepare(folder, tmp_path / "out", side=4, rejects=rejects)
     prepared = PreparedDataset(tmp_path / "out")
     assert len(prepared.split("train")) == 29
     ((place, said),) = prepared.spec.source["left_out"].items()
     assert place.endswith(f"{name}, line 8")
     assert reason in said
     with pytest.raises(ValueError, match="without --strict"):
-        prepare_image.prepare(
-            folder, tmp_path / "other", side=4, rejects=Rejects(strict=True), hidden=True
-        )
+        prepare_image.prepare(folder, tmp_path / "other", side=4, rejects=Rejects(strict=True))
 
 
 @pytest.mark.parametrize("name", ["input/valid.src", "label/valid.label"])
@@ -249,7 +247,7 @@ def test_files_of_different_length_are_refused(tmp_path, name):
     lines = (folder / name).read_text().splitlines()
     (folder / name).write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ValueError, match="was cut short"):
-        prepare_image.prepare(folder, tmp_path / "out", side=4, hidden=True)
+        prepare_image.prepare(folder, tmp_path / "out", side=4)
 
 
 def test_the_demo_has_every_digit_once(tmp_path, capsys):

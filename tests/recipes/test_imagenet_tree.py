@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torchvision
 
-from megalodon_tasks.data.manifest import MANIFEST
+from megalodon_tasks.data.manifest import MANIFEST, sha256_of
 from megalodon_tasks.recipes.imagenet import prepare_imagenet
 from megalodon_tasks.recipes.imagenet.image_tree import IMG_EXTENSIONS, ImageTree, index_of
 from tests.recipes.image_files import CLASSES, build_index, damaged_images, odd_images, write_tree
@@ -122,6 +122,32 @@ def test_damaged_images_are_named_where_they_are_evaluated_or_looked_for(images,
     assert f"{images / 'val' / CLASSES[0] / 'bad.jpg'} cannot be decoded" in message
 
 
+def copy_into(images, *splits):
+    """Copy a training image into these splits under another name."""
+    first = sorted((images / "train").glob("*/*"))[0]
+    for split in splits:
+        shutil.copy(first, images / split / CLASSES[1] / f"copy in {split}.JPEG")
+
+
+@pytest.mark.parametrize("order", [("val", "all"), ("all", "val"), ("all", "none")])
+def test_duplicates_are_found_among_splits_decoded_in_other_calls(images, capsys, order):
+    copy_into(images, "val", "train")
+    for which in order:
+        run(images, images / "out", "--decode", which)
+    last = capsys.readouterr().out.rpartition("out: ")[2]
+    assert "duplicates: train has 1 items that it has already" in last
+    assert "duplicates: train and valid share 1 items" in last
+
+
+def test_duplicates_that_were_removed_are_forgotten(images, capsys):
+    copy_into(images, "val")
+    run(images, images / "out", "--decode", "all")
+    assert "train and valid share 1 items" in capsys.readouterr().out
+    (images / "val" / CLASSES[1] / "copy in val.JPEG").unlink()
+    run(images, images / "out")
+    assert "duplicates:" not in capsys.readouterr().out
+
+
 def remove_val(images):
     shutil.rmtree(images / "val")
     return "has no folder val/"
@@ -154,7 +180,7 @@ def class_in_val_alone(images):
 
 def no_folder(images):
     shutil.rmtree(images)
-    return "does not exist"
+    return "is not a folder"
 
 
 def line_break(images):
@@ -206,8 +232,28 @@ def test_a_damaged_index_is_named_and_prepared_again(images, tmp_path, spoil):
     message = spoil(index)
     with pytest.raises(ValueError, match=message):
         ImageTree(index)
-    assert index_of(images, index).write(index, hidden=True)
+    assert index_of(images, index).write(index)
     assert len(ImageTree(index).split("train")) == 24
+
+
+def test_paths_in_an_index_stay_in_the_class_folders(images):
+    index, split = images / "prepared", build_index(images, images / "prepared").split("train")
+    first = split.path(0).relative_to(images / "train")
+    path = index / "train.paths"
+    bad = ("../" * 9)[: len(str(first))].encode()
+    path.write_bytes(
+        path.read_bytes().replace(str(first).encode(), bad.ljust(len(str(first)), b"x"))
+    )
+    content = json.loads((index / MANIFEST).read_text())
+    content["files"]["train.paths"]["sha256"] = sha256_of(path)
+    (index / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train.paths, line 1 names '\.\./.*leads out of"):
+        ImageTree(index).split("train").path(0)
+    content = json.loads((index / MANIFEST).read_text())
+    content["splits"]["train"]["folder"] = "../../etc"
+    (index / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names '../../etc', which leads out of"):
+        ImageTree(index)
 
 
 def test_an_interrupted_index_continues_with_the_next_class(images, tmp_path):
@@ -227,7 +273,7 @@ def test_an_interrupted_index_continues_with_the_next_class(images, tmp_path):
         preparation = index_of(images, index)
         splits = {name: stopped(read, stop_at) for name, read in preparation.splits.items()}
         with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
-            replace(preparation, splits=splits).write(index, hidden=True)
+            replace(preparation, splits=splits).write(index)
     assert listed == [f"{split}/{name}" for split in ("train", "val") for name in CLASSES]
     assert (
         build_index(images, tmp_path / "whole").split("train").info

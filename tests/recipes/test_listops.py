@@ -167,7 +167,7 @@ def test_renamed_files_are_not_replaced_by_synthetic_ones(tmp_path):
 
 
 def prepare(source, out):
-    return prepare_listops.prepare(source, out, hidden=True)
+    return prepare_listops.prepare(source, out)
 
 
 def test_prepared_data_holds_the_rows(tmp_path):
@@ -187,7 +187,7 @@ def test_prepared_data_holds_the_rows(tmp_path):
 
 
 def test_generated_files_are_prepared_in_the_same_folder(tmp_path):
-    generate(tmp_path, Settings(30, 5, 6, 0, Grammar(9, 40, 5, 4)), hidden=True)
+    generate(tmp_path, Settings(30, 5, 6, 0, Grammar(9, 40, 5, 4)))
     assert prepare(tmp_path, tmp_path)
     splits = PreparedDataset(tmp_path).splits
     assert {name: len(split) for name, split in splits.items()} == {

@@ -172,7 +172,7 @@ def read(folder):
 
 
 def test_files_are_as_released(tmp_path):
-    assert generate(tmp_path, SMALL, hidden=True)
+    assert generate(tmp_path, SMALL)
     sources = set()
     for split, data in read(tmp_path).items():
         lines = data.split(b"\n")
@@ -191,17 +191,17 @@ def test_files_are_as_released(tmp_path):
 
 def test_result_depends_on_the_seed_and_not_on_the_workers(tmp_path):
     for workers in (1, 2, 3):
-        generate(tmp_path / str(workers), SMALL, workers=workers, hidden=True)
+        generate(tmp_path / str(workers), SMALL, workers=workers)
     assert read(tmp_path / "1") == read(tmp_path / "2") == read(tmp_path / "3")
     other = Settings(60, 20, 20, seed=4, grammar=SHORT)
-    generate(tmp_path / "other", other, hidden=True)
+    generate(tmp_path / "other", other)
     assert read(tmp_path / "other")["train"] != read(tmp_path / "1")["train"]
 
 
 def test_splits_are_alike_where_short_expressions_recur(tmp_path):
     # All 10 digits, and 10 of the 400 pairs: in order of first appearance the digits would come first.
     grammar = Grammar(0, 5, 2, 2)
-    generate(tmp_path, Settings(200, 100, 100, 0, grammar), hidden=True)
+    generate(tmp_path, Settings(200, 100, 100, 0, grammar))
     digits = {
         split: sum(line[1:2] == b"\t" for line in data.split(b"\n")[1:])
         for split, data in read(tmp_path).items()
@@ -230,7 +230,7 @@ def test_splits_are_alike_where_short_expressions_recur(tmp_path):
 def test_impossible_settings_are_refused(tmp_path, changes, message):
     settings = {"train": 60, "valid": 20, "test": 20, "seed": 3, "grammar": SHORT}
     with pytest.raises(ValueError, match=message):
-        generate(tmp_path / "out", Settings(**{**settings, **changes}), hidden=True)
+        generate(tmp_path / "out", Settings(**{**settings, **changes}))
     assert not (tmp_path / "out").exists()
 
 
@@ -239,7 +239,7 @@ def test_expressions_too_rare_to_wait_for_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(listops_generator, "_PATIENCE", 500)
     settings = Settings(4200, 100, 100, 0, Grammar(0, 6, 2, 3))
     with pytest.raises(ValueError, match="distinct expressions the last .* drawn were all known"):
-        generate(tmp_path / "out", settings, hidden=True)
+        generate(tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -253,25 +253,25 @@ def test_number_of_distinct_expressions():
 
 
 def test_everything_that_exists_can_be_asked_for(tmp_path):
-    generate(tmp_path, Settings(6, 2, 2, 0, Grammar(0, 2, 1, 2)), hidden=True)
+    generate(tmp_path, Settings(6, 2, 2, 0, Grammar(0, 2, 1, 2)))
     assert sum(data.count(b"\n") - 1 for data in read(tmp_path).values()) == 10
 
 
 def test_finished_files_are_kept_and_others_not_overwritten(tmp_path):
-    generate(tmp_path, SMALL, hidden=True)
+    generate(tmp_path, SMALL)
     before = read(tmp_path)
-    assert not generate(tmp_path, SMALL, hidden=True)
+    assert not generate(tmp_path, SMALL)
     other = Settings(60, 20, 20, seed=4, grammar=SHORT)
     with pytest.raises(ValueError, match='generated with .*"seed": 3.*--overwrite'):
-        generate(tmp_path, other, hidden=True)
+        generate(tmp_path, other)
     assert read(tmp_path) == before
-    assert generate(tmp_path, other, overwrite=True, hidden=True)
+    assert generate(tmp_path, other, overwrite=True)
     assert read(tmp_path) != before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "interrupted"])
 def test_files_that_are_not_as_finished_are_generated_again(tmp_path, damage):
-    generate(tmp_path, SMALL, hidden=True)
+    generate(tmp_path, SMALL)
     before = read(tmp_path)
     path = tmp_path / FILES["valid"]
     if damage == "truncated":
@@ -281,7 +281,7 @@ def test_files_that_are_not_as_finished_are_generated_again(tmp_path, damage):
     else:
         record = tmp_path / "listops_generator.json"
         record.write_text(json.dumps({**json.loads(record.read_text()), "complete": False}))
-    assert generate(tmp_path, SMALL, hidden=True)
+    assert generate(tmp_path, SMALL)
     assert read(tmp_path) == before
 
 
@@ -289,7 +289,7 @@ def test_files_from_elsewhere_are_not_overwritten(tmp_path):
     path = tmp_path / FILES["valid"]
     path.write_text("the released file")
     with pytest.raises(ValueError, match=f"{path} exists and was not written by this generator"):
-        generate(tmp_path, SMALL, hidden=True)
+        generate(tmp_path, SMALL)
     assert path.read_text() == "the released file"
 
 
@@ -297,7 +297,7 @@ def test_files_from_elsewhere_are_not_overwritten(tmp_path):
 def test_killed_generator_leaves_no_file_under_its_name(tmp_path, workers):
     endless = Settings(train=10**6, valid=20, test=20, seed=3, grammar=SHORT)
     process = multiprocessing.get_context("fork").Process(
-        target=generate, args=(tmp_path, endless), kwargs={"workers": workers, "hidden": True}
+        target=generate, args=(tmp_path, endless), kwargs={"workers": workers}
     )
     process.start()
     unfinished = tmp_path / f".{FILES['train']}.tmp"
@@ -309,7 +309,7 @@ def test_killed_generator_leaves_no_file_under_its_name(tmp_path, workers):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not any(path.name.startswith("basic") for path in tmp_path.iterdir())
-    assert generate(tmp_path, SMALL, hidden=True)
+    assert generate(tmp_path, SMALL)
     assert len(list(tmp_path.iterdir())) == 4
 
 

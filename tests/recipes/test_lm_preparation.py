@@ -102,7 +102,7 @@ def test_pieces_are_trained_and_reused(tmp_path, capsys):
 def test_published_words_divide_where_the_number_of_books_is_published(tmp_path, monkeypatch):
     monkeypatch.setitem(prepare_pg19.BOOKS, "test", 3)
     source = books(tmp_path / "books")
-    prepare_pg19.prepare(source, tmp_path / "out", prepare_text.Vocabulary(), hidden=True)
+    prepare_pg19.prepare(source, tmp_path / "out", prepare_text.Vocabulary())
     corpus = read_corpus(tmp_path / "out")
     assert corpus.info("test").words == 6_966_499
     assert "section 4.2; 180 counted" in corpus.info("test").words_rule
@@ -173,8 +173,8 @@ def test_enwik8_is_split_90_5_5_byte_by_byte(enwik8, tmp_path, packed):
         source = tmp_path / "enwik8.zip"
         with zipfile.ZipFile(source, "w") as archive:
             archive.write(enwik8, "enwik8")
-    assert prepare_enwik8.prepare(source, tmp_path / "out", SIZE, hidden=True)
-    assert not prepare_enwik8.prepare(source, tmp_path / "out", SIZE, hidden=True)
+    assert prepare_enwik8.prepare(source, tmp_path / "out", SIZE)
+    assert not prepare_enwik8.prepare(source, tmp_path / "out", SIZE)
     corpus, data = read_corpus(tmp_path / "out"), enwik8.read_bytes()
     for split, part in (("train", data[:3_600_000]), ("valid", data[3_600_000:3_800_000])):
         found = corpus.split(split)
@@ -195,7 +195,7 @@ def test_a_truncated_enwik8_is_refused(enwik8, tmp_path, capsys):
         assert message in capsys.readouterr().err
     (tmp_path / "enwik8.zip").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ValueError, match="is no archive that holds enwik8"):
-        prepare_enwik8.prepare(tmp_path, tmp_path / "out", hidden=True)
+        prepare_enwik8.prepare(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -247,7 +247,7 @@ def test_wikitext_articles_and_words(tmp_path, capsys):
 
 def test_articles_are_documents_in_training(tmp_path):
     source = wikitext(tmp_path / "raw")
-    prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+    prepare_wikitext103.prepare(source, tmp_path / "out")
     dictionary = load_dictionary(str(tmp_path / "out"))
     stream = open_stream(tmp_path / "out", "test", dictionary, documents="corpus")
     assert len(stream.document_starts) == 3
@@ -270,7 +270,7 @@ def test_articles_are_documents_in_training(tmp_path):
 def test_damaged_wikitext_is_named(tmp_path, change, message):
     change(source := wikitext(tmp_path / "raw"))
     with pytest.raises(ValueError, match=message):
-        prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+        prepare_wikitext103.prepare(source, tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
 
 
@@ -288,12 +288,12 @@ def test_an_interrupted_wikitext_continues_with_the_next_article(tmp_path, monke
     monkeypatch.setattr(WordTokenizer, "encode", counted)
     monkeypatch.setattr(prepare_wikitext103, "PORTION", 1)
     with pytest.raises(KeyboardInterrupt):
-        prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+        prepare_wikitext103.prepare(source, tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
-    assert prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+    assert prepare_wikitext103.prepare(source, tmp_path / "out")
     assert len(encoded) == 6 + 1 + 3
     Manifest.read(tmp_path / "out").verify()
-    prepare_wikitext103.prepare(source, tmp_path / "whole", hidden=True)
+    prepare_wikitext103.prepare(source, tmp_path / "whole")
     for name in Manifest.read(tmp_path / "out").files:
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == whole, name
@@ -303,7 +303,7 @@ def test_other_line_separators_are_refused(tmp_path):
     source = wikitext(tmp_path / "raw")
     (source / "wiki.test.tokens").write_bytes(b" a \r b \n")
     with pytest.raises(ValueError, match=r"line 1 has a line separator other than \\n"):
-        prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+        prepare_wikitext103.prepare(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["other", "books"])

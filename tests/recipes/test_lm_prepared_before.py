@@ -26,7 +26,7 @@ def prepare(recipe, source, out, *options):
 def prepare_small_enwik8(source, out):
     source.mkdir()
     (source / "enwik8").write_bytes(b"text " * 200)
-    prepare_enwik8.prepare(source, out, size=1000, hidden=True)
+    prepare_enwik8.prepare(source, out, size=1000)
 
 
 @pytest.mark.parametrize("recipe", ["lm/wikitext103", "lm/pg19", "lm/enwik8"])

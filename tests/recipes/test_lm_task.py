@@ -130,6 +130,47 @@ def test_validation_is_stateful(data, tmp_path, run):
     assert state["extra_state"]["val_loss"] == pytest.approx(ppl, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [
+        (["--batch-size", "3"], 3),
+        (["--batch-size", "3", "--max-tokens", "48"], 2),
+        (["--batch-size", "1", "--max-tokens", "999"], 1),
+    ],
+)
+def test_training_on_rows_keeps_both_limits(data, tmp_path, limits, rows):
+    train(data, tmp_path, *STREAM, *limits, "--max-update", "1")
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+    (carried,) = state["extra_state"]["MegalodonLanguageModelingTask"]["states"]
+    assert carried["norm"]["count"].shape == (rows,)
+
+
+@pytest.mark.parametrize("size", [3, 32])
+def test_the_chunk_size_in_evaluation_is_that_of_the_task(data, tmp_path, size):
+    """In validation, and in fairseq's own evaluation of the checkpoint; training has its own."""
+    words = ["--max-update", "9", "--validate-interval-updates", "4", *STREAM]
+    train(data, tmp_path / "other", *words, "--eval-chunk-size", str(size))
+    train(data, tmp_path / "same", *words)
+    other, same = (
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / name / "checkpoint_last.pt"))
+        for name in ("other", "same")
+    )
+    assert all(torch.equal(tensor, same["model"][name]) for name, tensor in other["model"].items())
+    losses = [state["extra_state"]["val_loss"] for state in (other, same)]
+    assert losses[0] != losses[1]
+    checkpoint = tmp_path / "other" / "checkpoint_last.pt"
+    found = [
+        eval_lm(data, checkpoint, "--gen-subset", "valid", *words)["perplexity"].item()
+        for words in (["--eval-chunk-size", str(size)], [])
+    ]
+    assert found == pytest.approx(losses, abs=0.006)  # two digits are recorded
+
+
+def test_an_impossible_chunk_size_in_evaluation_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="task.eval_chunk_size=0 is not a positive number of steps"):
+        train(data, tmp_path, "--eval-chunk-size", "0")
+
+
 @pytest.mark.parametrize("documents", ["none", "line"])
 def test_resumed_stream_is_exact(data, tmp_path, documents):
     arguments = [*STREAM, "--documents", documents, "--save-interval-updates", "4"]
@@ -260,6 +301,11 @@ def test_constraints_are_refused(data, run, tmp_path):
         (["--block-multiple-min", "3"], "blocks of 3 to 1 times 8 tokens"),
         (["--add-bos-token"], "task.add_bos_token=True is not supported"),
         (["--max-tokens", "7", "--batch-size", "1"], "the longest block has 8 tokens"),
+        (
+            [*STREAM, "--max-tokens", "23"],
+            "a block of a row has up to 24 tokens, but at most 23 fit in a batch; raise",
+        ),
+        (["--max-tokens-valid", "15"], "a block of a row has up to 16 tokens, but at most 15"),
         (["--stream", "--batch-size", "5000"], "cannot be cut in 5000 rows"),
         (["--valid-subset", "dev"], "has no complete split 'dev'; it has test, train, valid"),
         (["--adaptive-cutoffs", "9,5"], "model.adaptive_cutoffs='9,5' must be rising"),

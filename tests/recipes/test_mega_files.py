@@ -63,10 +63,10 @@ def write_retrieval(folder):
 def prepare(task, source, out, rejects=None):
     rejects = Rejects() if rejects is None else rejects
     if task == "listops":
-        return prepare_listops.prepare(source, out, hidden=True)
+        return prepare_listops.prepare(source, out)
     if task == "text":
-        return prepare_text.prepare(source, out, prepare_text.Options(), rejects, hidden=True)
-    return prepare_retrieval.prepare(source, out, rejects, hidden=True)
+        return prepare_text.prepare(source, out, prepare_text.Options(), rejects)
+    return prepare_retrieval.prepare(source, out, rejects)
 
 
 WRITE = {"listops": write_listops, "text": write_text, "retrieval": write_retrieval}
@@ -152,7 +152,7 @@ def test_retrieval_has_both_sides(tmp_path):
 def test_long_sequences_are_cut(tmp_path):
     write_text(tmp_path / "imdb-4000")
     options = prepare_text.Options(max_bytes=2)
-    prepare_text.prepare(tmp_path, tmp_path / "out", options, Rejects(), hidden=True)
+    prepare_text.prepare(tmp_path, tmp_path / "out", options, Rejects())
     assert words(PreparedDataset(tmp_path / "out").split("train")) == [
         "g o </s>", "b a </s>", "o d </s>"
     ]  # fmt: skip
@@ -190,7 +190,7 @@ def test_held_out_validation_is_for_the_release_alone(tmp_path):
     write_text(tmp_path / "imdb-4000")
     options = prepare_text.Options(validation="held-out")
     with pytest.raises(ValueError, match="imdb-4000 has a validation split of its own"):
-        prepare_text.prepare(tmp_path, tmp_path / "out", options, Rejects(), hidden=True)
+        prepare_text.prepare(tmp_path, tmp_path / "out", options, Rejects())
 
 
 @pytest.mark.parametrize("task", ["text", "retrieval"])

@@ -29,7 +29,7 @@ def release(tmp_path_factory):
 
 def prepare(folder, out):
     options = Options(splits="official")
-    prepare_speech_commands.prepare(folder, out, options, hidden=True)
+    prepare_speech_commands.prepare(folder, out, options)
     return PreparedDataset(out)
 
 

@@ -111,7 +111,7 @@ def small_batches(monkeypatch):
 
 def test_files_have_the_layout_of_the_release(tmp_path, small_batches):
     painter = PathfinderPainter(EASY)
-    folder = write_images(tmp_path, EASY, 30, seed=8, hidden=True)
+    folder = write_images(tmp_path, EASY, 30, seed=8)
     assert folder == tmp_path / "pathfinder32" / "curv_baseline"
     assert sorted(path.name for path in folder.iterdir()) == ["imgs", "metadata", RECORD]
     assert sorted(path.name for path in folder.glob("metadata/*")) == ["0.npy", "1.npy"]
@@ -131,17 +131,17 @@ def test_files_have_the_layout_of_the_release(tmp_path, small_batches):
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path, small_batches):
-    one = write_images(tmp_path / "one", EASY, 60, seed=9, workers=1, hidden=True)
-    two = write_images(tmp_path / "two", EASY, 60, seed=9, workers=2, hidden=True)
+    one = write_images(tmp_path / "one", EASY, 60, seed=9, workers=1)
+    two = write_images(tmp_path / "two", EASY, 60, seed=9, workers=2)
     assert contents(one) == contents(two)
-    other = write_images(tmp_path / "other", EASY, 60, seed=10, hidden=True)
+    other = write_images(tmp_path / "other", EASY, 60, seed=10)
     assert contents(other) != contents(one)
 
 
 def test_an_interruption_leaves_whole_batches_and_can_be_continued(
     tmp_path, small_batches, monkeypatch
 ):
-    whole = contents(write_images(tmp_path / "whole", EASY, 60, seed=11, hidden=True))
+    whole = contents(write_images(tmp_path / "whole", EASY, 60, seed=11))
     paint, painted = PathfinderPainter.paint, []
 
     def interrupted(self, rng):
@@ -152,7 +152,7 @@ def test_an_interruption_leaves_whole_batches_and_can_be_continued(
 
     monkeypatch.setattr(PathfinderPainter, "paint", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_images(tmp_path / "cut", EASY, 60, seed=11, hidden=True)
+        write_images(tmp_path / "cut", EASY, 60, seed=11)
     folder = tmp_path / "cut" / EASY.folder
     left = contents(folder)
     assert left == {name: data for name, data in whole.items() if name in left}
@@ -161,41 +161,41 @@ def test_an_interruption_leaves_whole_batches_and_can_be_continued(
     # As if the process had been killed: parts of a batch under its temporary name.
     (folder / "imgs" / "1.unfinished").mkdir()
     (folder / "imgs" / "1.unfinished" / "sample_77.png").write_bytes(b"")
-    write_images(tmp_path / "cut", EASY, 60, seed=11, hidden=True)
+    write_images(tmp_path / "cut", EASY, 60, seed=11)
     assert contents(folder) == whole
     # 47 and the 35 of the batches that were missing, none of the finished one.
     assert len(painted) == 47 + 35
 
 
 def test_a_batch_without_its_metadata_or_images_is_drawn_again(tmp_path, small_batches):
-    folder = write_images(tmp_path, EASY, 60, seed=12, hidden=True)
+    folder = write_images(tmp_path, EASY, 60, seed=12)
     whole = contents(folder)
     (folder / "metadata" / "1.npy").unlink()
     (folder / "imgs" / "0" / "sample_3.png").unlink()
-    write_images(tmp_path, EASY, 60, seed=12, hidden=True)
+    write_images(tmp_path, EASY, 60, seed=12)
     assert contents(folder) == whole
 
 
 def test_more_images_can_be_added(tmp_path, small_batches):
-    whole = contents(write_images(tmp_path / "whole", EASY, 60, seed=13, hidden=True))
-    folder = write_images(tmp_path / "grown", EASY, 30, seed=13, hidden=True)
-    write_images(tmp_path / "grown", EASY, 60, seed=13, hidden=True)
+    whole = contents(write_images(tmp_path / "whole", EASY, 60, seed=13))
+    folder = write_images(tmp_path / "grown", EASY, 30, seed=13)
+    write_images(tmp_path / "grown", EASY, 60, seed=13)
     assert contents(folder) == whole
     with pytest.raises(ValueError, match=r"1\.npy has 25 images, where 30 in all"):
-        write_images(tmp_path / "grown", EASY, 30, seed=13, hidden=True)
+        write_images(tmp_path / "grown", EASY, 30, seed=13)
 
 
 def test_images_of_another_origin_are_left_alone(tmp_path, small_batches):
-    folder = write_images(tmp_path, EASY, 3, seed=14, hidden=True)
+    folder = write_images(tmp_path, EASY, 3, seed=14)
     before = contents(folder)
     with pytest.raises(ValueError, match="made with seed=14, not 15"):
-        write_images(tmp_path, EASY, 3, seed=15, hidden=True)
+        write_images(tmp_path, EASY, 3, seed=15)
     with pytest.raises(ValueError, match=r"made with continuity=1\.0, not 1\.5"):
-        write_images(tmp_path, replace(EASY, continuity=1.5), 3, seed=14, hidden=True)
+        write_images(tmp_path, replace(EASY, continuity=1.5), 3, seed=14)
     assert contents(folder) == before
     (folder / RECORD).unlink()
     with pytest.raises(ValueError, match="not generated here"):
-        write_images(tmp_path, EASY, 3, seed=14, hidden=True)
+        write_images(tmp_path, EASY, 3, seed=14)
 
 
 @pytest.mark.parametrize(

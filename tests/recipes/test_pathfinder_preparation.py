@@ -34,7 +34,7 @@ def write_images(root, folder=HARD, batches=3, per_batch=20, side=32):
 
 def prepare(source, out, rejects=None, workers=1, **options):
     return prepare_pathfinder.prepare(
-        source, out, Options(**options), workers=workers, rejects=rejects, hidden=True
+        source, out, Options(**options), workers=workers, rejects=rejects
     )
 
 

@@ -116,14 +116,14 @@ def test_small_wikitext_is_a_subset_with_another_vocabulary(tmp_path):
 
 def test_small_enwik8_is_a_subset(tmp_path):
     (tmp_path / "enwik8").write_bytes(b"some text " * 100)
-    prepare_enwik8.prepare(tmp_path, tmp_path / "out", size=1000, hidden=True)
+    prepare_enwik8.prepare(tmp_path, tmp_path / "out", size=1000)
     found = describe_data(tmp_path / "out")["differences"]
     assert found[0] == "subset: train has 900 bytes, the release 90,000,000"
 
 
 def test_pg19_with_a_vocabulary_of_ones_own_says_so(tmp_path):
     vocabulary = prepare_text.Vocabulary("bytes")
-    prepare_pg19.prepare(write_text(tmp_path / "text"), tmp_path / "out", vocabulary, hidden=True)
+    prepare_pg19.prepare(write_text(tmp_path / "text"), tmp_path / "out", vocabulary)
     found = describe_data(tmp_path / "out")
     assert found["origin"] == "release"
     assert "(published: T5's SentencePiece model)" in found["differences"][0]

@@ -5,6 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
 from megalodon_tasks.recipes.lm import prepare_pg19
 from tests.recipes.test_configurations import RECIPES, flat, load_yaml
 
@@ -18,19 +19,21 @@ _LINEAR = {
     "lr_scheduler._name": "linear_decay", "lr_scheduler.warmup_init_lr": 1e-7,
     "lr_scheduler.warmup_power": 1.0, "lr_scheduler.end_learning_rate": 0.0,
 }  # fmt: skip
+# true of all these models: positions, and the feed-forward layer of all but PG-19
+_STACK = {"model.rope_base": 10_000.0, "model.swiglu": False, "model.rescale_nffn": False}
 _NO_DROPOUT = {f"model.{name}dropout": 0.0 for name in ("", "attention_", "hidden_")}
 _CLASSIFIER = {
-    **_ADAM, **_LINEAR, **_NO_DROPOUT, "criterion.label_smoothing": 0.0, "model.cema_ndim": 16,
+    **_ADAM, **_LINEAR, **_NO_DROPOUT, **_STACK, "criterion.label_smoothing": 0.0, "model.cema_ndim": 16,
     "model.num_heads": 1, "model.chunk_size": None, "checkpoint.keep_last_epochs": 1,
     "checkpoint.best_checkpoint_metric": "accuracy", "dataset.required_batch_size_multiple": 1,
     "checkpoint.maximize_best_checkpoint_metric": True, "optimizer.weight_decay": 0.01,
     "common.fp16": False, "common.bf16": False,
 }  # fmt: skip
 _LM = {
-    **_ADAM, **_LINEAR, "optimization.clip_norm": 0.25, "optimization.lr": [0.005],
+    **_ADAM, **_LINEAR, **_STACK, "optimization.clip_norm": 0.25, "optimization.lr": [0.005],
     "optimization.max_update": 400_000, "lr_scheduler.warmup_updates": 24_000,
     "optimizer.weight_decay": 0.1, "model.cema_ndim": 16, "model.num_heads": 1,
-    "model.chunk_size": 2048, "model.scale_emb": True, "model.share_emb": True,
+    "model.scale_emb": True, "model.share_emb": True,
     "task.sample_break_mode": "complete", "task.eval_streams": 10,
 }  # fmt: skip
 _IMAGES = {
@@ -77,7 +80,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "task.max_positions": 16_000, "model.chunk_size": 1000, "task.normalisation": "per_step",
         "task.sample_rate": None,
     },
-    "imagenet/imagenet": _ADAM | _NO_DROPOUT | sizes(12, 768, 1536, 1536, 256)
+    "imagenet/imagenet": _ADAM | _NO_DROPOUT | _STACK | sizes(12, 768, 1536, 1536, 256)
     | {f"task.{name}": value for name, value in _IMAGES.items()}
     | {
         "optimization.lr": [2e-3], "optimization.max_epoch": 300, "optimizer.weight_decay": 0.05,
@@ -92,22 +95,40 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "model.dropout": 0.3, "model.attention_dropout": 0.1, "model.hidden_dropout": 0.1,
         "model.adaptive_dropout": 0.2, "model.adaptive_cutoffs": "20000,60000",
         "model.adaptive_factor": 4.0, "dataset.max_tokens": 6144, "task.block_multiple_min": 2,
-        "task.block_multiple_max": 6, "task.eval_multiple": 2, "criterion._name": "adaptive_loss",
+        "task.block_multiple_max": 6, "criterion._name": "adaptive_loss",
+        # evaluated in pieces of 2 chunks of 2,048
+        "model.chunk_size": 1024, "task.eval_chunk_size": 2048, "task.eval_multiple": 4,
+        # those of the released model of this width
+        "model.norm_num_groups": 32,
     },
     "lm/enwik8": _LM | _NO_DROPOUT | sizes(12, 512, 1024, 1024, 128)
     | {
         "model.dropout": 0.1, "dataset.max_tokens": 8192, "task.block_multiple_min": 2,
         "task.block_multiple_max": 4, "criterion._name": "cross_entropy",
+        "model.chunk_size": 2048, "task.eval_chunk_size": 4096,
     },
     # the authors' mega1.3B_pg19, and the defaults of its repository
-    "lm/pg19": _ADAM | _LINEAR | _NO_DROPOUT | sizes(24, 2048, 4096, 3584, 512)
+    "lm/pg19": _ADAM | _LINEAR | _NO_DROPOUT | _STACK | sizes(24, 2048, 4096, 3584, 512)
     | {
         "model.num_heads": 2, "model.swiglu": True, "model.chunk_size": 2048,
+        "task.eval_chunk_size": None,
         "model.norm_num_groups": 64, "model.scale_emb": True, "model.share_emb": True,
         "model.init_mode": "he", "optimization.lr": [1e-3], "optimizer.weight_decay": 0.1,
         "lr_scheduler.warmup_updates": 2000, "lr_scheduler.end_learning_rate": 1e-5,
     },
 }  # fmt: skip
+
+# Further sizes of a recipe: model -> the published ones.
+VARIANTS: dict[str, dict[str, object]] = {
+    "megalodon_sc_raw_big": sizes(6, 72, 144, 144, 36) | {"model.chunk_size": 1000},
+    # feed-forward width 2.5 d, as documented for the base model
+    "megalodon_imagenet_tiny": sizes(12, 192, 384, 480, 64) | {"model.num_heads": 1},
+    "megalodon_lm_200m": sizes(12, 1024, 2048, 2560, 256)
+    | {"model.norm_num_groups": 32, "model.chunk_size": 2048},
+    "megalodon_lm_1.3b": sizes(24, 2048, 4096, 4864, 512) | {"model.norm_num_groups": 64},
+}
+# As the published commands read the test split.
+STREAMS = {"wikitext103": 10, "enwik8": 50}
 
 # What nothing is published for, or what does not change the result.
 _FREE = {
@@ -166,6 +187,19 @@ def test_every_setting_of_a_recipe_was_compared(recipe):
     stated = set(flat(OmegaConf.to_container(settings)))
     compared = PUBLISHED[recipe].keys() | {"task.tokens_per_sample"}  # the chunk size
     assert not stated - compared - _FREE - _OF_BATCH - _METRICS - _CHOSEN.get(recipe, set())
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_sizes_of_other_models_are_the_published_ones(model):
+    found = (CLASSIFIER_PRESETS | LM_PRESETS)[model]
+    expected = {field.removeprefix("model."): value for field, value in VARIANTS[model].items()}
+    assert {field: found[field] for field in expected} == expected
+
+
+@pytest.mark.parametrize("recipe", STREAMS)
+def test_the_test_split_is_read_in_the_published_number_of_streams(recipe):
+    script = (RECIPES / "lm" / f"{recipe}.sh").read_text("utf-8")
+    assert re.search(rf"^EVALUATION=\(.*--segments {STREAMS[recipe]}\)$", script, re.MULTILINE)
 
 
 def test_how_to_give_the_vocabulary_of_pg19_is_documented():

@@ -109,6 +109,8 @@ def test_a_row_that_cites_a_table_is_in_it():
         ("imagenet/imagenet", "ViT-B", "params", "86M"),
         ("lm/enwik8", "Megalodon-chunk", "value", "1.00"),
         ("lm/enwik8", "Transformer", "value", "1.08"),
+        ("lm/wikitext103", "Transformer-XL (dynamic evaluation)", "value", "16.4"),
+        ("lm/wikitext103", "Transformer-XL (dynamic evaluation)", "params", "257M"),
         ("lm/pg19", "Routing Transformer", "source", "Routing Transformer, arXiv 2003.05997"),
     ],
 )

@@ -37,7 +37,7 @@ def write_pairs(folder, pairs=PAIRS):
 
 def prepare(source, out, rejects=None, **options):
     rejects = Rejects() if rejects is None else rejects
-    return prepare_retrieval.prepare(source, out, rejects, hidden=True, **options)
+    return prepare_retrieval.prepare(source, out, rejects, **options)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def replace(folder, name, data):
 
 
 def prepared(source, out, options=LITERATURE, **others):
-    assert prepare(source, out, options, hidden=True, **others)
+    assert prepare(source, out, options, **others)
     return PreparedDataset(out)
 
 
@@ -155,10 +155,10 @@ def test_all_35_words(tmp_path):
 
 def test_the_same_files_are_not_prepared_again(release, tmp_path):
     out = tmp_path / "out"
-    assert prepare(release, out, hidden=True)
-    assert not prepare(release, out, hidden=True)
-    assert prepare(release, out, OFFICIAL, hidden=True)
-    assert not prepare(release, out, OFFICIAL, hidden=True)
+    assert prepare(release, out)
+    assert not prepare(release, out)
+    assert prepare(release, out, OFFICIAL)
+    assert not prepare(release, out, OFFICIAL)
 
 
 @pytest.mark.parametrize("name", [clip_name("up", 3), "validation_list.txt"])
@@ -172,7 +172,7 @@ def test_a_changed_file_is_noticed(copy, tmp_path, name):
         lines = (copy / name).read_text().splitlines(keepends=True)
         replace(copy, name, "".join(lines[1:]).encode())
     before = PreparedDataset(out).manifest.files
-    assert prepare(copy, out, OFFICIAL, hidden=True)
+    assert prepare(copy, out, OFFICIAL)
     assert PreparedDataset(out).manifest.files != before
 
 
@@ -214,7 +214,7 @@ def test_many_damaged_clips_are_a_damaged_copy(copy, tmp_path):
         for number in range(2):
             replace(copy, clip_name(word, number), b"")
     with pytest.raises(ValueError, match="more than 3 items are damaged"):
-        prepare(copy, tmp_path / "out", rejects=Rejects(limit=3), hidden=True)
+        prepare(copy, tmp_path / "out", rejects=Rejects(limit=3))
 
 
 SHORT, LONG = samples("yes", 500, 9_000), samples("yes", 501, 20_000)
@@ -314,30 +314,32 @@ def test_an_incomplete_copy_is_refused(copy, tmp_path, mistake):
     damage, message = MISTAKES[mistake]
     damage(copy)
     with pytest.raises(ValueError, match=message):
-        prepare(copy, tmp_path / "out", OFFICIAL, hidden=True)
+        prepare(copy, tmp_path / "out", OFFICIAL)
     assert not (tmp_path / "out").exists()
 
 
 def test_too_few_clips_for_a_stratified_split(tmp_path):
     write_release(tmp_path / "raw", per_word=1)
     with pytest.raises(ValueError, match="10 clips of 10 words cannot be split in three"):
-        prepare(tmp_path / "raw", tmp_path / "out", hidden=True)
+        prepare(tmp_path / "raw", tmp_path / "out")
 
 
 def test_silence_is_refused(tmp_path):
     for word, number in itertools.product(TEN_WORDS, range(PER_WORD)):
         write_clip(tmp_path / "raw" / clip_name(word, number), np.zeros(RATE, np.int16))
     with pytest.raises(ValueError, match="the 140 training clips are silent"):
-        prepare(tmp_path / "raw", tmp_path / "out", hidden=True)
+        prepare(tmp_path / "raw", tmp_path / "out")
 
 
 def test_no_clip_of_the_wanted_length(release, tmp_path):
     with pytest.raises(ValueError, match="no clip of 8000 samples at 16000 Hz; take --lengths fit"):
-        prepare(release, tmp_path / "out", Options(seconds=0.5), hidden=True)
+        prepare(release, tmp_path / "out", Options(seconds=0.5))
 
 
 def test_nothing_to_prepare_says_where_to_get_it(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "speech_commands_v0.02.tar.gz").touch()
-    with pytest.raises(ValueError, match="holds neither a folder of each word nor .* unpack"):
-        prepare(tmp_path / "raw", tmp_path / "out", hidden=True)
+    with pytest.raises(
+        ValueError, match="holds no data that is recognised: .* a folder of each word .*unpack"
+    ):
+        prepare(tmp_path / "raw", tmp_path / "out")

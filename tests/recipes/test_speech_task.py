@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech")
     write_release(folder / "raw")
     options = Options(splits="official", lengths="fit", seconds=SAMPLES / 16_000)
-    prepare(folder / "raw", folder / "prepared", options, hidden=True)
+    prepare(folder / "raw", folder / "prepared", options)
     return folder / "prepared"
 
 
@@ -113,14 +113,14 @@ def test_data_workers_get_paths_and_no_samples(data, settings):
 def test_tensors_of_mega_are_heard_as_they_are(tmp_path, normalisation):
     """They are what the published numbers stand on."""
     tensors = write_tensors(tmp_path / "raw", scale=0.1)
-    prepare(tmp_path, tmp_path / "out", hidden=True)
+    prepare(tmp_path, tmp_path / "out")
     found = inputs_of(task_of(tmp_path / "out", normalisation=normalisation), "train")
     assert torch.equal(found, tensors["train_X"][:, 0])
 
 
 def test_tensors_of_mega_may_be_heard_at_unit_scale(tmp_path):
     tensors = write_tensors(tmp_path / "raw", scale=0.1)
-    prepare(tmp_path, tmp_path / "out", hidden=True)
+    prepare(tmp_path, tmp_path / "out")
     found = inputs_of(task_of(tmp_path / "out", normalisation="global"), "train")
     assert found.std().item() == pytest.approx(1.0, rel=1e-2)
     task = task_of(tmp_path / "out", sample_rate=8_000)

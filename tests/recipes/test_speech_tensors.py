@@ -14,7 +14,7 @@ from tests.recipes.speech_files import write_tensors
 
 
 def prepared(source, out, **others):
-    assert prepare(source, out, hidden=True, **others)
+    assert prepare(source, out, **others)
     return PreparedDataset(out)
 
 
@@ -68,7 +68,7 @@ def test_tensors_of_another_kind_are_named(tmp_path, change):
     with pytest.raises(
         ValueError, match=r"test_X.pt holds a tensor of .*expected a dense one of real"
     ):
-        prepare(tmp_path, tmp_path / "out", hidden=True)
+        prepare(tmp_path, tmp_path / "out")
 
 
 def test_a_clip_that_is_not_finite_is_left_out(tmp_path):
@@ -110,14 +110,14 @@ def test_other_tensors_are_refused_by_name(tmp_path, message):
     else:
         torch.save(bad, path)
     with pytest.raises(ValueError, match=message):
-        prepare(tmp_path, tmp_path / "out", hidden=True)
+        prepare(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_tensors_have_their_own_splits(tmp_path):
     write_tensors(tmp_path / "raw")
     with pytest.raises(ValueError, match="leave --splits, --lengths, --sample-rate and --seconds"):
-        prepare(tmp_path, tmp_path / "out", Options(splits="official"), hidden=True)
+        prepare(tmp_path, tmp_path / "out", Options(splits="official"))
 
 
 def test_loading_a_tensor_runs_no_code(tmp_path):
@@ -130,5 +130,5 @@ def test_loading_a_tensor_runs_no_code(tmp_path):
 
     torch.save(Payload(), tmp_path / "raw" / "val_y.pt")
     with pytest.raises(ValueError, match=r"val_y.pt is not a saved tensor"):
-        prepare(tmp_path, tmp_path / "out", hidden=True)
+        prepare(tmp_path, tmp_path / "out")
     assert not marker.exists()

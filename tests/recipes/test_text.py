@@ -44,7 +44,7 @@ def write_reviews(folder, per_folder=PER_FOLDER):
 
 def prepare(source, out, rejects=None, **options):
     rejects = Rejects() if rejects is None else rejects
-    return prepare_text.prepare(source, out, Options(**options), rejects, hidden=True)
+    return prepare_text.prepare(source, out, Options(**options), rejects)
 
 
 def items_of(split):

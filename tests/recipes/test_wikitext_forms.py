@@ -39,7 +39,7 @@ def write(folder, text):
 
 def prepared(tmp_path, text):
     source = write(tmp_path / "raw", text)
-    prepare_wikitext103.prepare(source, tmp_path / "out", hidden=True)
+    prepare_wikitext103.prepare(source, tmp_path / "out")
     return read_corpus(tmp_path / "out")
 
 

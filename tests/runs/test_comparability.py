@@ -8,9 +8,13 @@ from omegaconf import OmegaConf
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import METRICS, append
-from tests.runs.records import start
+from tests.runs.records import start, write_record
 
-BATCHES = {"lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32}}
+BATCHES = {
+    "lra/listops": {"items": 64}, "lra/pathx": {"items": 128}, "lm/pg19": {"items": 32},
+    "imagenet/imagenet": {"items": 1024}, "lm/enwik8": {"tokens": 65_536},
+    "lm/wikitext103": {"tokens": 147_456},
+}  # fmt: skip
 
 
 @functools.cache
@@ -31,7 +35,8 @@ def result_of(benchmark="lra/listops", metric="accuracy", config=None, **changes
         "chunk_size": chunk_size, "evaluation_chunk_size": chunk_size,
         "data": {"origin": "release", "manifest": "abc", "differences": []},
         "training": {
-            "updates": planned, "max_update": planned, "batch": BATCHES[benchmark],
+            "updates": planned, "max_update": planned, "epochs": 1, "max_epoch": 0,
+            "batch": BATCHES[benchmark],
             "manifest": "abc",
         },
     }  # fmt: skip
@@ -78,7 +83,7 @@ def test_settings_without_effect_are_none(override):
         ({"split": "valid"}, "split valid (published: test)"),
         ({"task_overrides": {"sample_rate": 8000}}, "evaluated with task.sample_rate 8000"),
         ({"time_step": 2}, "evaluated at time step 2"),
-        ({"evaluation_chunk_size": 64}, "evaluated with chunk size 64, trained with null"),
+        ({"evaluation_chunk_size": 64}, "evaluated with chunk size 64 (trained with null)"),
         ({"dynamic": {"rate": 0.1}}, "dynamic evaluation"),
         ({"segment_tokens": 1024}, "context cut after 1,024 tokens"),
         ({"update": 0}, "the checkpoint was not trained here"),
@@ -92,8 +97,41 @@ def test_each_difference_in_the_evaluation_is_a_reason(changes, reason):
     assert judged(result_of(**changes))["comparable"] == reason
 
 
+@pytest.mark.parametrize(
+    ("updates", "epochs", "expected"),
+    [
+        ((0, 0), (300, 300), True),
+        ((0, 0), (12, 300), "trained for 12 of 300 epochs"),
+        ((0, 0), (0, 300), "trained for 0 of 300 epochs"),
+        ((0, 0), (None, 300), True),
+        ((5000, 0), (299, 300), "trained for 299 of 300 epochs"),
+    ],
+)
+def test_recipes_that_end_by_epoch_are_held_to_it(updates, epochs, expected):
+    result = result_of("imagenet/imagenet")
+    counts = dict(
+        zip(("updates", "max_update", "epochs", "max_epoch"), (*updates, *epochs), strict=True)
+    )
+    assert judged(result | {"training": result["training"] | counts})["comparable"] == expected
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_the_epochs_of_a_training_are_those_recorded_to_their_end(tmp_path, done):
+    config = OmegaConf.create(
+        {"common": {}, "dataset": {}, "optimization": {"max_epoch": 3}, "task": {}}
+    )
+    train = [{"step": 6 * epoch, "epoch": epoch} for epoch in range(1, done + 1)]
+    inner = [{"step": 6 * done + 1, "epoch": done + 1}]
+    write_record(tmp_path, config={}, train=train, train_inner=inner)
+    found = comparability.describe_training(tmp_path, config)
+    assert (found["epochs"], found["max_epoch"]) == (done, 3)
+
+
 def test_batch_and_length_of_training_are_compared():
-    training = {"updates": 10, "max_update": 90000, "batch": {"items": 512}, "manifest": None}
+    training = {
+        "updates": 10, "max_update": 90000, "epochs": 1, "max_epoch": 0, "batch": {"items": 512},
+        "manifest": None,
+    }  # fmt: skip
     found = judged(result_of(training=training))["comparable"]
     assert found == "trained for 10 of 90,000 updates; batch 512 items (recipe: 64 items)"
 
@@ -130,6 +168,32 @@ def test_the_batch_of_a_training_is_that_of_its_record(tmp_path, recorded, expec
     found = comparability.describe_training(tmp_path, config)
     assert found["batch"] == expected
     assert found["updates"] == 0
+
+
+# benchmark -> metric, and the chunk sizes in training and evaluation of the published number
+CHUNKS = {
+    "lm/enwik8": ("bits_per_byte", 2048, 4096),
+    "lm/wikitext103": ("perplexity", 1024, 2048),
+    "lm/pg19": ("word_perplexity", 2048, 2048),
+}
+
+
+@pytest.mark.parametrize("benchmark", CHUNKS)
+def test_the_chunk_size_of_the_published_evaluation_compares_and_no_other(benchmark):
+    metric, trained, evaluated = CHUNKS[benchmark]
+    assert config_of(benchmark).model.chunk_size == trained
+    published = "trained with" if trained == evaluated else "published:"
+    for size in (1024, 2048, 4096, None):
+        found = judged(result_of(benchmark, metric, evaluation_chunk_size=size))
+        reason = f"evaluated with chunk size {size or 'null'} ({published} {evaluated:g})"
+        assert found["comparable"] == (True if size == evaluated else reason)
+
+
+def test_another_chunk_size_in_training_is_a_reason_at_the_published_evaluation():
+    words = ["model.chunk_size=512", "task.eval_chunk_size=4096"]
+    config = config_of("lm/enwik8", *words)
+    result = result_of("lm/enwik8", "bits_per_byte", config, evaluation_chunk_size=4096)
+    assert judged(result, *words)["comparable"].endswith("model.chunk_size 512 (recipe: 2048)")
 
 
 def test_what_is_wrong_with_the_data_comes_first():
@@ -180,6 +244,25 @@ def test_a_comparable_result_says_with_which_number():
     chunked = [line for line in lines if "lra/listops-chunk128" in line]
     assert "not comparable: this result compares with lra/listops" in chunked[0]
     assert sum("not comparable" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, "; not comparable: dynamic evaluation, this result is without"),
+        ({"dynamic": {"rate": 0.1}}, ""),
+        ({"dynamic": {"rate": 0.1}, "split": "valid"}, "; not comparable: split valid"),
+    ],
+)
+def test_numbers_of_dynamic_evaluation_compare_with_each_other(changes, note):
+    result = result_of("lm/wikitext103", "perplexity", evaluation_chunk_size=2048) | changes
+    result |= judged(result)
+    lines = results.summary(result, results.published("lm/wikitext103"))
+    (dynamic,) = [line for line in lines if "(dynamic evaluation)" in line]
+    assert dynamic.partition("arXiv 1904.08378")[2].startswith(note)
+    assert dynamic.endswith("arXiv 1904.08378") == (not note)
+    (static,) = [line for line in lines if "Transformer-XL  " in line]
+    assert ("not comparable" in static) == bool(changes)
 
 
 def test_a_result_of_an_earlier_version_does_not_pass_as_comparable():

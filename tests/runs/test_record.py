@@ -130,6 +130,17 @@ def test_what_json_cannot_hold_is_null_with_its_reason(tmp_path):
     assert (found["ppl"], found["best"]) == (math.inf, -math.inf)
 
 
+def test_what_json_cannot_hold_in_a_list_is_null_with_its_reason(tmp_path):
+    write_metrics(tmp_path, start(config={"optimization": {"lr": [0.1, math.nan]}}))
+    text = (tmp_path / "metrics.jsonl").read_text()
+    plain = json.loads(text, parse_constant=pytest.fail)["config"]["optimization"]
+    assert plain == {"lr": [0.1, None], "not_finite": {"lr[1]": "nan"}}
+    record.append(tmp_path / "results.jsonl", result(changed_settings={"a": [[math.inf], 2]}))
+    (line,) = record.read_run(tmp_path).results
+    assert line["changed_settings"] == {"a": [[None], 2]}
+    assert '"not_finite": {"a[0][0]": "inf"}' in (tmp_path / "results.jsonl").read_text()
+
+
 def test_lines_of_many_writers_stay_whole(tmp_path):
     def write(name):
         for number in range(50):

@@ -6,8 +6,13 @@ from html.parser import HTMLParser
 import pytest
 
 from megalodon_tasks.cli.main import main
+from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.recipes.lra.listops import prepare as prepare_listops
+from megalodon_tasks.runs import comparability
+from tests.recipes.test_listops import ROWS, write_files
 from tests.runs.records import result, write_record
+from tests.runs.test_comparability import config_of, result_of
 
 
 class Tags(HTMLParser):
@@ -92,6 +97,37 @@ def test_each_result_says_whether_it_compares_with_the_published_number(tmp_path
     assert "earlier version" in lines["zold"][1]
 
 
+def evaluated_on(folder, source, *options):
+    """Leave the result of a faithful run in ``folder``, on data that is prepared from ``source``."""
+    data = folder.with_name(f"data {folder.name}")
+    assert main(["prepare", "lra/listops", str(source), str(data), *options]) == 0
+    found = result_of("lra/listops", data=describe_data(data))
+    found["training"] = found["training"] | {"manifest": found["data"]["manifest"]}
+    found |= comparability.judge(found, config_of("lra/listops"))
+    write_record(folder, [result() | found], valid=CURVE)
+
+
+def test_runs_on_generated_subset_and_released_data(tmp_path, monkeypatch):
+    """From the preparation of the data to the line of the report."""
+    release, empty, runs = tmp_path / "release", tmp_path / "empty", tmp_path / "runs"
+    write_files(release)
+    empty.mkdir()
+    options = "--generate --train 8 --valid 4 --test 4 --min-length 9 --max-length 40 --max-depth 5"
+    evaluated_on(runs / "generated", empty, *options.split(), "--max-args", "4")
+    evaluated_on(runs / "subset", release)
+    counts = {split: len(lines) for split, lines in ROWS.items()}
+    monkeypatch.setattr(prepare_listops, "RELEASED_COUNTS", counts)
+    evaluated_on(runs / "released", release)
+    page, markdown = made(tmp_path, runs)
+    lines = {line[0]: line[2:4] for line in section(markdown, "Final metrics")[1:]}
+    assert lines["generated"] == ["63.79", "generated data"]
+    published, reason = lines["subset"]
+    assert published == "63.79"
+    assert reason.startswith("subset: train has ")
+    assert lines["released"] == ["63.79", "yes"]
+    assert reason in page
+
+
 def test_differing_fields_are_shown_once(tmp_path, make_run):
     for seed in (1, 2):
         config = {
@@ -152,3 +188,39 @@ def test_what_cannot_be_read_is_named(tmp_path, make_run):
     (folder / "results.jsonl").write_text('{"benchmark": "lra/listops"}\n')
     with pytest.raises(UserError, match=r"results\.jsonl, line 1: not a result"):
         main(["report", str(folder)])
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, make_run, capsys):
+    make_run("runs/good", results=[result(value=7.0)])
+    with open(make_run("runs/torn", results=[result(value=8.0)]) / "results.jsonl", "a") as file:
+        file.write('{"benchmark": "lra/lis')
+    (make_run("runs/bad", results=[result()]) / "results.jsonl").write_text("nonsense\n")
+    (tmp_path / "runs" / "sweep.json").write_text('{"recipe": ')
+    page, markdown = made(tmp_path, tmp_path / "runs")
+    said = capsys.readouterr().err
+    for text in (page, markdown, said):
+        assert "bad/results.jsonl, line 1: not a JSON object" in text
+        assert "torn/results.jsonl, line 2 was cut short or damaged and is left out" in text
+        assert "sweep.json is damaged" in text
+    assert [line[:2] for line in section(markdown, "Final metrics")[1:]] == [
+        ["good", "7.00"], ["torn", "8.00"],
+    ]  # fmt: skip
+
+
+def test_runs_in_two_sweeps_with_one_name_are_two(tmp_path, make_run):
+    for folder in ("a/runs/x", "a/x", "b/runs/x"):
+        make_run(folder, results=[result()], config={"common": {"seed": folder}})
+    _, markdown = made(tmp_path, tmp_path / "a", tmp_path / "b")
+    names = [line[0] for line in section(markdown, "What differs")[1:]]
+    assert names == ["a/runs/x", "a/x", "b/x"]
+
+
+@pytest.mark.parametrize(
+    "missing", ["n", "update", "params", "versions", "commit", "date", "device"]
+)
+def test_a_line_without_a_number_has_its_row(tmp_path, make_run, missing):
+    line = result()
+    del line[missing]
+    make_run("run", results=[line])
+    _, markdown = made(tmp_path, tmp_path / "run")
+    assert section(markdown, "Final metrics")[1][:2] == ["run", "51.25"]

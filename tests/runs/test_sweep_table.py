@@ -73,6 +73,33 @@ def test_only_finished_runs_count(sweep):
     assert "| 64 | 50.00 |  | 1 |" in sweep_table.markdown(sweep, [row])
 
 
+SPOIL = {
+    "a torn last line": lambda run: (run.folder / "results.jsonl").write_text(
+        '{"benchmark": "lra/l'
+    ),
+    "no line": lambda run: (run.folder / "results.jsonl").write_text(""),
+    "no files": lambda run: [path.unlink() for path in run.folder.glob("*.jsonl")],
+    "another line": lambda run: (run.folder / "results.jsonl").write_text('{"value": 3}\n'),
+    "a value that is none": lambda run: append(run.folder / "results.jsonl", result(value="much")),
+    "zeros": lambda run: (run.folder / "metrics.jsonl").write_bytes(bytes(100)),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOIL)
+def test_one_spoiled_run_is_named_and_the_others_have_their_rows(finished, spoiled, capsys):
+    run = finished.runs[0]
+    SPOIL[spoiled](run)
+    problems = []
+    rows = sweep_table.collect(finished, problems)
+    assert [len(row.runs) for row in rows] == [1, 2]
+    assert any(problem.startswith(f"{run.name} is left out: {run.folder}") for problem in problems)
+    assert main(["report", str(finished.folder)]) == 0
+    assert f"warning: {run.name} is left out" in capsys.readouterr().err
+    text = (finished.folder / "report.md").read_text()
+    assert f"| {run.name} is left out" in text.partition("## Left out")[2]
+    assert "| chunk_size-full_seed-2 | 60.00 |" in text
+
+
 def test_memory_is_that_of_the_gpu_where_there_is_one(sweep):
     finish(sweep.runs[0], 50.0, host_peak_bytes=3 * 2**30, device_peak_bytes=10 * 2**30)
     (row,) = sweep_table.collect(sweep)

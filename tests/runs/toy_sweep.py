@@ -6,7 +6,9 @@ from megalodon_tasks.runs.sweep import Sweep, grid
 SCRIPT = """#!/usr/bin/env bash
 set -eu
 [[ $1 != --demo ]] || shift
-[[ $1 != prepare ]] || { mkdir -p "$2"; touch "$2/prepared"; exit; }
+generated=no
+[[ $1 != --generate ]] || { generated=yes; shift; }
+[[ $1 != prepare ]] || { mkdir -p "$2"; echo "generated: $generated" > "$2/prepared"; exit; }
 echo "called with $*"
 mkdir -p "$2"
 [[ $* != *seed=13* ]] || { echo "the loss is nan"; exit 3; }

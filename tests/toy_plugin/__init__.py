@@ -18,9 +18,11 @@ from fairseq.models import BaseFairseqModel, register_model
 from fairseq.tasks import FairseqTask, register_task
 
 from megalodon_tasks import fairseq_compat
+from megalodon_tasks.fairseq_compat import trusted_components
 from megalodon_tasks.training import optimizer as optim  # noqa: F401
 
 fairseq_compat.install()
+trusted_components.trust(__name__)
 
 CLASSES = 4
 SIZES = {"train": 36, "valid": 20, "test": 10}
@@ -74,6 +76,7 @@ class ToyDataset(FairseqDataset):
 class ToyTaskConfig(FairseqDataclass):
     data: str = field(default=".", metadata={"help": "not read"})
     effective_batch: Optional[int] = field(default=None, metadata={"help": "items of an update"})
+    skip_nonfinite: int = field(default=0, metadata={"help": "updates that may be skipped"})
 
 
 @register_task("toy", dataclass=ToyTaskConfig)

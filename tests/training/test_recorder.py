@@ -56,6 +56,33 @@ def test_a_resumed_run_continues_its_record(tmp_path):
         assert losses[0]
 
 
+def with_time_trained(folder, seconds):
+    state = torch.load(folder / "checkpoint_last.pt")
+    state["extra_state"]["previous_training_time"] = seconds
+    torch.save(state, folder / "checkpoint_last.pt")
+
+
+@pytest.mark.parametrize(
+    "first", [("--max-epoch", "1"), ("--max-update", "4", "--save-interval-updates", "4")]
+)
+def test_a_resumed_run_counts_the_seconds_of_all_attempts(tmp_path, first):
+    runs.train(tmp_path, *first)
+    with_time_trained(tmp_path, 5000.0)
+    runs.train(tmp_path, "--max-epoch", "2")
+    (_, start) = lines_of(tmp_path, "start")
+    walls = [x["wall"] for x in lines_of(tmp_path, "train_inner") if x["step"] > start["step"]]
+    assert walls
+    assert min(walls) >= 5000
+
+
+def test_the_seconds_of_another_run_are_not_counted(tmp_path):
+    runs.train(tmp_path / "first", "--max-epoch", "1")
+    with_time_trained(tmp_path / "first", 5000.0)
+    checkpoint = str(tmp_path / "first" / "checkpoint_last.pt")
+    runs.train(tmp_path / "second", "--finetune-from-model", checkpoint, "--max-epoch", "1")
+    assert max(line["wall"] for line in lines_of(tmp_path / "second", "train_inner")) < 5000
+
+
 def test_a_resumed_run_of_an_earlier_version_starts_its_record(tmp_path):
     runs.train(tmp_path, "--max-epoch", "1")
     (tmp_path / "metrics.jsonl").unlink()

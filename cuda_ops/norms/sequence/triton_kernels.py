@@ -15,6 +15,7 @@ Letters as in ``cuda_ops/norms/triton_kernels.py``: B, L, D, G, J, N blocks; til
 import triton
 import triton.language as tl
 
+from megalodon_tasks.cuda_ops.norms.triton_kernels import program
 from megalodon_tasks.cuda_ops.triton_helpers import (
     load_pair,
     load_rows,
@@ -26,10 +27,10 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
 
 
 @triton.jit
-def _tile(N, BT: tl.constexpr, BD: tl.constexpr):
+def _tile(N, D, BT: tl.constexpr, BD: tl.constexpr):
     """Return the sequence, the steps and the features of this program's tile."""
-    o_t = tl.program_id(0) % N * BT + tl.arange(0, BT)
-    return (tl.program_id(0) // N).to(tl.int64), o_t, tl.program_id(1) * BD + tl.arange(0, BD)
+    i_b, i_n, i_d = program(N, tl.cdiv(D, BD))
+    return i_b, i_n * BT + tl.arange(0, BT), i_d * BD + tl.arange(0, BD)
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def sequence_norm_kernel(
 ):
     """Write outputs ``y`` (B, L, D) from ``total`` (3, B, G): mean, its low part, variance."""
     D = G * J
-    i_b, o_t, o_d = _tile(N, BT, BD)
+    i_b, o_t, o_d = _tile(N, D, BT, BD)
     real = not_padded(mask, i_b, o_t, o_t < L, L)
     b_x = _load(x, i_b, o_t, o_d, strides, real, D)
     b_x, rstd = _normalise(b_x, total, i_b, o_d, real, plane, G, eps, J)
@@ -106,8 +107,8 @@ def sequence_norm_sums_kernel(
     """Write sums over ``blocks`` blocks, ``partial`` (B, runs, 2, D): of grad * normalised and grad."""
     D = G * J
     runs = tl.cdiv(N, blocks)
-    i_b, i_r = (tl.program_id(0) // runs).to(tl.int64), tl.program_id(0) % runs
-    o_d = tl.program_id(1) * BD + tl.arange(0, BD)
+    i_b, i_r, i_d = program(runs, tl.cdiv(D, BD))
+    o_d = i_d * BD + tl.arange(0, BD)
     by_scale = tl.zeros((BD,), tl.float32)
     by_bias = tl.zeros((BD,), tl.float32)
     for i_n in range(i_r * blocks, tl.minimum(N, (i_r + 1) * blocks)):
@@ -143,7 +144,7 @@ def sequence_norm_backward_kernel(
 ):
     """Write ``grad_x`` (B, L, D) from ``means`` (B, 2, G), of g xhat and of g."""
     D = G * J
-    i_b, o_t, o_d = _tile(N, BT, BD)
+    i_b, o_t, o_d = _tile(N, D, BT, BD)
     real = not_padded(mask, i_b, o_t, o_t < L, L)
     b_x = _load(x, i_b, o_t, o_d, strides, real, D)
     b_g = _load(grad, i_b, o_t, o_d, grad_strides, real, D)

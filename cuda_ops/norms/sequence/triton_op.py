@@ -60,7 +60,7 @@ def _forward(call: _Arguments) -> _Results:
     y = empty_like(x)
     with torch.cuda.device_of(x):
         count, total = total_moments(plan, *block_moments(plan, x, mask))
-        kernels.sequence_norm_kernel[_grid(plan)](
+        kernels.sequence_norm_kernel[_grid(plan, plan.blocks)](
             x,
             *contiguous(call.scale, call.bias),
             mask,
@@ -80,15 +80,14 @@ def _backward(
     partial = total.new_empty(plan.batch, plan.runs, 2, plan.dim)
     shared = _shared(plan, call.eps, strides=x, grad_strides=grad)
     with torch.cuda.device_of(x):
-        rows, columns = plan.batch * plan.runs, _grid(plan)[1]
-        kernels.sequence_norm_sums_kernel[(rows, columns)](
+        kernels.sequence_norm_sums_kernel[_grid(plan, plan.runs)](
             x, grad, mask, total, partial, blocks=plan.blocks_per_program, **shared
         )
         sums_B2D = partial.sum(1)
         elements = count.clamp(min=1) * plan.features
         means_B2G = (sums_B2D * scale.float()).unflatten(-1, (plan.groups, -1)).sum(-1)
         means_B2G = means_B2G / elements[:, None, None]
-        kernels.sequence_norm_backward_kernel[_grid(plan)](
+        kernels.sequence_norm_backward_kernel[_grid(plan, plan.blocks)](
             x, grad, scale, mask, total, means_B2G, grad_x, **shared
         )
     grad_scale, grad_bias = sums_B2D.sum(0)
@@ -112,8 +111,9 @@ def _tile_features(plan: Plan) -> int:
     return plan.tile_groups * triton.next_power_of_2(plan.features)
 
 
-def _grid(plan: Plan) -> tuple[int, int]:
-    return (plan.batch * plan.blocks, triton.cdiv(plan.dim, _tile_features(plan)))
+def _grid(plan: Plan, rows: int) -> tuple[int]:
+    """Return the grid for ``rows`` programs along the time of a sequence."""
+    return (plan.batch * rows * triton.cdiv(plan.dim, _tile_features(plan)),)
 
 
 def _shared(plan: Plan, eps: float, **strided: torch.Tensor) -> dict[str, object]:

@@ -27,6 +27,8 @@ def timestep_norm(
         mean_t = sum_{i <= t, j} x_ij / (t d)      var_t = sum_{i <= t, j} (x_ij - mean_t)^2 / (t d)
         y_tj = (x_tj - mean_t) / sqrt(var_t + eps) * scale_j + bias_j
 
+    NaN or infinity at a real step reaches the outputs of its group from there on, and no earlier one.
+
     Args:
         x: input (B, L, D), a real floating dtype.
         scale: factor (D,).  The layer that stores it minus one (equation 23) adds the one.

@@ -24,6 +24,7 @@ from megalodon_tasks.cuda_ops.norms.triton_kernels import (
     group_tile,
     load_state,
     load_tile,
+    program,
     tile_row,
     two_sum,
 )
@@ -120,9 +121,9 @@ def timestep_norm_kernel(
     BJ: tl.constexpr,
 ):
     """Write ``y`` (B, L, D), and from the last block the state ``end`` (3, B, G), ``end_count`` (B,)."""
-    i_b, i_n = (tl.program_id(0) // N).to(tl.int64), tl.program_id(0) % N
+    i_b, i_n, i_g = program(N, tl.cdiv(G, BG))
     o_t = i_n * BT + tl.arange(0, BT)
-    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    o_g, o_d, inside_d = group_tile(i_g, G, J, BG, BJ)
     real = not_padded(mask, i_b, o_t, o_t < L, L)
     inside = real[:, None, None] & inside_d
     b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
@@ -140,7 +141,7 @@ def timestep_norm_kernel(
         high, low = two_sum(base, tl.sum(tl.where(is_last, b_mean, 0.0), 0))
         last_var = tl.sum(tl.where(is_last, b_var, 0.0), 0)
         store_triple(end, end_plane, i_b * G + o_g, high, low, last_var, o_g < G)
-        if tl.program_id(1) == 0:
+        if i_g == 0:
             tl.store(end_count + i_b, tl.max(steps, 0))
 
 
@@ -183,8 +184,8 @@ def timestep_norm_lines_kernel(
     scale and bias from these steps.
     """
     runs = tl.cdiv(N, blocks)
-    i_b, i_r = (tl.program_id(0) // runs).to(tl.int64), tl.program_id(0) % runs
-    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    i_b, i_r, i_g = program(runs, tl.cdiv(G, BG))
+    o_g, o_d, inside_d = group_tile(i_g, G, J, BG, BJ)
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     grad_scale = tl.zeros((BG, BJ), tl.float32)
     grad_bias = tl.zeros((BG, BJ), tl.float32)
@@ -242,8 +243,8 @@ def timestep_norm_carry_kernel(
     """
     grad_mean, grad_var = grads
     grad_start_mean, grad_start_var = grad_start
-    i_b = tl.program_id(0).to(tl.int64)
-    o_g = tl.program_id(1) * BG + tl.arange(0, BG)
+    i_b, _, i_g = program(1, tl.cdiv(G, BG))
+    o_g = i_g * BG + tl.arange(0, BG)
     inside_g = o_g < G
     at_g = i_b * G + o_g
     total = tl.load(end_count + i_b)
@@ -315,9 +316,9 @@ def timestep_norm_backward_kernel(
     BJ: tl.constexpr,
 ):
     """Write ``grad_x`` (B, L, D) from the lines of the steps after each block."""
-    i_b, i_n = (tl.program_id(0) // N).to(tl.int64), tl.program_id(0) % N
+    i_b, i_n, i_g = program(N, tl.cdiv(G, BG))
     o_t = i_n * BT + tl.arange(0, BT)
-    o_g, o_d, inside_d = group_tile(tl.program_id(1), G, J, BG, BJ)
+    o_g, o_d, inside_d = group_tile(i_g, G, J, BG, BJ)
     real = not_padded(mask, i_b, o_t, o_t < L, L)
     inside = real[:, None, None] & inside_d
     b_x = load_tile(x, i_b, o_t, o_d, strides, inside)

@@ -127,7 +127,7 @@ def _backward(
     lines = prefix.new_empty(3, plan.batch, plan.blocks, plan.groups)
     partial = prefix.new_empty(plan.batch * plan.runs, 2, plan.dim)
     with torch.cuda.device_of(x):
-        kernels.timestep_norm_lines_kernel[(plan.batch * plan.runs, plan.columns)](
+        kernels.timestep_norm_lines_kernel[(plan.batch * plan.runs * plan.columns,)](
             x, grad, scale, *known, lines, partial, blocks=plan.blocks_per_program, **shared
         )
         later, grad_start = _carry(plan, lines, end, contiguous(*grads[1:]), call.state)

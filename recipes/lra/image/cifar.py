@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from megalodon_tasks.data.finding import find_files, folders_in
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sources import Origin
-from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 SIDE = 32
 CLASSES = (

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import (
@@ -23,7 +24,6 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.image import cifar
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.splits import random_split, split_in_order
@@ -45,13 +45,11 @@ def prepare(
     validation: str = "random",
     side: int = cifar.SIDE,
     rejects: Rejects | None = None,
-    hidden: bool = False,
 ) -> bool:
     """Check and prepare Image; return False if ``out`` already holds it, made from the same files.
 
     ``validation`` is one of ``VALIDATION`` and counts only for the release, ``side`` is that of the
-    images in Mega's form.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files and
-    leaves ``out`` as it was then.
+    images in Mega's form.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     check_source(source, "the folder cifar-10-batches-py, or Mega's cifar10")
@@ -79,7 +77,7 @@ def prepare(
             "get cifar-10-python.tar.gz (Krizhevsky, CIFAR-10) and unpack it, or take the folder "
             "cifar10 of Mega's processed files",
         )
-    return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out, hidden=hidden)
+    return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out)
 
 
 def _spec(side: int, origin: str, split_rule: str, validation: str | None = None) -> DatasetSpec:

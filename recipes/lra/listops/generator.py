@@ -150,35 +150,31 @@ def generate(
     *,
     workers: int = 1,
     overwrite: bool = False,
-    hidden: bool = False,
 ) -> bool:
     """Write the three files into the folder ``out``; return False if they were there already.
 
-    ``hidden`` hides the progress bar.
-    All files get their final names together at the end, so that a killed run leaves none.
-    Raises ``ValueError`` for settings that cannot be met and for files that this would replace but that
-    come from elsewhere or from other settings, unless ``overwrite``.
+    All files get their final names together at the end, so that a killed run leaves none.  Raises
+    ``ValueError`` for settings that cannot be met and for files that this would replace but that come
+    from elsewhere or from other settings, unless ``overwrite``.
     """
     settings.validate()
     accepted = check_feasible(settings.grammar, settings.total)
     with sole_writer(out):
         if not overwrite and _finished(out, settings):
             return False
-        _generate(out, settings, accepted, workers, hidden)
+        _generate(out, settings, accepted, workers)
         _write_record(out, settings, complete=True)
     return True
 
 
-def _generate(out: Path, settings: Settings, accepted: float, workers: int, hidden: bool) -> None:
+def _generate(out: Path, settings: Settings, accepted: float, workers: int) -> None:
     candidates = min(int(_KEPT_PER_UNIT / accepted) + 1, _MOST_CANDIDATES)
     make = functools.partial(draw_units, settings.grammar, settings.seed, candidates)
     split_of = np.repeat(np.arange(len(FILES)), [getattr(settings, name) for name in FILES])
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(0,)))
     split_of = rng.permutation(split_of).tolist()
     lines = distinct_lines(in_turns(make, workers), settings.total)
-    bar = progress_bar(
-        lines, total=settings.total, label="ListOps", unit="expressions", hidden=hidden
-    )
+    bar = progress_bar(lines, total=settings.total, label="ListOps", unit="expressions")
     with ExitStack() as stack:
         streams = [stack.enter_context(atomic_file(out / name)) for name in FILES.values()]
         for stream in streams:
@@ -225,7 +221,7 @@ def _write_record(out: Path, settings: Settings, *, complete: bool) -> None:
     if complete:
         record["bytes"] = {name: (out / name).stat().st_size for name in FILES.values()}
     with atomic_file(out / RECORD, "w") as stream:
-        stream.write(json.dumps(record, indent=1) + "\n")
+        stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 _HELP = {

@@ -1,4 +1,4 @@
-"""Prepare ListOps: released, generated or Mega's expressions become memory-mapped tokens.
+"""Prepare ListOps: released, generated or Mega's expressions become arrays of tokens.
 
     megalodon prepare lra/listops SOURCE OUT [--generate]
 
@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import find_files, folders_in, not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, check_source
-from megalodon_tasks.recipes.lra.data_folder import (
-    OR_GENERATE,
-    find_files,
-    folders_in,
-    not_recognised,
-)
+from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.listops import generator
 from megalodon_tasks.recipes.lra.listops.grammar import (
     CLOSE,
@@ -55,23 +51,21 @@ _RENAMED = {"X": CLOSE}
 _DROPPED = ("(", ")")
 
 
-def prepare(source: Path, out: Path, *, hidden: bool = False) -> bool:
+def prepare(source: Path, out: Path) -> bool:
     """Check and prepare ListOps; return False if ``out`` already holds it, made from the same files.
 
-    ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files (see ``release.read_rows``
-    and ``mega_rows``), and leaves ``out`` as it was then.
+    Raises ``ValueError`` for bad files (see ``release.read_rows`` and ``mega_rows``), and leaves ``out``
+    as it was then.
     """
     check_source(source, f"the one with {', '.join(FILES.values())}, or Mega's {MEGA_NAME}")
     files = find_files(folders_in(source), FILES, "copy it there")
     mega = None if files else MegaTokens.find(source, MEGA_NAME, classes=MEGA_CLASSES)
     if files is not None:
-        return _from_release(files).write(out, hidden=hidden)
+        return _from_release(files).write(out)
     if mega is not None:
         splits = {split: preparing.from_the_start(_mega_items, mega, split) for split in SPLITS}
         spec = _spec("mega", "the splits of Mega's files")
-        return preparing.Preparation("ListOps", spec, mega.origins(), splits).write(
-            out, hidden=hidden
-        )
+        return preparing.Preparation("ListOps", spec, mega.origins(), splits).write(out)
     raise not_recognised(
         source,
         f"{', '.join(FILES.values())} and Mega's src-bin",

@@ -129,13 +129,12 @@ def write_images(
     *,
     seed: int = 0,
     workers: int = 1,
-    hidden: bool = False,
 ) -> Path:
     """Write ``images`` images below ``root``, or those of the batches that are missing.
 
-    ``hidden`` hides the progress bar.  Returns the folder with ``imgs`` and ``metadata``.  Raises
-    ``ValueError`` for a number below its least value, and if the folder holds images of another seed,
-    of other settings or of another origin, or more of them than are asked for.
+    Returns the folder with ``imgs`` and ``metadata``.  Raises ``ValueError`` for a number below its
+    least value, and if the folder holds images of another seed, of other settings or of another origin,
+    or more of them than are asked for.
     """
     for name, value, least in (("images", images, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if value < least:
@@ -147,7 +146,7 @@ def write_images(
         missing = _missing(folder, sizes)
         _remove_unfinished(folder)
         try:
-            _write(folder, settings, seed, missing, images, workers, hidden)
+            _write(folder, settings, seed, missing, images, workers)
         finally:
             _remove_unfinished(folder)
     return folder
@@ -165,11 +164,10 @@ def _write(
     batches: dict[int, int],
     total: int,
     workers: int,
-    hidden: bool,
 ) -> None:
     portions = _portions(batches)
     draw = functools.partial(_draw, folder, settings, seed)
-    bar = progress_bar(total=total, label=settings.folder, unit="images", hidden=hidden)
+    bar = progress_bar(total=total, label=settings.folder, unit="images")
     lines: list[str] = []
     with bar, closing(map_in_order(draw, portions, workers)) as drawn:
         bar.update(total - sum(batches.values()))
@@ -231,7 +229,7 @@ def _check_origin(folder: Path, settings: PathfinderSettings, seed: int) -> None
         )
     else:
         with atomic_file(path, "w") as stream:
-            stream.write(json.dumps(origin, indent=1) + "\n")
+            stream.write(json.dumps(origin, indent=1, allow_nan=False) + "\n")
 
 
 def write_contact_sheet(path: Path, settings: PathfinderSettings, seed: int = 0) -> None:

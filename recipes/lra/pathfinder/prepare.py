@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import (
     ColumnSpec,
@@ -28,7 +29,7 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE, not_recognised
+from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.pathfinder import generator
 from megalodon_tasks.recipes.lra.pathfinder.release import (
@@ -89,13 +90,11 @@ def prepare(
     *,
     workers: int = 1,
     rejects: Rejects | None = None,
-    hidden: bool = False,
 ) -> bool:
     """Check and prepare the images; return False if ``out`` already holds them, from the same files.
 
     The deepest of several folders of images is taken.  Images count as the same if their metadata and
-    the size of their files are.  ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad files
-    and leaves ``out`` as it was then.
+    the size of their files are.  Raises ``ValueError`` for bad files and leaves ``out`` as it was then.
     """
     rejects = Rejects() if rejects is None else rejects
     benchmark = BENCHMARKS[options.benchmark]
@@ -117,7 +116,7 @@ def prepare(
             f"{folder} with imgs and metadata, and Mega's input/*.src",
             f"get lra_release.gz of Long Range Arena and unpack it, {OR_GENERATE}",
         )
-    return preparation.write(out, hidden=hidden)
+    return preparation.write(out)
 
 
 def _spec(

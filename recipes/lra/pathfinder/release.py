@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from megalodon_tasks.data.finding import folders_in
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.sources import Origin, Rejects, is_leftover, listing
-from megalodon_tasks.recipes.lra.data_folder import folders_in
 
 CLASSES = ("not joined", "joined")
 

@@ -1,4 +1,4 @@
-"""Prepare Retrieval: the released pairs of papers, or Mega's files, become memory-mapped tokens.
+"""Prepare Retrieval: the released pairs of papers, or Mega's files, become arrays of tokens.
 
     megalodon prepare lra/retrieval SOURCE OUT
 
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.mega_files import MegaTokens
 from megalodon_tasks.recipes.lra.retrieval.release import (
     CLASSES,
@@ -43,20 +43,13 @@ _COLUMNS = ("inputs", "inputs2")
 _MEGA_CLASSES = {"0": 0, "1": 1}
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    rejects: Rejects,
-    *,
-    max_bytes: int = MAX_BYTES,
-    hidden: bool = False,
-) -> bool:
+def prepare(source: Path, out: Path, rejects: Rejects, *, max_bytes: int = MAX_BYTES) -> bool:
     """Check and prepare Retrieval; return False if ``out`` already holds it, made from the same files.
 
-    Damaged pairs go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
+    Damaged pairs go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
+    ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, rejects, max_bytes).write(out, hidden=hidden)
+    return _preparation(source, rejects, max_bytes).write(out)
 
 
 def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Preparation:

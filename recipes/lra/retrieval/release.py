@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from megalodon_tasks.data.finding import find_files, folders_in
 from megalodon_tasks.data.sources import Rejects
-from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 FILES = {
     "train": "new_aan_pairs.train.tsv",

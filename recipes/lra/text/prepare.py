@@ -1,4 +1,4 @@
-"""Prepare Text: the released IMDB reviews, or Mega's files, become memory-mapped tokens.
+"""Prepare Text: the released IMDB reviews, or Mega's files, become arrays of tokens.
 
     megalodon prepare lra/text SOURCE OUT [--validation held-out]
 
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megalodon_tasks.data import preparing
+from megalodon_tasks.data.finding import not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import not_recognised
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, MegaTokens
 from megalodon_tasks.recipes.lra.text.release import (
     CLASSES,
@@ -81,15 +81,13 @@ class Options:
         return settings
 
 
-def prepare(
-    source: Path, out: Path, options: Options, rejects: Rejects, *, hidden: bool = False
-) -> bool:
+def prepare(source: Path, out: Path, options: Options, rejects: Rejects) -> bool:
     """Check and prepare Text; return False if ``out`` already holds it, made from the same files.
 
-    Damaged reviews go to ``rejects``; ``hidden`` hides the progress bar.  Raises ``ValueError`` for bad
-    files (see ``release`` and ``mega_files``) and leaves ``out`` as it was then.
+    Damaged reviews go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
+    ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, options, rejects).write(out, hidden=hidden)
+    return _preparation(source, options, rejects).write(out)
 
 
 def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from megalodon_tasks.data.finding import find_files, folders_in
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sources import Origin, listing
-from megalodon_tasks.recipes.lra.data_folder import find_files, folders_in
 
 CLASSES = ("neg", "pos")
 PARTS = ("train", "test")

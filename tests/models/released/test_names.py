@@ -65,6 +65,29 @@ def test_tied_embeddings_stay_tied(golden):
         load_released(golden["state"], golden["config"] | {"share_emb": True})
 
 
+@pytest.mark.parametrize("left_out", ["output.output.weight", "embed.weight"])
+def test_a_tied_matrix_may_be_listed_once(golden, left_out):
+    state = golden["state"] | {"output.output.weight": golden["state"]["embed.weight"]}
+    config = golden["config"] | {"share_emb": True}
+    expected, _ = load_released(state, config)(golden["tokens"])
+    del state[left_out]
+    model = load_released(state, config)
+    assert model.output.weight is model.embedding.weight
+    torch.testing.assert_close(model(golden["tokens"])[0], expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f"missing {left_out}"):
+        load_released(state, golden["config"])
+
+
+def test_a_checkpoint_without_the_tied_matrix_is_refused(golden):
+    state = {
+        n: t
+        for n, t in golden["state"].items()
+        if not n.endswith(("embed.weight", "output.weight"))
+    }
+    with pytest.raises(ValueError, match="missing embed.weight; missing output.output.weight"):
+        load_released(state, golden["config"] | {"share_emb": True})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
