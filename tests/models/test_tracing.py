@@ -171,10 +171,10 @@ PROGRAMS = {
             check(model, inputs, list(model.parameters()))
     """,
     "timm": """
-        import timm
-        import megalodon_tasks.timm_model
+        from megalodon_tasks.timm_model import MegalodonVision
+        from tests.models.test_tracing import TINY
 
-        model = timm.create_model("megalodon_tiny_patch16_224", img_size=32, num_classes=3)
+        model = MegalodonVision(TINY, img_size=32, num_classes=3)
         check(model.eval(), (torch.randn(2, 3, 32, 32),), list(model.parameters()))
     """,
 }
