@@ -10,9 +10,10 @@ products, 160 at C = N = 16, which tensor cores do in less time than the memory 
 Tile.  A program owns BD neighbouring channels (16 in bf16, 8 otherwise) and BM = 16 rows; a row is one
 segment of one sequence.  Products are batched over the channels, one warp per channel, so that the
 states stay in the accumulator registers of their warp from the first block to the last, their decay is
-elementwise, and the coefficients wait in shared memory.  Nothing crosses a program: a first kernel
-finds what each segment adds to the state from zero, a small second one carries the states from segment
-to segment, a third computes the outputs.  x is read twice, y written once.
+elementwise, and the coefficients stay in registers, in float32 and fp16 in shared memory.  Nothing
+crosses a program: a first kernel finds what each segment adds to the state from zero, a small second
+one carries the states from segment to segment, a third computes the outputs.  x is read twice, y
+written once.
 
 Time runs in processing order: position ``tau`` is ``t = tau``, or ``L - 1 - tau`` if REVERSE.  The
 adjoint is the same map in the other order with p and eta exchanged.

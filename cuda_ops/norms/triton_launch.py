@@ -22,7 +22,7 @@ PROGRAMS = 2048
 SCAN_ELEMENTS = 2048
 SCAN_GROUPS = 8
 WARPS = 8
-# A group of one feature has as many moments in registers as there are numbers.
+# Of tiles whose groups have one feature.
 WARPS_OF_SINGLES = 16
 
 
@@ -86,8 +86,10 @@ def plan_for(x_BLD: torch.Tensor, groups: int) -> Plan:
     batch, length, dim = x_BLD.shape
     features = int(dim) // groups
     wide = triton.next_power_of_2(features)
-    tile_groups = max(1, min(triton.next_power_of_2(groups), WIDTH // wide))
-    steps = max(1, min(MOST_STEPS, ELEMENTS // (wide * tile_groups)))
+    # A group of one feature has as many moments in registers as there are numbers: half as many of both.
+    share = 2 if features == 1 else 1
+    tile_groups = max(1, min(triton.next_power_of_2(groups), WIDTH // share // wide))
+    steps = max(1, min(MOST_STEPS, ELEMENTS // share // (wide * tile_groups)))
     return Plan(batch, length, groups, features, steps, tile_groups)
 
 

@@ -49,7 +49,28 @@ def _past(state, before, prefix, i_b, i_n, o_g, N, G, plane):
 
 
 @triton.jit
-def _running(b_x, inside, real, past, J: tl.constexpr):
+def _add_pairs(a_first, a_second, b_first, b_second):
+    return a_first + b_first, a_second + b_second
+
+
+@triton.jit
+def _running_sums(first, second, REVERSE: tl.constexpr):
+    """Return the running sums over time of two tiles, in one scan."""
+    return tl.associative_scan((first, second), 0, _add_pairs, reverse=REVERSE)
+
+
+@triton.jit
+def _taken(real, mask, o_t, start, L):
+    """Return the number of real steps of a block, from ``start``, up to each step; (BT,) int32."""
+    if mask is None:
+        taken = tl.minimum(o_t, L - 1) - start + 1
+    else:
+        taken = tl.cumsum(real.to(tl.int32), 0)
+    return taken
+
+
+@triton.jit
+def _running(b_x, inside, real, taken, past, J: tl.constexpr):
     """Compute moments up to each step of a block, relative to a base that is one of the numbers seen.
 
     Returns ``x - base`` (BT, BG, BJ), base (BG,), ``mean - base`` and var (BT, BG), steps (BT,) int64.
@@ -59,16 +80,14 @@ def _running(b_x, inside, real, past, J: tl.constexpr):
     steps of the block, which bounds what is lost in their difference.
     """
     past_steps, past_high, past_low, past_var = past
-    taken = tl.cumsum(real.to(tl.int32), 0)
     is_first = real & (taken == 1)
     first = tl.sum(tl.where(is_first[:, None], tl.sum(b_x, 2) / J, 0.0), 0)
-    fresh = (past_steps == 0) & (tl.sum(real.to(tl.int32), 0) > 0)
+    fresh = (past_steps == 0) & (tl.max(taken, 0) > 0)
     base = tl.where(fresh, first, past_high)
     past_mean = tl.where(fresh, 0.0, past_low)[None, :]
 
     b_x = tl.where(inside, b_x - base[None, :, None], 0.0)
-    sums = tl.cumsum(tl.sum(b_x, 2) / J, 0)
-    squares = tl.cumsum(tl.sum(b_x * b_x, 2) / J, 0)
+    sums, squares = _running_sums(tl.sum(b_x, 2) / J, tl.sum(b_x * b_x, 2) / J, False)
     f_taken = taken.to(tl.float32)[:, None]
     mean = sums / tl.maximum(f_taken, 1.0)
     squares = tl.maximum(squares - sums * mean, 0.0)
@@ -128,7 +147,8 @@ def timestep_norm_kernel(
     inside = real[:, None, None] & inside_d
     b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
     past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
-    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
+    taken = _taken(real, mask, o_t, i_n * BT, L)
+    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, taken, past, J)
 
     b_scale = tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     b_bias = tl.load(bias + o_d, mask=inside_d, other=0.0).to(tl.float32)
@@ -196,7 +216,8 @@ def timestep_norm_lines_kernel(
         b_x = load_tile(x, i_b, o_t, o_d, strides, inside)
         b_grad = load_tile(grad, i_b, o_t, o_d, grad_strides, inside)
         past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
-        b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
+        taken = _taken(real, mask, o_t, i_n * BT, L)
+        b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, taken, past, J)
         rstd = 1.0 / tl.sqrt(b_var + eps)
         b_x = tl.where(inside, (b_x - b_mean[:, :, None]) * rstd[:, :, None], 0.0)
         grad_scale += tl.sum(b_grad * b_x, 0)
@@ -325,12 +346,13 @@ def timestep_norm_backward_kernel(
     b_g = load_tile(grad, i_b, o_t, o_d, grad_strides, inside)
     b_g *= tl.load(scale + o_d, mask=inside_d, other=0.0).to(tl.float32)
     past = _past(state, before, prefix, i_b, i_n, o_g, N, G, plane)
-    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, past, J)
+    taken = _taken(real, mask, o_t, i_n * BT, L)
+    b_x, base, b_mean, b_var, steps = _running(b_x, inside, real, taken, past, J)
     rstd = 1.0 / tl.sqrt(b_var + eps)
     b_normed = tl.where(inside, (b_x - b_mean[:, :, None]) * rstd[:, :, None], 0.0)
     shift, slope = _line(b_g, b_normed, b_mean, rstd, steps, real, J)
     later_shift, later_slope = load_pair(later, plane, (i_b * N + i_n) * G + o_g, o_g < G)
-    shift = tl.cumsum(shift, 0, reverse=True) + later_shift[None, :]
-    slope = tl.cumsum(slope, 0, reverse=True) + later_slope[None, :]
+    shift, slope = _running_sums(shift, slope, True)
+    shift, slope = shift + later_shift[None, :], slope + later_slope[None, :]
     b_grad_x = b_g * rstd[:, :, None] + shift[:, :, None] + slope[:, :, None] * b_x
     _store_tile(grad_x, b_grad_x, i_b, o_t, o_d, real, inside_d, L, G * J)
