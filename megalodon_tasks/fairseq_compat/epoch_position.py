@@ -67,7 +67,7 @@ def _with_digest(stock: Callable) -> Callable:
 
 
 def _with_check(stock: Callable) -> Callable:
-    def load_state_dict(self: EpochBatchIterator, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
         self._continued_epoch = None
         if "batches" in state_dict:
             self.epoch = state_dict["epoch"]
@@ -79,7 +79,7 @@ def _with_check(stock: Callable) -> Callable:
 
 def _with_continued_order(stock: Callable) -> Callable:
     def ordered_batches(
-        self: EpochBatchIterator, epoch: int, fix_batches_to_gpus: bool, shuffle: bool
+        self: Any, epoch: int, fix_batches_to_gpus: bool, shuffle: bool
     ) -> list[Any]:
         continued = _continued(self, epoch)
         if continued is None:

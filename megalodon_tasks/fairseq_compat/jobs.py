@@ -103,7 +103,7 @@ def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
 
 def _continue_clock(trainer: Any) -> None:
     """Let the log count the seconds of all attempts of this run."""
-    clock = metrics.get_meter("default", "wall")
+    clock: Any = metrics.get_meter("default", "wall")
     clock.start_time = time.perf_counter() - trainer.cumulative_training_time()
 
 

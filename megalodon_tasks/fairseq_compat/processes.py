@@ -114,7 +114,7 @@ def _spawn(main: Callable, cfg: Any, kwargs: dict[str, Any], on_cpu: bool) -> No
     kwargs["start_rank"] = parallel.distributed_rank
     parallel.distributed_rank = None  # fairseq derives it in each process
     count = size if on_cpu else min(torch.cuda.device_count(), size)
-    started = multiprocessing.spawn(_run, (main, cfg, kwargs), nprocs=count, join=False)
+    started: Any = multiprocessing.spawn(_run, (main, cfg, kwargs), nprocs=count, join=False)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for pid in started.pids():
