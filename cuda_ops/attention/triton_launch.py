@@ -29,6 +29,8 @@ SHARED_MEMORY = SMALL_SHARED_MEMORY
 LARGE_MEMORY = 200 * 1024
 # float32 operands are split in two for tf32, in registers: everything is taken in small parts.
 NARROW = 32
+# In place of a chunk length: the queries are another sequence, and each sees all keys.
+CROSS = 0
 
 
 class Operands(NamedTuple):
@@ -97,7 +99,10 @@ def _value_width(key_width: int, width: int, widest: int) -> int:
 
 
 class OperatorArguments(NamedTuple):
-    """Arguments of the operator; the last L of the S steps are the queries.  Dense in the last axis."""
+    """Arguments of the operator, dense in the last axis.
+
+    The last L of the S steps are the queries, unless ``chunk`` is CROSS.
+    """
 
     q: torch.Tensor  # (B, L, H, K)
     k: torch.Tensor  # (B, S, H, K), of the dtype of q
@@ -117,7 +122,8 @@ class Launches:
         self.mask, self.seed = call.padding_mask, call.seed
         self.batch, self.queries, self.heads, self.key = q.shape
         self.keys, self.value = v.shape[1], v.shape[3]
-        self.chunk = call.chunk
+        self.cross = call.chunk == CROSS
+        self.chunk = max(self.queries, self.keys) if self.cross else call.chunk
         self.narrow = q.element_size() > 2
         self.large = shared_memory(q.device, SHARED_MEMORY) > LARGE_MEMORY
         self.key_width = _power(self.key)
@@ -129,16 +135,18 @@ class Launches:
             "L": self.queries,
             "S": self.keys,
             "H": self.heads,
-            "C": call.chunk,
-            "past": self.keys - self.queries,
+            "C": self.chunk,
+            "past": 0 if self.cross else self.keys - self.queries,
             "K": self.key,
             "V": self.value,
             "CAUSAL": call.causal,
+            "CROSS": self.cross,
         }
 
-    def blocks(self, rows: int) -> int:
+    def blocks(self, rows: int, *, owns_keys: bool = False) -> int:
         """Return the number of blocks of ``rows`` in all chunks; each chunk starts a block."""
-        return triton.cdiv(self.keys, self.chunk) * triton.cdiv(min(self.chunk, self.keys), rows)
+        steps = self.queries if self.cross and not owns_keys else self.keys
+        return triton.cdiv(steps, self.chunk) * triton.cdiv(min(self.chunk, steps), rows)
 
     def _grid(self, blocks: int) -> tuple[int, int]:
         return (blocks, self.batch * self.heads)
@@ -171,8 +179,9 @@ class Launches:
         """Return the sum over features of ``y`` times its gradient, (B, H, L)."""
         delta = y.new_empty(self.batch, self.heads, self.queries, dtype=torch.float32)
         shared = {name: self.arguments[name] for name in ("L", "S", "H", "past", "V")}
+        mask = None if self.cross else self.mask
         kernels.chunk_attention_delta_kernel[self._grid(triton.cdiv(self.queries, 32))](
-            y, grad, self.mask, delta, grad_strides=grad.stride()[:3], **shared, BM=32, BV=128
+            y, grad, mask, delta, grad_strides=grad.stride()[:3], **shared, BM=32, BV=128
         )
         return delta
 
@@ -237,7 +246,9 @@ class Launches:
     ) -> None:
         grad, *per_query = known
         splits = 1 if grad_k is not None else triton.cdiv(self.value, tile.value_width)
-        kernels.chunk_attention_keys_kernel[self._grid(self.blocks(tile.own) * splits)](
+        kernels.chunk_attention_keys_kernel[
+            self._grid(self.blocks(tile.own, owns_keys=True) * splits)
+        ](
             *self.inputs,
             grad,
             self.mask,

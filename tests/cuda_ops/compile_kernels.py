@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall
+from megalodon_tasks.cuda_ops.attention.cross.op import CrossAttentionCall
 from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
 
@@ -135,12 +136,20 @@ def chunk_attention(dtype: torch.dtype, sizes: tuple = ((64, 160), (96, 320), (2
         y.float().sum().backward()
 
 
+def cross_attention(dtype: torch.dtype) -> None:
+    """Widths of the presets, with padding and DropKey."""
+    run = importlib.import_module(f"{OPS}.attention.cross.triton_op").cross_attention_triton
+    tensors = [_zeros(2, *size, dtype=dtype) for size in ((70, 1, 128), (90, 1, 128), (90, 1, 512))]
+    mask = _zeros(2, 90, dtype=torch.bool)
+    run(CrossAttentionCall(*tensors, 0.1, mask)).float().sum().backward()
+
+
 if __name__ == "__main__":
     op, dtype, arch = sys.argv[1:]
     kernels = compile_launches(int(arch))
     tiles = importlib.import_module(f"{OPS}.attention.triton_launch")
     tiles.SHARED_MEMORY = SHARED_MEMORY[int(arch)]
-    ops = (cema, timestep_norm, sequence_norm, chunk_attention)
+    ops = (cema, timestep_norm, sequence_norm, chunk_attention, cross_attention)
     {function.__name__: function for function in ops}[op](getattr(torch, dtype))
     for kernel in {id(kernel): kernel for kernel in kernels}.values():
         print(json.dumps(resources(kernel)))

@@ -17,7 +17,7 @@ from tests.cuda_ops.compile_kernels import SHARED_MEMORY
 ROOT = Path(__file__).resolve().parents[2]
 # Bytes stored and loaded again: a few registers may spill, more mean that a tile is too large.
 # Attention with wide values on an sm_80 keeps two accumulators and needs more than the rest.
-SPILLS = {"chunk_attention": 256}
+SPILLS = {"chunk_attention": 256, "cross_attention": 256}
 FEW_SPILLS = 100
 
 
@@ -35,7 +35,7 @@ def compiled(op, dtype, arch):
     ("op", "arch"),
     [
         (op, arch)
-        for op in ("cema", "timestep_norm", "sequence_norm", "chunk_attention")
+        for op in ("cema", "timestep_norm", "sequence_norm", "chunk_attention", "cross_attention")
         for arch in SHARED_MEMORY
         # CEMA takes fewer channels where a GPU has less memory than it wants, and asks the GPU itself.
         if (op, arch) != ("cema", 89)
