@@ -96,11 +96,11 @@ class Encoder(nn.Module):
     rotations are counted.
     """
 
-    def __init__(self, config: Seq2SeqConfig, embedding: TokenEmbedding) -> None:
+    def __init__(self, config: MegalodonConfig, embedding: TokenEmbedding) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.embedding = embedding
-        self.stack = MegalodonStack(config.stack(causal=False))
+        self.stack = MegalodonStack(config)
 
     def forward(self, tokens_BS: torch.Tensor) -> Encoded:
         """Encode tokens (B, S) int64.
@@ -184,13 +184,13 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, config: Seq2SeqConfig, embedding: TokenEmbedding, output: TokenOutput
+        self, config: MegalodonConfig, embedding: TokenEmbedding, output: TokenOutput
     ) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.model_dim = config.model_dim
         self.embedding = embedding
-        self.stack = CrossStack(config.stack(causal=True))
+        self.stack = CrossStack(config)
         self.output = output
 
     def read_source(self, encoded: Encoded) -> tuple[SourceKeys, ...]:
@@ -262,8 +262,8 @@ class Seq2Seq(nn.Module):
         output = TokenOutput(d, target_size)
         if config.share_all_embeddings or config.share_decoder_input_output_embed:
             output.weight = target.weight
-        self.encoder = Encoder(config, source)
-        self.decoder = Decoder(config, target, output)
+        self.encoder = Encoder(config.stack(causal=False), source)
+        self.decoder = Decoder(config.stack(causal=True), target, output)
 
     def forward(self, source_BS: torch.Tensor, target_BL: torch.Tensor) -> torch.Tensor:
         """Return scores (B, L, V), unnormalised log-probabilities of the token after each of target.
