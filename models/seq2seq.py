@@ -30,6 +30,13 @@ class Seq2SeqConfig(MegalodonConfig):
         default=None,
         metadata={"help": "blocks of the decoder; left out: as many as the encoder's (num_layers)"},
     )
+    cross_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "length of the queries and keys of cross attention at the start; 1 as published, "
+            "more lets attention choose among the source's steps earlier in training"
+        },
+    )
     share_all_embeddings: bool = field(
         default=False,
         metadata={"help": "one matrix for both embeddings and the output; needs one dictionary"},
@@ -46,6 +53,8 @@ class Seq2SeqConfig(MegalodonConfig):
                 f"model.decoder_layers={self.decoder_layers} must be a positive integer; leave it out "
                 "for as many as model.num_layers"
             )
+        if self.cross_scale <= 0:
+            raise ValueError(f"model.cross_scale={self.cross_scale} must be greater than 0")
 
     def stack(self, *, causal: bool) -> MegalodonConfig:
         """Return the configuration of the decoder's stack (``causal``) or the encoder's."""
@@ -264,6 +273,8 @@ class Seq2Seq(nn.Module):
             output.weight = target.weight
         self.encoder = Encoder(config.stack(causal=False), source)
         self.decoder = Decoder(config.stack(causal=True), target, output)
+        for block in self.decoder.stack.blocks:
+            nn.init.constant_(block.cross.qk_scale, config.cross_scale - 1)
 
     def forward(self, source_BS: torch.Tensor, target_BL: torch.Tensor) -> torch.Tensor:
         """Return scores (B, L, V), unnormalised log-probabilities of the token after each of target.

@@ -25,6 +25,7 @@ def install() -> None:
         epoch_position,
         gather_before_save,
         jobs,
+        last_batch,
         log_file,
         optimizer_settings,
         safe_globals,
@@ -46,5 +47,6 @@ def install() -> None:
         training_settings,
         adaptive_loss,
         byte_encoder,
+        last_batch,
     ):
         patch.install()

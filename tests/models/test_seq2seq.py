@@ -207,6 +207,13 @@ def test_alignment_is_what_the_last_block_attends_with():
     torch.testing.assert_close(weights[0, -5:, -7:], expected[0])
 
 
+def test_queries_and_keys_start_at_the_length_that_is_asked_for():
+    layer = Seq2Seq(make_config(cross_scale=2.0), 13, 11, PAD).decoder.stack.blocks[0].cross
+    source = layer.keys_and_values(torch.randn(2, 7, 16), None)
+    lengths = source.key.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 2.0), rtol=1e-3, atol=0)
+
+
 def test_shared_matrices_are_one():
     shared = make_model(11, 11, share_all_embeddings=True)
     assert shared.encoder.embedding.weight is shared.decoder.embedding.weight
@@ -238,6 +245,7 @@ def test_an_encoder_of_another_width_is_refused():
     ("changes", "message"),
     [
         ({"decoder_layers": 0}, "decoder_layers=0"),
+        ({"cross_scale": 0.0}, "cross_scale=0.0 must be greater than 0"),
         ({"share_all_embeddings": True}, "source's has 13 symbols and the target's 11"),
         (
             {"model_dim": 18, "num_heads": 4, "norm_num_groups": 0},
