@@ -66,7 +66,7 @@ def evaluate(trained: Trained, split: str, search: Search) -> Score:
     generator = task.build_generator([trained.model], Namespace(**vars(search)))
     sentences, loss, tokens = [], 0.0, 0
     for batch in batches:
-        sample = utils.apply_to_sample(lambda tensor: tensor.to(trained.device), batch)
+        sample: Any = utils.apply_to_sample(lambda tensor: tensor.to(trained.device), batch)
         scores = trained.model.get_normalized_probs(
             trained.model(**sample["net_input"]), log_probs=True
         )
