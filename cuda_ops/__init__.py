@@ -5,6 +5,7 @@ that is needed; triton and CUDA are used where they are available.
 """
 
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.cross.op import cross_attention
 from megalodon_tasks.cuda_ops.attention.op import chunk_attention
 from megalodon_tasks.cuda_ops.complex_ema.op import cema
 from megalodon_tasks.cuda_ops.dispatch import BackendUnavailable, use_backend
@@ -19,6 +20,7 @@ __all__ = [
     "TimestepNormState",
     "cema",
     "chunk_attention",
+    "cross_attention",
     "rms_norm",
     "sequence_norm",
     "timestep_norm",

@@ -53,6 +53,11 @@ BACKENDS: dict[str, dict[str, str]] = {
         "torch": "attention.torch_op:chunk_attention_torch",
         "triton": "attention.triton_op:chunk_attention_triton",
     },
+    "cross_attention": {
+        "reference": "attention.cross.reference:cross_attention_reference",
+        "torch": "attention.cross.torch_op:cross_attention_torch",
+        "triton": "attention.cross.triton_op:cross_attention_triton",
+    },
 }
 
 # By type of device, in order of preference; last comes ``torch``, which every op has and runs anywhere.

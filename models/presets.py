@@ -65,3 +65,12 @@ LM_PRESETS: dict[str, dict[str, object]] = {
     | {"value_dim": 8192, "ffn_hidden_dim": 8192, "chunk_size": 4096, "norm_num_groups": 64}
     | {"swiglu": True, "rope_base": 100000.0},
 }
+
+# Encoder-decoders.  Mega's architectures for WMT of the same names (fairseq/models/mega.py of
+# github.com/facebookresearch/mega), with the feed-forward width above in place of its 2 d.
+SEQ2SEQ_PRESETS: dict[str, dict[str, object]] = {
+    "megalodon_wmt_en_de": {"num_layers": 6, "model_dim": 512, "num_heads": 1, "z_dim": 128}
+    | {"value_dim": 1024, "ffn_hidden_dim": 1280, "cema_ndim": 16, "norm_num_groups": 16},
+    "megalodon_wmt_en_de_big": {"num_layers": 6, "model_dim": 1024, "num_heads": 1, "z_dim": 256}
+    | {"value_dim": 2048, "ffn_hidden_dim": 2560, "cema_ndim": 16, "norm_num_groups": 32},
+}

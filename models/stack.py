@@ -20,12 +20,14 @@ class MegalodonStack(nn.Module):
     the block in the backward pass, with the same dropout: the same gradients in less memory.
     """
 
+    block_type: type[MegalodonBlock] = MegalodonBlock
+
     def __init__(self, config: MegalodonConfig) -> None:
         super().__init__()
         config.validate()
         self.causal = config.causal
         self.checkpoint_activations = config.checkpoint_activations
-        self.blocks = nn.ModuleList(MegalodonBlock(config, i) for i in range(config.num_layers))
+        self.blocks = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
         self.norm = TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
 
     def forward(

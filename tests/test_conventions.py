@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "files": set(),
     "signals": set(),
     "cuda_ops": set(),
-    "models": {"cuda_ops", "files"},
+    "models": {"cuda_ops", *LEAVES},
     "timm_model": {"models"},
     "criterions": {"cuda_ops", "models", *LEAVES},
     "data": LEAVES,
@@ -38,7 +38,7 @@ MAY_IMPORT = {
 # These look back, to register everything and to start the command.
 LOOK_BACK = {"__init__", "registration", "__main__"}
 # What is registered with fairseq; all else in models/ and cuda_ops/ needs torch only.
-FAIRSEQ_MODELS = {"models/fairseq_models.py"}
+FAIRSEQ_MODELS = {f"models/fairseq_{name}.py" for name in ("models", "encoder", "seq2seq")}
 # File -> what it may import besides.
 EXCEPTIONS = {"models/released/files.py": {"safetensors"}}
 TORCH_ONLY = {"torch", "megalodon_tasks", *sys.stdlib_module_names}

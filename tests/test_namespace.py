@@ -129,7 +129,7 @@ for package in ("megalodon_tasks.cuda_ops", "megalodon_tasks.models"):
     folders = importlib.import_module(package).__path__
     for module in pkgutil.walk_packages(folders, package + "."):
         file = module.name.split(".")[-1]
-        if not file.startswith("triton_") and file != "fairseq_models":
+        if not file.startswith(("triton_", "fairseq_")):
             importlib.import_module(module.name)
 import torch
 from megalodon_tasks.cuda_ops import timestep_norm

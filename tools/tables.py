@@ -25,6 +25,8 @@ _METRICS = {
     "perplexity": "perplexity per word",
     "word_perplexity": "perplexity per word",
     "bits_per_byte": "bits per byte",
+    "bleu": "BLEU",
+    "exact": "% exact",
 }
 
 Row = dict[str, str]

@@ -42,15 +42,15 @@ def chunk_attention_torch(
     if head:
         opened = _opened(state, _map(lambda t: t[:, :head], new))
         drop = None if drop_BHLW is None else drop_BHLW[:, :, :head, : past + head]
-        outputs.append(_attend(q[:, :head], opened, drop, causal))
+        outputs.append(attend(q[:, :head], opened, drop, causal))
     if head < start:
         fold = partial(_fold, start=head, stop=start, chunk=chunk)
         drop = None if drop_BHLW is None else fold(drop_BHLW.transpose(1, 2)).transpose(1, 2)
-        y_NCHV = _attend(fold(q), _map(fold, new), drop, causal)
+        y_NCHV = attend(fold(q), _map(fold, new), drop, causal)
         outputs.append(y_NCHV.unflatten(0, (q.shape[0], -1)).flatten(1, 2))
     if start < length:
         drop = None if drop_BHLW is None else drop_BHLW[:, :, start:, : length - start]
-        outputs.append(_attend(q[:, start:], _map(lambda t: t[:, start:], new), drop, causal))
+        outputs.append(attend(q[:, start:], _map(lambda t: t[:, start:], new), drop, causal))
     y_BLHV = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     y_BLHV = zero_padded(y_BLHV).to(v.dtype)
     if not causal:
@@ -100,7 +100,7 @@ def _opened(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttent
     return opened._replace(key=zero_padded(opened.key), value=zero_padded(opened.value))
 
 
-def _attend(
+def attend(
     q_NQHK: torch.Tensor,
     part: ChunkAttentionState,
     drop_NHQS: torch.Tensor | None,

@@ -16,7 +16,8 @@ split them over programs, which each compute the scores; dP runs over them in pa
 
 Positions: a chunk starts at a multiple of C <= S in the sequence of keys, (B, S); ``past`` of these come
 before the first query, so that query i is at position past + i.  Scores are taken to base 2.
-``lse`` is +inf for a query that sees no key, which makes all its weights zero.
+``lse`` is +inf for a query that sees no key, which makes all its weights zero.  With CROSS the queries
+are another sequence: L of them from position 0 on, in one chunk with all S keys; the mask is of keys.
 
 Letters: B batch, L queries, S keys, H heads, K key width, V value width, C chunk length; BK and BV
 features of a tile of keys and values, BC features of queries and keys that are multiplied at a time.
@@ -134,6 +135,7 @@ def chunk_attention_kernel(
     K: tl.constexpr,
     V: tl.constexpr,
     CAUSAL: tl.constexpr,
+    CROSS: tl.constexpr,
     OPERAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -143,12 +145,13 @@ def chunk_attention_kernel(
 ):
     """Write outputs ``y`` (B, L, H, V) and ``lse`` (B, H, L)."""
     splits: tl.constexpr = (V + BV - 1) // BV
-    i_bh, i_m, i_v = _program(C, S, BM, splits)
+    steps, chunk = L if CROSS else S, L if CROSS else C
+    i_bh, i_m, i_v = _program(chunk, steps, BM, splits)
     row = (i_bh // H).to(tl.int64)
-    start, first, stop = _last_block_first(i_m, C, S, BM)
+    start, first, stop = _last_block_first(i_m, chunk, steps, BM)
     o_q, o_k, o_v = first + tl.arange(0, BM), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     inside_q = (o_q < stop) & (o_q >= past)
-    real_q = not_padded(mask, row, o_q, inside_q, S)
+    real_q = inside_q if CROSS else not_padded(mask, row, o_q, inside_q, S)
     queries = (_head(q, i_bh, H, q_strides), o_q - past, q_strides[1], real_q)
     k, v = _head(k, i_bh, H, k_strides), _head(v, i_bh, H, v_strides)
     if K <= BC:
@@ -157,7 +160,7 @@ def chunk_attention_kernel(
     highest = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BV), tl.float32)
-    end = stop
+    end = S if CROSS else stop
     if CAUSAL:
         end = tl.minimum(stop, first + BM)
     for at_s in range(start, end, BN):
@@ -247,6 +250,7 @@ def chunk_attention_queries_kernel(
     K: tl.constexpr,
     V: tl.constexpr,
     CAUSAL: tl.constexpr,
+    CROSS: tl.constexpr,
     OPERAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -255,12 +259,13 @@ def chunk_attention_queries_kernel(
     BC: tl.constexpr,
 ):
     """Write ``grad_q`` (B, L, H, K)."""
-    i_bh, i_m, _ = _program(C, S, BM, 1)
+    steps, chunk = L if CROSS else S, L if CROSS else C
+    i_bh, i_m, _ = _program(chunk, steps, BM, 1)
     row = (i_bh // H).to(tl.int64)
-    start, first, stop = _last_block_first(i_m, C, S, BM)
+    start, first, stop = _last_block_first(i_m, chunk, steps, BM)
     o_q, o_k, o_v = first + tl.arange(0, BM), tl.arange(0, BK), tl.arange(0, BV)
     inside_q = (o_q < stop) & (o_q >= past)
-    real_q = not_padded(mask, row, o_q, inside_q, S)
+    real_q = inside_q if CROSS else not_padded(mask, row, o_q, inside_q, S)
     queries = (_head(q, i_bh, H, q_strides), o_q - past, q_strides[1], real_q)
     grads = (_head(grad, i_bh, H, grad_strides), o_q - past, grad_strides[1], real_q)
     k, v = _head(k, i_bh, H, k_strides), _head(v, i_bh, H, v_strides)
@@ -273,7 +278,7 @@ def chunk_attention_queries_kernel(
         b_grad = load_rows(grads, o_v, V, OPERAND)
 
     acc = tl.zeros((BM, BK), tl.float32)
-    end = stop
+    end = S if CROSS else stop
     if CAUSAL:
         end = tl.minimum(stop, first + BM)
     for at_s in range(start, end, BN):
@@ -325,6 +330,7 @@ def chunk_attention_keys_kernel(
     K: tl.constexpr,
     V: tl.constexpr,
     CAUSAL: tl.constexpr,
+    CROSS: tl.constexpr,
     OPERAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -337,9 +343,10 @@ def chunk_attention_keys_kernel(
     Without ``grad_k`` a program owns BV features of the values; with both, V fits in BV.
     """
     splits: tl.constexpr = 1 if grad_k is not None else (V + BV - 1) // BV
-    i_bh, i_n, i_v = _program(C, S, BN, splits)
+    chunk = S if CROSS else C
+    i_bh, i_n, i_v = _program(chunk, S, BN, splits)
     row = (i_bh // H).to(tl.int64)
-    start, first, stop = _block(i_n, C, S, BN)
+    start, first, stop = _block(i_n, chunk, S, BN)
     o_s, o_k, o_v = first + tl.arange(0, BN), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     inside_s = o_s < stop
     real_s = not_padded(mask, row, o_s, inside_s, S)
@@ -358,9 +365,10 @@ def chunk_attention_keys_kernel(
     begin = tl.maximum(start, past)
     if CAUSAL:
         begin = tl.maximum(begin, first)
-    for at_q in range(begin, stop, BM):
+    end = L if CROSS else stop
+    for at_q in range(begin, end, BM):
         o_q = at_q + tl.arange(0, BM)
-        real_q = not_padded(mask, row, o_q, o_q < stop, S)
+        real_q = o_q < end if CROSS else not_padded(mask, row, o_q, o_q < end, S)
         queries = (q, o_q - past, q_strides[1], real_q)
         grads = (grad, o_q - past, grad_strides[1], real_q)
         if K <= BC or grad_k is not None:

@@ -29,6 +29,8 @@ SHARED_MEMORY = SMALL_SHARED_MEMORY
 LARGE_MEMORY = 200 * 1024
 # float32 operands are split in two for tf32, in registers: everything is taken in small parts.
 NARROW = 32
+# In place of a chunk length: the queries are another sequence, and each sees all keys.
+CROSS = 0
 
 
 class Operands(NamedTuple):
@@ -97,7 +99,10 @@ def _value_width(key_width: int, width: int, widest: int) -> int:
 
 
 class OperatorArguments(NamedTuple):
-    """Arguments of the operator; the last L of the S steps are the queries.  Dense in the last axis."""
+    """Arguments of the operator, dense in the last axis.
+
+    The last L of the S steps are the queries, unless ``chunk`` is CROSS.
+    """
 
     q: torch.Tensor  # (B, L, H, K)
     k: torch.Tensor  # (B, S, H, K), of the dtype of q
@@ -117,6 +122,7 @@ class Launches:
         self.mask, self.seed = call.padding_mask, call.seed
         self.batch, self.queries, self.heads, self.key = q.shape
         self.keys, self.value = v.shape[1], v.shape[3]
+        self.cross = call.chunk == CROSS
         # Sums of steps and chunk lengths stay within 32 bits.
         self.chunk = min(call.chunk, max(1, self.keys))
         self.narrow = q.element_size() > 2
@@ -131,15 +137,18 @@ class Launches:
             "S": self.keys,
             "H": self.heads,
             "C": self.chunk,
-            "past": self.keys - self.queries,
+            "past": 0 if self.cross else self.keys - self.queries,
             "K": self.key,
             "V": self.value,
             "CAUSAL": call.causal,
+            "CROSS": self.cross,
         }
 
-    def blocks(self, rows: int) -> int:
+    def blocks(self, rows: int, *, owns_keys: bool = False) -> int:
         """Return the number of blocks of ``rows`` in all chunks; each chunk starts a block."""
-        return triton.cdiv(self.keys, self.chunk) * triton.cdiv(self.chunk, rows)
+        steps = self.queries if self.cross and not owns_keys else self.keys
+        chunk = max(1, steps) if self.cross else self.chunk
+        return triton.cdiv(steps, chunk) * triton.cdiv(chunk, rows)
 
     def _grid(self, blocks: int) -> tuple[int]:
         return (blocks * self.batch * self.heads,)
@@ -171,8 +180,9 @@ class Launches:
         """Return the sum over features of ``y`` times its gradient, (B, H, L)."""
         delta = y.new_empty(self.batch, self.heads, self.queries, dtype=torch.float32)
         shared = {name: self.arguments[name] for name in ("L", "S", "H", "past", "V")}
+        mask = None if self.cross else self.mask
         kernels.chunk_attention_delta_kernel[self._grid(triton.cdiv(self.queries, 32))](
-            y, grad, self.mask, delta, grad_strides=grad.stride()[:3], **shared, BM=32, BV=128
+            y, grad, mask, delta, grad_strides=grad.stride()[:3], **shared, BM=32, BV=128
         )
         return delta
 
@@ -235,7 +245,9 @@ class Launches:
     ) -> None:
         grad, *per_query = known
         splits = 1 if grad_k is not None else triton.cdiv(self.value, tile.value_width)
-        kernels.chunk_attention_keys_kernel[self._grid(self.blocks(tile.own) * splits)](
+        kernels.chunk_attention_keys_kernel[
+            self._grid(self.blocks(tile.own, owns_keys=True) * splits)
+        ](
             *self.inputs,
             grad,
             self.mask,

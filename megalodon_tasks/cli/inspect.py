@@ -1,7 +1,8 @@
 """Draw what a trained model does: ``megalodon inspect CHECKPOINT``.
 
 Writes ``kernels.png`` (CEMA's kernels before and after training), ``attention.png`` (the weights of one
-chunk) and ``gates.png`` (the activity of the gates) for one item of the data.
+chunk) and ``gates.png`` (the activity of the gates) for one item of the data, and for an encoder-decoder
+``cross_attention.png``.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the three pictures."""
+    """Draw the pictures."""
     given = build_parser().parse_args(arguments)
     trained = checkpoint.load(given.checkpoint, given.data, torch.device("cpu"))
     folder = given.output or given.checkpoint.parent

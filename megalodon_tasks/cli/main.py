@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a recipe with fairseq and hydra",
     "evaluate": "evaluate a classifier, or a language model as in validation",
     "evaluate-lm": "evaluate a language model on documents of any length",
+    "evaluate-translation": "translate a split and compare with its references",
     "sample": "draw text from a language model",
     "convert": "convert to and from the released checkpoints",
     "sweep": "train and evaluate a recipe over a grid of settings",

@@ -31,6 +31,7 @@ MODULES = {
     "lm/enwik8": "lm.prepare_enwik8",
     "lm/pg19": "lm.prepare_pg19",
     "lm/text": "lm.prepare_text",
+    "translation/wmt16_en_de": "translation.prepare_pairs",
 }
 _PATHS = "--contour-length 2 --num-distractors 0 --marker-radius 1 --continuity 20 --count 16000"
 _PASSAGE = 128  # bytes that are read of a text
@@ -50,6 +51,8 @@ DEMOS = {
     "lm/wikitext103": "lm.python_topics RAW --words; lm/wikitext103",
     "lm/enwik8": "lm.python_topics RAW; lm/text --name python-topics",
     "lm/pg19": "lm.python_topics RAW; lm/text --name python-topics --tokens sentencepiece --pieces 1000",
+    "translation/wmt16_en_de": "translation.demo_numbers RAW; translation/wmt16_en_de --train train "
+    "--valid valid --test test test1",
 }
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from megalodon_tasks.cuda_ops.complex_ema.coefficients import coefficients
 from megalodon_tasks.evaluation.checkpoint import Trained
 from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.layers.cross_attention import GatedCrossAttention
 from megalodon_tasks.models.layers.gated_attention import GatedAttention
 
 BEFORE = {"color": "0.6", "linestyle": "--", "linewidth": 1.0}
@@ -137,6 +138,21 @@ def _hooks(observation: Observation) -> list[tuple[nn.Module, Callable[..., None
     return [(layer.rotary, see_rotated), (layer.gate_proj, see_gate)]
 
 
+@contextmanager
+def observed_cross(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the weights of cross attention (B, H, L, S) of each decoder block within the block."""
+    weights: list[torch.Tensor] = []
+
+    def see(module: Any, inputs: Any) -> None:
+        weights.append(module.weights(*inputs))
+
+    layers = [module for module in model.modules() if isinstance(module, GatedCrossAttention)]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(see).remove)
+        yield weights
+
+
 def initial_model(trained: Trained) -> nn.Module:
     """Return the model before its first update: seed the generator and build, as training does."""
     utils.set_torch_seed(trained.cfg.common.seed)
@@ -147,14 +163,18 @@ def draw(
     trained: Trained, split: str, item: int, chunk: int, layers: Sequence[int] | None, reach: int,
     folder: Path,
 ) -> list[Path]:  # fmt: skip
-    """Draw the model of a checkpoint on the CPU; return the three pictures that were written.
+    """Draw the model of a checkpoint on the CPU; return the pictures that were written.
+
+    These are kernels, attention and gates, and for an encoder-decoder, whose layers are those of the
+    encoder and then those of the decoder, also cross attention.
 
     split, item: what the model reads.  chunk: of attention.  layers: by default four, evenly spaced.
     reach: steps of a kernel.  Raises ``ValueError`` for an item, a chunk or a layer that there is not.
     """
     sample = _one_item(trained, split, item)
-    with observed(trained.model) as seen, torch.inference_mode():
-        trained.model(**sample["net_input"])
+    model = trained.model
+    with observed(model) as seen, observed_cross(model) as cross, torch.inference_mode():
+        model(**sample["net_input"])
     count = len(seen)
     if layers is None:
         evenly = np.linspace(0, count - 1, min(count, MOST_LAYERS)).round().astype(int)
@@ -164,14 +184,14 @@ def draw(
             raise ValueError(f"--layers {layer}: the model has the layers 0 to {count - 1}")
     names = [f"layer {layer}" for layer in layers]
     shown = [seen[layer] for layer in layers]
-    before, after = (
-        _all_kernels(model, layers, reach) for model in (initial_model(trained), trained.model)
-    )
+    before, after = (_all_kernels(of, layers, reach) for of in (initial_model(trained), model))
     figures = {
         "kernels": _draw_kernels(before, after, names),
         "attention": _draw_attention(shown, names, chunk),
         "gates": _draw_gates(shown, names),
     }
+    if cross:
+        figures["cross_attention"] = _draw_cross([weights[0] for weights in cross[-MOST_LAYERS:]])
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
@@ -225,6 +245,21 @@ def _draw_rates(axes: Axes, before: Kernels, after: Kernels) -> None:
 def _draw_attention(observations: list[Observation], names: list[str], chunk: int) -> Figure:
     """Draw one row per layer and one column per head: the weights of one chunk, brighter is more."""
     weights = [seen.attention(0, chunk) for seen in observations]
+    steps = "query (step of the chunk)", "key (step of the chunk)"
+    figure = _draw_weights(weights, names, *steps)
+    figure.suptitle(f"attention weights in chunk {chunk} ({weights[0].shape[1]} steps)")
+    return figure
+
+
+def _draw_cross(weights: list[torch.Tensor]) -> Figure:
+    """Draw the weights (H, L, S) of the decoder's last blocks, one row per block."""
+    names = [f"block {index - len(weights)}" for index in range(len(weights))]
+    figure = _draw_weights(weights, names, "step of the target", "step of the source")
+    figure.suptitle("cross attention of the decoder; block -1 is the last")
+    return figure
+
+
+def _draw_weights(weights: list[torch.Tensor], names: list[str], down: str, across: str) -> Figure:
     heads = min(HEADS, max(len(found) for found in weights))
     figure = Figure(figsize=(1.2 + 3.4 * heads, 3.2 * len(weights)), layout="constrained")
     grid = figure.subplots(len(weights), heads, squeeze=False)
@@ -234,10 +269,9 @@ def _draw_attention(observations: list[Observation], names: list[str], chunk: in
             axes.set_title(f"{name}, head {head}", fontsize="small")
             axes.locator_params(integer=True)
             figure.colorbar(picture, ax=axes, shrink=0.8)
-        row[0].set_ylabel("query (step of the chunk)")
+        row[0].set_ylabel(down)
     for axes in grid[-1]:
-        axes.set_xlabel("key (step of the chunk)")
-    figure.suptitle(f"attention weights in chunk {chunk} ({weights[0].shape[1]} steps)")
+        axes.set_xlabel(across)
     return figure
 
 

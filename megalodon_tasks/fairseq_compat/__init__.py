@@ -26,6 +26,7 @@ def install() -> None:
         epoch_position,
         gather_before_save,
         jobs,
+        last_batch,
         log_file,
         optimizer_settings,
         processes,
@@ -52,5 +53,6 @@ def install() -> None:
         processes,
         adaptive_loss,
         byte_encoder,
+        last_batch,
     ):
         patch.install()

@@ -12,6 +12,7 @@ from megalodon_tasks.cuda_ops import (
     TimestepNormState,
     cema,
     chunk_attention,
+    cross_attention,
     dispatch,
     rms_norm,
     sequence_norm,
@@ -27,6 +28,7 @@ FOLDERS = {
     "sequence_norm": "norms/sequence",
     "rms_norm": "norms/rms",
     "chunk_attention": "attention",
+    "cross_attention": "attention",
 }
 
 
@@ -67,6 +69,8 @@ def run(op, backend, dtype):
     if op == "rms_norm":
         return rms_norm(x, torch.ones(4, dtype=dtype), backend=backend), x, None
     x = x.detach()[:, :, None].requires_grad_()
+    if op == "cross_attention":
+        return cross_attention(x[:, :3], x, x, backend=backend), x, None
     key = torch.randn(2, 1, 1, 4).to(dtype).requires_grad_()
     state = ChunkAttentionState(key, torch.ones_like(key))
     sizes = {"chunk_size": 3, "causal": True}

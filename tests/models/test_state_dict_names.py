@@ -9,6 +9,7 @@ import pytest
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
@@ -38,7 +39,11 @@ def build_all() -> set[str]:
         ),
         CausalLM(decoder, vocab_size=5),
     ]
-    return {name for model in models for name in model.state_dict()}
+    names = {name for model in models for name in model.state_dict()}
+    pair = Seq2Seq(Seq2SeqConfig(**SIZES), 5, 5, padding_idx=1)
+    return names | {
+        name.removeprefix("encoder.").removeprefix("decoder.") for name in pair.state_dict()
+    }
 
 
 def test_documented_names_are_the_real_ones():

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalodon_tasks.models.classifier import ClassifierInputs
-from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
+from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS, SEQ2SEQ_PRESETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 YAMLS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.stem != "base")
@@ -36,6 +36,7 @@ class TaskOf:
 
     inputs = ClassifierInputs("tokens", num_classes=10, vocab_size=17)
     source_dictionary = dictionary_of(70_000)  # more than the cutoffs of any adaptive softmax
+    target_dictionary = source_dictionary
 
 
 def composed(path: Path, *overrides: str):
@@ -127,13 +128,16 @@ def test_an_unknown_field_or_a_wrong_type_is_refused_in_every_layer(family, laye
 def test_yaml_builds_the_model_that_it_names(path):
     config = load_yaml(path, "task.data=DATA", "model.chunk_size=16")
     assert config.model.chunk_size == 16
-    preset = (CLASSIFIER_PRESETS | LM_PRESETS)[config.model._name]
+    preset = (CLASSIFIER_PRESETS | LM_PRESETS | SEQ2SEQ_PRESETS)[config.model._name]
     written = composed(path, "model.chunk_size=16").model
     for field, value in preset.items():
         assert config.model[field] == written.get(field, value), field
     with torch.device("meta"):
         model = models.build_model(config.model, TaskOf())
-    stack = model.decoder.lm.stack if config.model._name in LM_PRESETS else model.stack
+    if config.model._name in SEQ2SEQ_PRESETS:
+        stack = model.encoder.plain.stack
+    else:
+        stack = model.decoder.lm.stack if config.model._name in LM_PRESETS else model.stack
     assert len(stack.blocks) == config.model.num_layers
 
 

@@ -116,6 +116,20 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "model.init_mode": "he", "optimization.lr": [1e-3], "optimizer.weight_decay": 0.1,
         "lr_scheduler.warmup_updates": 2000, "lr_scheduler.end_learning_rate": 1e-5,
     },
+    # examples/mega/README.mt.md
+    "translation/wmt16_en_de": _ADAM | _LINEAR | sizes(6, 512, 1024, 1024, 128)
+    | {
+        "model.num_heads": 1, "model.cema_ndim": 16, "model.chunk_size": None, "model.dropout": 0.15,
+        "model.attention_dropout": 0.1, "model.hidden_dropout": 0.1,
+        "model.share_all_embeddings": True, "optimizer._name": "adam", "optimizer.weight_decay": 0.05,
+        "optimization.lr": [1e-3], "optimization.max_update": 500_000,
+        "lr_scheduler.warmup_updates": 4000, "criterion._name": "label_smoothed_cross_entropy",
+        "criterion.label_smoothing": 0.1, "dataset.max_tokens": 8192, "dataset.batch_size": 1024,
+        "task.eval_bleu": True, "task.eval_bleu_remove_bpe": "@@ ", "task.eval_bleu_detok": "space",
+        "task.eval_tokenized_bleu": True, "checkpoint.best_checkpoint_metric": "bleu",
+        "checkpoint.maximize_best_checkpoint_metric": True, "checkpoint.keep_last_epochs": 5,
+        "checkpoint.keep_interval_updates": 1, "checkpoint.save_interval_updates": 5000,
+    },
 }  # fmt: skip
 
 # Further sizes of a recipe: model -> the published ones.
@@ -137,6 +151,7 @@ _FREE = {
 }  # fmt: skip
 _OF_BATCH = {"optimization.update_freq", "task.effective_batch"}  # tested with the effective batch
 _CHOSEN = {
+    "translation/wmt16_en_de": {"task.source_lang", "task.target_lang"},
     "speech/sc_raw": {"task.resampling"},
     "imagenet/imagenet": {"dataset.batch_size_valid", "ema.ema_decay"},
     "lm/wikitext103": {"distributed_training.ddp_backend"},

@@ -60,7 +60,8 @@ def test_ids_have_a_script_and_a_configuration(identity):
 def test_values_of_the_paper_are_among_the_published(identity):
     row = RESULTS[identity]
     if not row["paper_value"]:
-        assert identity.endswith(("-demo", "-tiny", "-big"))
+        # There is no number of Megalodon's on WMT.
+        assert identity.endswith(("-demo", "-tiny", "-big")) or "wmt16" in identity
         assert not row["paper_source"]
         return
     system = row["paper_source"].split(",")[0].split(" (")[0]

@@ -21,6 +21,7 @@ METRICS = {
     "lm/enwik8": "bits_per_byte",
     "lm/pg19": "word_perplexity",
 }
+TRANSLATION = "translation/wmt16_en_de"
 TRAIN, EVALUATE, REPORT = "train", "evaluate", "report"
 
 
@@ -29,7 +30,7 @@ def names(calls):
 
 
 def test_all_recipes_have_a_script():
-    assert len(SCRIPTS) == len(list(RECIPES.glob("*/*_demo.yaml"))) == 11
+    assert len(SCRIPTS) == len(list(RECIPES.glob("*/*_demo.yaml"))) == 12
 
 
 def test_does_everything_in_order(script):
@@ -61,10 +62,8 @@ def test_every_script_trains_and_evaluates_its_recipe(script, recipe):
     assert option(train, "--config-dir") == str(SCRIPTS[recipe].parent)
     assert option(train, "--config-name") == SCRIPTS[recipe].stem
     assert train[-1] == "model.chunk_size=128"
-    assert evaluate[:2] == [
-        "evaluate-lm" if recipe in METRICS else EVALUATE,
-        "run/checkpoint_best.pt",
-    ]
+    others = dict.fromkeys(METRICS, "evaluate-lm") | {TRANSLATION: "evaluate-translation"}
+    assert evaluate[:2] == [others.get(recipe, EVALUATE), "run/checkpoint_best.pt"]
     assert (option(evaluate, "--recipe"), option(evaluate, "--split")) == (recipe, "test")
     if recipe in METRICS:
         assert option(evaluate, "--metric") == METRICS[recipe]
@@ -99,6 +98,16 @@ def test_words_are_evaluated_at_two_sampling_rates(script):
         assert option(half, "--task-override") == f"sample_rate={rate}"
         assert option(half, "--time-step") == "2"
         assert "--time-step" not in full
+
+
+def test_a_translation_demo_is_evaluated_on_longer_sequences_too(script):
+    script.run("--demo", "data", "run", script=SCRIPTS[TRANSLATION])
+    longer, same = [call for call in script.called() if call[0] == "evaluate-translation"]
+    assert option(longer, "--split") == "test1"
+    assert option(longer, "--recipe") == option(same, "--recipe") + "-twice-as-long"
+    script.run("data", "run", script=SCRIPTS[TRANSLATION])
+    (call,) = [call for call in script.called() if call[0] == "evaluate-translation"]
+    assert (option(call, "--lenpen"), option(call, "--remove-bpe")) == ("0.5", "@@ ")
 
 
 def test_the_folder_that_the_preparation_prints_is_taken(script):
