@@ -49,15 +49,13 @@ def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 def _coefficient(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
     """Split ``a`` (BD, K, any) into operands of products that stay in registers, if SPLIT.
 
-    A product with the identity changes nothing but the layout, to one from which operands are made
-    within a warp, once.  Without it they wait in shared memory and are read again for every block.
+    From the result of a product, here with the identity, operands are made within a warp, once.
     """
     high, low = _split(a, SPLIT, OPERAND)
     if SPLIT:
         o_k = tl.arange(0, a.shape[1])
-        shape: tl.constexpr = (a.shape[0], a.shape[1], a.shape[1])
         diagonal = o_k[None, :, None] == o_k[None, None, :]
-        identity = tl.broadcast_to(diagonal, shape).to(OPERAND)
+        identity = tl.broadcast_to(diagonal, (a.shape[0], a.shape[1], a.shape[1])).to(OPERAND)
         high, low = tl.dot(identity, high).to(OPERAND), tl.dot(identity, low).to(OPERAND)
     return high, low
 
@@ -65,23 +63,13 @@ def _coefficient(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 @triton.jit
 def _dot(a, b, acc, SPLIT: tl.constexpr):
     """Return ``acc + a b`` where ``a`` is exact as an operand and ``b`` comes from :func:`_split`."""
-    if SPLIT:
-        acc = tl.dot(a, b[0], acc)
-        acc = tl.dot(a, b[1], acc)
-    else:
-        acc = dot(a, b[0], acc)
-    return acc
+    return tl.dot(a, b[0], tl.dot(a, b[1], acc)) if SPLIT else dot(a, b[0], acc)
 
 
 @triton.jit
 def _dot_by(a, b, acc, SPLIT: tl.constexpr):
     """Return ``acc + a b`` where ``a`` comes from :func:`_split` and ``b`` is exact as an operand."""
-    if SPLIT:
-        acc = tl.dot(a[0], b, acc)
-        acc = tl.dot(a[1], b, acc)
-    else:
-        acc = dot(a[0], b, acc)
-    return acc
+    return tl.dot(a[0], b, tl.dot(a[1], b, acc)) if SPLIT else dot(a[0], b, acc)
 
 
 @triton.jit
@@ -99,11 +87,9 @@ def _dot_split(a, b, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
 
 @triton.jit
 def _beside(b_x, acc, OPERAND: tl.constexpr):
-    """Return ``b_x`` in the registers that the accumulator ``acc`` of a product of this shape has.
+    """Return ``b_x`` in the registers of the accumulator ``acc``: an operand without bank conflicts.
 
-    From there it becomes an operand of a product within its warp.  Left to itself, the compiler takes it
-    through shared memory channel by channel, with conflicts of eight accesses to a bank.  The comparison
-    is there for the layout; where ``acc`` is NaN already, so is the result.
+    The comparison is there for the layout; where ``acc`` is NaN already, so is the result.
     """
     return tl.where(acc == acc, b_x.to(tl.float32), float("nan")).to(OPERAND)
 
@@ -504,8 +490,7 @@ def cema_weights_kernel(
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, :, None]
     inside_d = d < _multiple(D, ALIGN)
-    # States and sums are transposed, (BD, BN, BM) and (BD, BN, C): the states are first operands then,
-    # which accumulators become within their warp.
+    # States are (BD, BN, BM): first operands of products, which accumulators become within a warp.
     q_re, q_im = _power(powers, d, C, n, D, N, C)
     exponent = C - 1 - o_c + OFFSET
     t_re, t_im = _power(powers, d, exponent[None, None, :], n, D, N, C)
