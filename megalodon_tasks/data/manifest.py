@@ -58,10 +58,13 @@ class Manifest:
     form: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: str | os.PathLike, kind: str | None = None) -> "Manifest":
+    def read(
+        cls, folder: str | os.PathLike, kind: str | None = None, contents: bool = True
+    ) -> "Manifest":
         """Read the manifest of ``folder`` and check that every file is as it states.
 
-        The size of all files is compared, and the checksum of those that ``verified`` does not know.
+        The size of all files is compared, and with ``contents`` the checksum of those that ``verified``
+        does not know.
 
         Raises ``ValueError``, naming the path, for a folder that is missing or holds no prepared data, a
         manifest that is damaged, of another version or of another ``kind`` (None: any), a name that
@@ -77,7 +80,8 @@ class Manifest:
             )
             manifest._check_names()
             manifest._check_sizes()
-            check_changed(folder, manifest.files, manifest.compare)
+            if contents:
+                check_changed(folder, manifest.files, manifest.compare)
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(folder, error) from None
         if kind not in (None, manifest.kind):

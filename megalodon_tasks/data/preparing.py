@@ -74,7 +74,7 @@ class Preparation:
         return True
 
     def _refuse_other_settings(self, out: Path) -> None:
-        found = Manifest.read(out).source.get("settings")
+        found = Manifest.read(out, contents=False).source.get("settings")
         expected = self.form.source.get("settings")
         if found != expected:
             raise ValueError(
@@ -109,7 +109,7 @@ class Preparation:
     def _is_current(self, out: Path) -> bool:
         """Return whether ``out`` was prepared from these very files in this way, and is complete."""
         try:
-            found = Manifest.read(out)
+            found = Manifest.read(out, contents=False)
         except ValueError:
             return False
         if (found.benchmark, found.kind) != (self.form.benchmark, self.form.stored_as):
@@ -117,6 +117,10 @@ class Preparation:
                 f"{out} holds prepared data of {found.benchmark!r}; choose another folder for "
                 f"{self.title}"
             )
+        try:
+            Manifest.read(out)
+        except ValueError:  # damaged, so it is prepared again
+            return False
         details = _details(found.form, found)
         if any(details.get(key) != value for key, value in self._known_details().items()):
             return False

@@ -1,13 +1,15 @@
 """Save and end when a scheduler asks for it, or Ctrl-C does.
 
 fairseq dies where it stands: what was trained since the last checkpoint is lost.  The patch notes
-SIGINT, SIGTERM and SIGUSR1 while an epoch is trained.  Once the update (and a validation, if one runs)
-is made, it writes ``checkpoint_last.pt`` and ends the process with 128 + the number of the signal, so
-that a scheduler does not take the run for finished.  A second signal ends it at once, without saving.
+SIGINT, SIGTERM and SIGUSR1 from the first epoch to the last.  Once the update (and a validation, if one
+runs) is made, it writes ``checkpoint_last.pt`` and ends the process with 128 + the number of the signal,
+so that a scheduler does not take the run for finished.  A second one ends it at once, without saving.
 With several processes one needs to get the signal: they ask each other after every update.
 """
 
+import contextlib
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +26,15 @@ from megalodon_tasks.signals import STOPPING, exit_status, handled, is_repeated
 logger = logging.getLogger(__name__)
 
 _received = 0  # the number of the signal that asks this process to stop
+
+
+class _Handlers(contextlib.ExitStack):
+    """The handlers that were there before, for the end of the training."""
+
+    listening = False
+
+
+_handlers = _Handlers()
 
 
 def install_in(train: ModuleType) -> None:
@@ -44,11 +55,23 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _listening(stock: Callable) -> Callable:
-    def train(*args: Any, **kwargs: Any) -> tuple:
+    def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple:
         global _received
-        _received = 0
-        with handled(_note, *STOPPING):
-            return stock(*args, **kwargs)
+        if not _handlers.listening:
+            _received = 0
+            _handlers.enter_context(handled(_note, *STOPPING))
+            _handlers.listening = True
+        more = False
+        try:
+            result = stock(cfg, trainer, task, epoch_itr)
+            # between two epochs too: the signal is then noted for the next update
+            last_epoch = cfg.optimization.max_epoch or math.inf
+            more = not result[1] and epoch_itr.next_epoch_idx <= last_epoch
+        finally:
+            if not more:
+                _handlers.listening = False
+                _handlers.close()
+        return result
 
     return train
 

@@ -306,17 +306,22 @@ def test_other_line_separators_are_refused(tmp_path):
         prepare_wikitext103.prepare(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["other", "books"])
-def test_checksums_are_verified_and_other_data_is_not_replaced(tmp_path, capsys, name):
+def test_damaged_data_is_prepared_again_and_other_data_is_not_replaced(tmp_path, capsys):
     source, out = books(tmp_path / "books"), tmp_path / "out"
-    prepare_text.main([str(source), str(out), "--workers", "1"])
-    data = bytearray((out / "train.bin").read_bytes())
-    data[5] ^= 1
-    (out / "train.bin").write_bytes(data)
+    words = [str(source), str(out), "--workers", "1", "--verify"]
+    prepare_text.main(words)
+    content = (out / "train.bin").read_bytes()
+    damaged = content[:5] + bytes([content[5] ^ 1]) + content[6:]
+    (out / "train.bin").write_bytes(damaged)
     with pytest.raises(SystemExit):
-        prepare_text.main([str(source), str(out), "--workers", "1", "--verify", "--name", name])
-    expected = "train.bin is damaged" if name == "books" else "holds prepared data of 'books'"
-    assert expected in capsys.readouterr().err
+        prepare_text.main([*words, "--name", "other"])
+    assert "holds prepared data of 'books'" in capsys.readouterr().err
+    assert (out / "train.bin").read_bytes() == damaged
+    with pytest.raises(SystemExit):
+        prepare_text.main([*words, "--if-missing"])
+    assert "train.bin is damaged" in capsys.readouterr().err
+    prepare_text.main(words)
+    assert (out / "train.bin").read_bytes() == content
 
 
 def test_topics_of_python_in_both_forms(tmp_path):

@@ -26,7 +26,9 @@ KILLS = 8
 
 
 def start(save_dir, log, *arguments, **variables):
-    line = [sys.executable, "-m", "fairseq_cli.train", *runs.SETTINGS, "--user-dir", PLUGIN,
+    # as the command fairseq-train does
+    code = "from fairseq_cli.train import cli_main; cli_main()"
+    line = [sys.executable, "-c", code, *runs.SETTINGS, "--user-dir", PLUGIN,
             "--save-dir", str(save_dir), *arguments]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     with open(log, "a") as file:
@@ -87,17 +89,34 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_on_two(save_dir, logs, *arguments):
+def start_two(save_dir, logs, *arguments):
     address = f"tcp://127.0.0.1:{free_port()}"
-    processes = [
+    return [
         start(save_dir, logs[rank], *arguments, "--distributed-world-size", "2",
               "--distributed-rank", str(rank), "--distributed-no-spawn",
               "--distributed-init-method", address, "--distributed-backend", "gloo",
               "--ddp-backend", "legacy_ddp")
         for rank in range(2)
     ]  # fmt: skip
-    for process, log in zip(processes, logs, strict=True):
+
+
+def train_on_two(save_dir, logs, *arguments):
+    for process, log in zip(start_two(save_dir, logs, *arguments), logs, strict=True):
         finish(process, log)
+
+
+def test_a_signal_to_one_of_two_processes_saves_and_ends_both(tmp_path):
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    processes = start_two(tmp_path / "run", logs, "--max-update", "1000000", "--max-epoch", "0")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "run").glob("checkpoint_last.pt")):
+        assert time.monotonic() < deadline, logs[0].read_text()[-3000:]
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=120) for process in processes] == [143, 143]
+    ended = next(line for line in logs[0].read_text().splitlines() if "ended by SIGTERM" in line)
+    updates = runs.state_of(tmp_path / "run")["updates"]
+    assert f"after update {updates}: saved" in ended
 
 
 def test_two_processes_resume_exactly(tmp_path):
