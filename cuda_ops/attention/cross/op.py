@@ -35,8 +35,8 @@ def cross_attention(
     sequence of their own, without chunks and without a temperature.
 
     Args:
-        q: queries (B, L, H, K), a real floating dtype, L >= 1.
-        k: keys (B, S, H, K), S >= 1.
+        q: queries (B, L, H, K), a real floating dtype.
+        k: keys (B, S, H, K).
         v: values (B, S, H, V); V may differ from K.
         dropout_p: DropKey (appendix B.1): each score is masked with this probability before the
             softmax and nothing is rescaled.  Pass 0 in evaluation.
@@ -59,11 +59,15 @@ def cross_attention(
     checks.check_shape(OP, "v", v, (*k.shape[:3], None), "(batch, source length, heads, v_head)")
     for name, tensor in {"q": q, "k": k, "v": v}.items():
         checks.check_float(OP, name, tensor)
-        checks.check_length(OP, name, tensor)
     checks.check_padding_mask(OP, padding_mask, batch, k.shape[1])
     checks.check_same_device(OP, q=q, k=k, v=v, padding_mask=padding_mask)
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{OP}: dropout_p={dropout_p} must be in [0, 1]")
+    if 0 in q.shape[:2] or k.shape[1] == 0:
+        # Empty sums let a gradient of zeros flow to all three.
+        nothing = q[:, :0].sum() + k[:, :0].sum() + v[:, :0].sum()
+        shape = (*q.shape[:3], v.shape[3])
+        return v.new_zeros(shape) + nothing.to(v.dtype)
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     call = CrossAttentionCall(q, k, v, dropout_p, padding_mask)
     return pick(OP, backend, q.device, wide, key_width=int(width))(call)
