@@ -148,10 +148,10 @@ def test_ctrl_c_ends_it_cleanly(config_dir, pipes, tmp_path):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
+    code, out, err = finish(process)
     assert code == 130
     assert "Traceback" not in err
-    assert "saved; the same command continues there" in err
+    assert "saved; the same command continues there" in out
 
 
 @pytest.mark.slow
