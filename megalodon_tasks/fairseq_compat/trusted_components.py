@@ -32,6 +32,10 @@ ALLOWED = {
     "fairseq.criterions.adaptive_loss",
     "fairseq.criterions.cross_entropy",
     "fairseq.criterions.label_smoothed_cross_entropy",
+    "fairseq.criterions.sentence_prediction",
+    "fairseq.tasks.language_modeling",
+    "fairseq.tasks.sentence_prediction",
+    "fairseq.tasks.translation",
 }
 _trusted = {__name__.split(".")[0]}
 
