@@ -71,7 +71,7 @@ ATTACKS = {
             "character_filters": code(marker, "[(1, 4)]"), "decoder_embed_dim": 8,
         },
     },
-    "task": lambda marker, data: {"task": {"_name": "translation", "data": code(marker, "''")}},
+    "task": lambda marker, data: {"task": {"_name": "multilingual_translation", "data": code(marker, "''")}},
     "old task": lambda marker, data: {
         "task": {"_name": "megalodon_language_modeling", "task": "translation", "data": str(data)}
     },
