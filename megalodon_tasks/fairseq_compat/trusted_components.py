@@ -8,11 +8,13 @@ checks the sizes in the settings against the tensors in the file before anything
 Optimizers and schedulers are never built from a file.
 
 A plugin of another project calls :func:`trust` with the name of its package to have its own classes
-built too.
+built too.  ``MEGALODON_TRUST_CHECKPOINTS=1`` in the environment turns off the checks of fairseq's own
+commands, for files that the user made with other models of fairseq.
 """
 
 import copy
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +39,7 @@ ALLOWED = {
     "fairseq.tasks.sentence_prediction",
     "fairseq.tasks.translation",
 }
+TRUST_VARIABLE = "MEGALODON_TRUST_CHECKPOINTS"
 _trusted = {__name__.split(".")[0]}
 
 # What building a model raises for sizes and types that no model can have.
@@ -72,7 +75,8 @@ def check_components(path: str, state: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{path}: its settings name the {section} {name!r}, which is not one of this project; "
                 "building it could run code that the settings hold.  Use a checkpoint that a training "
-                "run of this project wrote"
+                f"run of this project wrote; {TRUST_VARIABLE}=1 in the environment lets fairseq's own "
+                "commands load one that you made with another model"
             )
 
 
@@ -148,6 +152,8 @@ def _after_checks(stock: Callable) -> Callable:
         num_shards: int = 1,
         state: dict[str, Any] | None = None,
     ) -> tuple[list, Any, Any]:
+        if os.environ.get(TRUST_VARIABLE) == "1":
+            return stock(filenames, arg_overrides, task, strict, suffix, num_shards, state)
         if num_shards != 1:
             raise UserError(
                 f"{', '.join(filenames)}: {num_shards} shards: a checkpoint is loaded from one file"

@@ -71,7 +71,9 @@ ATTACKS = {
             "character_filters": code(marker, "[(1, 4)]"), "decoder_embed_dim": 8,
         },
     },
-    "task": lambda marker, data: {"task": {"_name": "multilingual_translation", "data": code(marker, "''")}},
+    "task": lambda marker, data: {
+        "task": {"_name": "multilingual_translation", "data": code(marker, "''")}
+    },
     "old task": lambda marker, data: {
         "task": {"_name": "megalodon_language_modeling", "task": "translation", "data": str(data)}
     },
@@ -109,6 +111,19 @@ def test_nor_do_fairseqs_own_tools(pattern, data, marker, tmp_path):
     stock = checkpoint_utils.load_model_ensemble_and_task.__wrapped__
     with pytest.raises(Exception):  # noqa: B017 (whatever it ends in, it has run the code)
         stock([str(paths[0])])
+    assert marker.exists()
+
+
+def test_the_user_may_trust_a_file_in_fairseqs_tools_only(
+    pattern, data, marker, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "checkpoint.pt", pattern, **ATTACKS["fconv_lm"](marker, data))
+    monkeypatch.setenv("MEGALODON_TRUST_CHECKPOINTS", "1")
+    with pytest.raises(UserError, match="which is not one of this project"):
+        main(["evaluate", str(path), "--cpu"])
+    assert not marker.exists()
+    with pytest.raises(Exception):  # noqa: B017 (whatever it ends in, it has run the code)
+        checkpoint_utils.load_model_ensemble_and_task([str(path)])
     assert marker.exists()
 
 
