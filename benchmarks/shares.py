@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity
 
 # The first of these that is part of an event's name decides for it and for all that it calls.
 _KINDS = {
-    "CEMA": ("_Cema", "_BlockProduct"),
+    "CEMA": ("cema",),
     "norms": ("Norm", "_norm"),
     "attention": ("softmax", "scaled_dot_product", "flash_attention", "aten::bmm", "baddbmm"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::linear"),

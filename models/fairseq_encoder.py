@@ -29,7 +29,8 @@ EncoderOut = dict[str, list[torch.Tensor]]
 def dictionary_digest(dictionary: Dictionary) -> torch.Tensor:
     """Return the number of symbols and a digest of them in order, (2,) int64."""
     digest = hashlib.sha256("\n".join(dictionary.symbols).encode()).digest()
-    return torch.tensor([len(dictionary), int.from_bytes(digest[:8], signed=True)])
+    numbers = [len(dictionary), int.from_bytes(digest[:8], signed=True)]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def check_dictionary(

@@ -176,7 +176,7 @@ class CrossStack(MegalodonStack):
 
         sources: keys and values for each block.  Other arguments as in :class:`MegalodonStack`.
         """
-        self._check_state(state)
+        self.check_state(state)
         states = state.blocks if state is not None else (None,) * len(self.blocks)
         new_states = []
         for block, source, block_state in zip(self.blocks, sources, states, strict=True):

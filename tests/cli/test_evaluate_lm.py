@@ -17,6 +17,7 @@ import torch
 
 from megalodon_tasks.cli.main import INTERRUPTED, main
 from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.data.manifest import MANIFEST, sha256_of
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import language_model
 from megalodon_tasks.evaluation.long_context import Position
@@ -353,6 +354,11 @@ def test_a_token_out_of_range_is_refused(checkpoint, data, tmp_path):
     tokens = split.tokens(0, int(split.offsets[-1])).astype(split.dtype)
     tokens[5] = 999
     tokens.tofile(damaged / "test.bin")
+    with pytest.raises(UserError, match="test.bin is damaged: its sha256"):
+        main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(damaged)])
+    manifest = json.loads((damaged / MANIFEST).read_text())
+    manifest["files"]["test.bin"]["sha256"] = sha256_of(damaged / "test.bin")
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="token id 999 is out of range"):
         main(["evaluate-lm", str(checkpoint), "--cpu", "--data", str(damaged)])
 
