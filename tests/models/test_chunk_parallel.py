@@ -1,5 +1,7 @@
 """One sequence over several processes: losses, gradients and states of one process."""
 
+import sys
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -194,7 +196,8 @@ def test_four_processes_equal_one(tmp_path):
 
 
 @pytest.fixture
-def group_of_one(tmp_path):
+def group_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
