@@ -21,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def _quiet_third_parties() -> None:
-    """Known warnings of other packages are silenced as in a run; any other is worth reading."""
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup() -> None:
+    """Silence known warnings of other packages as in a run; any other is worth reading."""
     if importlib.util.find_spec("fairseq") is not None:
         from megalodon_tasks.fairseq_compat import third_party_warnings
 

@@ -127,7 +127,7 @@ def test_classifier_conventions():
         model.reset_classifier(5, "token")
 
 
-@pytest.mark.parametrize(("num_classes", "pool"), itertools.product((0, 4), ("avg", "")))
+@pytest.mark.parametrize(("num_classes", "pool"), [*itertools.product((0, 4), ("avg", ""))])
 def test_classifier_and_pooling_are_replaced_as_in_timms_vit(num_classes, pool):
     x, ours = images(), []
     for make in (create, create_vit):

@@ -170,6 +170,7 @@ def test_a_pickle_with_code_is_refused_without_pytorchs_advice(
     assert not marker.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"\x80\x02}q\x00.", b"\x80\x05K\x01.", b"cos\nsystem\n."])
 def test_other_pickles_are_refused_without_pytorchs_advice(content, tmp_path):
     path = tmp_path / "checkpoint.pt"

@@ -61,6 +61,7 @@ def test_tensors_saved_as_parameters_are_read(tmp_path):
     assert len(prepared(tmp_path, tmp_path / "out").split("train")) == 40
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda x: x.to(torch.complex64)])
 def test_tensors_of_another_kind_are_named(tmp_path, change):
     tensors = write_tensors(tmp_path / "raw")
