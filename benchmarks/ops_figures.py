@@ -153,9 +153,15 @@ FIGURES = [
     ),
     Figure(
         f"{_name(cases.TIMESTEP)}: time / F.layer_norm",
-        2.5,
+        1.5,
         False,
         _over_peer("layer_norm", cases.TIMESTEP),
+    ),
+    Figure(
+        f"{_name(cases.SEQUENCE)}: time / F.group_norm",
+        1.5,
+        False,
+        _over_peer("group_norm", cases.SEQUENCE),
     ),
     Figure(
         "chunk_attention, chunk 128: time / F.scaled_dot_product_attention",
