@@ -104,7 +104,8 @@ def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
 def _continue_clock(trainer: Any) -> None:
     """Let the log count the seconds of all attempts of this run."""
     clock: Any = metrics.get_meter("default", "wall")
-    clock.start_time = time.perf_counter() - trainer.cumulative_training_time()
+    # With several processes fairseq returns the mean over them, a tensor.
+    clock.start_time = time.perf_counter() - float(trainer.cumulative_training_time())
 
 
 def _skip_if_finished(trainer: Any, next_epoch: int) -> None:
