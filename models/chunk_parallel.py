@@ -112,7 +112,7 @@ def set_chunk_parallel(model: nn.Module, group: dist.ProcessGroup | None) -> Chu
 
     The processes of ``group`` must call the model together, each with its :meth:`ChunkParallel.piece`.
     None makes it treat its input as whole sequences again.  Raises ``ValueError`` for a model without a
-    causal stack, or with attention that is not chunked.
+    causal stack.
     """
     parts = [module for module in model.modules() if hasattr(module, "chunk_parallel")]
     if not parts or not all(part.causal for part in parts):

@@ -57,4 +57,5 @@ def _agreed(decision: bool, trainer: Any) -> bool:
     if trainer.data_parallel_world_size == 1:
         return decision
     agreed = torch.tensor([decision], dtype=torch.uint8, device=trainer.device)
-    return bool(distributed_utils.broadcast(agreed, 0, trainer.data_parallel_process_group))
+    distributed_utils.broadcast(agreed, 0, trainer.data_parallel_process_group)
+    return bool(agreed)

@@ -80,12 +80,12 @@ class Heartbeat(threading.Thread):
         """Beat and watch until ``done``."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         counts, seen = dict.fromkeys(others, -1), dict.fromkeys(others, time.monotonic())
-        beats, last = 0, time.monotonic()
+        last = time.monotonic()
         while not self.done.wait(BEAT_SECONDS):
             now = time.monotonic()
             if now - last > LIMIT_SECONDS / 2:  # the whole job was suspended, this process with it
                 seen = dict.fromkeys(others, now)
-            last, beats = now, beats + 1
+            last = now
             try:
                 self.store.add(f"beat{self.rank}", 1)
                 for rank in others:
