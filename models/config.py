@@ -10,6 +10,9 @@ from typing import Optional
 INIT_MODES = ("he", "bert", "xavier")
 CEMA_ACTIVATIONS = ("rmsnorm", "silu")
 CEMA_INITS = ("released", "spread")
+ATTENTION_ACTIVATIONS = ("softmax", "laplace")
+MEGA_NORMS = ("layer", "scale", "batch", "syncbatch")
+POSITIONS = ("simple", "rotary", "rope")
 SHORTEST_MEMORY = 4  # steps; the shortest time constant of CEMA with cema_init=spread
 
 
@@ -35,10 +38,13 @@ class EncoderConfig:
     rope_base: float = field(default=10000.0, metadata=_help("base of the rotary embedding"))
     dropout: float = field(default=0.0, metadata=_help("dropout of branches and embeddings"))
     attention_dropout: float = field(
-        default=0.0, metadata=_help("DropKey: probability of masking a score before the softmax")
+        default=0.0,
+        metadata=_help(
+            "dropout of attention; in Megalodon DropKey, which masks scores before the softmax"
+        ),
     )
     hidden_dropout: float = field(
-        default=0.0, metadata=_help("dropout after CEMA, on gated attention and inside the FFN")
+        default=0.0, metadata=_help("dropout inside the attention half and inside the FFN")
     )
     drop_path: float = field(
         default=0.0,
@@ -89,7 +95,38 @@ class EncoderConfig:
 
 
 @dataclass
-class MegalodonConfig(EncoderConfig):
+class MovingAverageConfig(EncoderConfig):
+    """What Megalodon and Mega have in common: attention on top of a moving average."""
+
+    z_dim: int = field(default=64, metadata=_help("width z of the shared representation (eq. 6)"))
+    value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
+    cema_ndim: int = field(
+        default=16, metadata=_help("components h of the moving average per feature (eq. 2)")
+    )
+    cema_init: str = field(
+        default="released",
+        metadata=_help(
+            "the moving average's memory at the start: released (3.5 steps) or spread (to cema_memory)"
+        ),
+    )
+    cema_memory: Optional[int] = field(
+        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
+    )
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""
+        super().validate()
+        self._require_positive("z_dim", "value_dim", "cema_ndim")
+        self._require_one_of(cema_init=CEMA_INITS)
+        if self.cema_init == "spread" and (self.cema_memory or 0) < SHORTEST_MEMORY:
+            raise ValueError(
+                f"model.cema_memory={self.cema_memory} with model.cema_init=spread: give the longest "
+                f"time constant, at least {SHORTEST_MEMORY} steps, or choose model.cema_init=released"
+            )
+
+
+@dataclass
+class MegalodonConfig(MovingAverageConfig):
     """Sizes, regularisation and choices of one stack of Megalodon blocks.
 
     ``norm_num_groups`` 0 means one group per feature.
@@ -98,21 +135,9 @@ class MegalodonConfig(EncoderConfig):
     num_heads: int = field(
         default=1, metadata=_help("attention heads; divides z_dim and value_dim")
     )
-    z_dim: int = field(default=64, metadata=_help("width z of the shared representation (eq. 6)"))
-    value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
-    cema_ndim: int = field(default=16, metadata=_help("complex components h per feature (eq. 2)"))
     cema_activation: str = field(
         default="rmsnorm",
         metadata=_help(f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"),
-    )
-    cema_init: str = field(
-        default="released",
-        metadata=_help(
-            "CEMA's memory at the start: released (3.5 steps) or spread (to cema_memory)"
-        ),
-    )
-    cema_memory: Optional[int] = field(
-        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
     )
     norm_num_groups: int = field(
         default=0, metadata=_help("groups of the norm over time; 0 = one group per feature")
@@ -129,19 +154,14 @@ class MegalodonConfig(EncoderConfig):
     def validate(self) -> None:
         """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""
         super().validate()
-        self._require_positive("num_heads", "z_dim", "value_dim", "cema_ndim")
+        self._require_positive("num_heads")
         self._require_heads_divide()
         if self.norm_num_groups < 0 or self.model_dim % (self.norm_num_groups or 1):
             raise ValueError(
                 f"model.norm_num_groups={self.norm_num_groups} does not divide "
                 f"model.model_dim={self.model_dim}; choose a divisor, or 0 for one group per feature"
             )
-        self._require_one_of(cema_activation=CEMA_ACTIVATIONS, cema_init=CEMA_INITS)
-        if self.cema_init == "spread" and (self.cema_memory or 0) < SHORTEST_MEMORY:
-            raise ValueError(
-                f"model.cema_memory={self.cema_memory} with model.cema_init=spread: give the longest "
-                f"time constant, at least {SHORTEST_MEMORY} steps, or choose model.cema_init=released"
-            )
+        self._require_one_of(cema_activation=CEMA_ACTIVATIONS)
 
     def _require_heads_divide(self) -> None:
         for name in ("z_dim", "value_dim"):
@@ -160,3 +180,57 @@ class MegalodonConfig(EncoderConfig):
     def norm_groups(self) -> int:
         """Number of groups of the norms over time, with 0 resolved."""
         return self.norm_num_groups or self.model_dim
+
+
+@dataclass
+class MegaConfig(MovingAverageConfig):
+    """Sizes, regularisation and choices of one stack of Mega blocks (arXiv 2209.10655), an encoder."""
+
+    attention_activation: str = field(
+        default="softmax",
+        metadata=_help(
+            f"what turns scores into weights: one of {', '.join(ATTENTION_ACTIVATIONS)}"
+        ),
+    )
+    norm_type: str = field(
+        default="layer",
+        metadata=_help(f"norm of all blocks: one of {', '.join(MEGA_NORMS)}"),
+    )
+    prenorm: bool = field(
+        default=False,
+        metadata=_help("norms before each half of a block and at the end, instead of after each"),
+    )
+    positions: str = field(
+        default="simple",
+        metadata=_help(
+            "simple: a learned bias for each distance; rotary: a bias from two learned vectors that "
+            "are rotated; rope: queries and keys are rotated, as in Megalodon"
+        ),
+    )
+    max_positions: int = field(
+        default=2048,
+        metadata=_help("longest sequence, for positions=simple with full attention"),
+    )
+    init_mode: str = field(
+        default="bert",
+        metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}"),
+    )
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""
+        super().validate()
+        self._require_positive("max_positions")
+        self._require_one_of(
+            attention_activation=ATTENTION_ACTIVATIONS, norm_type=MEGA_NORMS, positions=POSITIONS
+        )
+        if self.positions != "simple" and self.z_dim % 2:
+            raise ValueError(
+                f"model.z_dim={self.z_dim} is odd; model.positions={self.positions} rotates pairs of "
+                "dimensions, so choose an even number, or model.positions=simple"
+            )
+        if self.checkpoint_activations and self.norm_type in ("batch", "syncbatch"):
+            raise ValueError(
+                f"model.checkpoint_activations=true with model.norm_type={self.norm_type} would count "
+                "each batch twice in the norm's running statistics; turn it off, or choose "
+                "model.norm_type=layer"
+            )
