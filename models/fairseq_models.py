@@ -334,15 +334,28 @@ class MegalodonLanguageModel(FairseqLanguageModel):
         lm = build_language_model(config, len(dictionary), dictionary.pad())
         return cls(MegalodonDecoder(dictionary, lm))
 
+    takes_targets = True  # see fairseq_compat/loss_in_pieces.py
+
     def forward(
-        self, src_tokens: torch.Tensor, carried: Carried | None = None, **kwargs: Any
+        self,
+        src_tokens: torch.Tensor,
+        carried: Carried | None = None,
+        targets: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Call the decoder; with ``carried``, continue from its state and leave the next one there."""
-        if carried is None:
-            return self.decoder(src_tokens, **kwargs)
-        state = carried.get(self)
-        output, extra = self.decoder(src_tokens, state=state, return_state=True, **kwargs)
-        carried.put(self, extra["state"])
+        """Call the decoder; with ``carried``, continue from its state and leave the next one there.
+
+        With ``targets`` (B, L) return their negative log-likelihoods (B, L) in nats in place of scores.
+        """
+        if carried is not None:
+            kwargs |= {"state": carried.get(self), "return_state": True}
+        if targets is not None:
+            kwargs |= {"features_only": True}
+        output, extra = self.decoder(src_tokens, **kwargs)
+        if carried is not None:
+            carried.put(self, extra["state"])
+        if targets is not None:
+            output = self.decoder.lm.output.nll(output, targets)
         return output, extra
 
 

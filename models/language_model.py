@@ -88,7 +88,7 @@ class LanguageModel(nn.Module):
     def nll(
         self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor, state: StackState | None = None
     ) -> tuple[torch.Tensor, StackState]:
-        """Return the negative log-likelihood of ``targets`` in nats, (B, L) float32, and the state.
+        """Return the negative log-likelihood of ``targets`` in nats, (B, L), and the state.
 
         Raises ``ValueError`` for a token or target outside the vocabulary.
         """
