@@ -9,7 +9,7 @@ Legend: B batch, L length, D model dim.
 import itertools
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional, TypeVar
 
 import torch
 from fairseq.data import Dictionary
@@ -26,25 +26,29 @@ from omegaconf import DictConfig
 from torch.nn import functional as F
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import EncoderConfig, MegalodonConfig
 from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
 from megalodon_tasks.models.state import Carried, StackState, reorder_state
 
+Config = TypeVar("Config", bound=EncoderConfig)
 
-def plain_config(cfg: Any, **changes: object) -> MegalodonConfig:
-    """Return the fields of ``cfg`` that belong to :class:`MegalodonConfig`, with ``changes``."""
-    values = {f.name: getattr(cfg, f.name) for f in fields(MegalodonConfig)}
-    config = MegalodonConfig(**values | changes)
+
+def plain_config(
+    cfg: Any, config_type: type[Config] = MegalodonConfig, **changes: object
+) -> Config:
+    """Return the fields of ``cfg`` that belong to ``config_type``, with ``changes``, validated."""
+    values = {f.name: getattr(cfg, f.name) for f in fields(config_type)}
+    config = config_type(**values | changes)
     config.validate()
     return config
 
 
 @dataclass
-class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
-    """Everything that defines a Megalodon classifier except the data set, which the task describes."""
+class ClassifierData(FairseqDataclass):
+    """What the configuration of a classifier says about its data set."""
 
     vocabulary: Optional[str] = field(
         default=None,
@@ -56,8 +60,18 @@ class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
     )
 
 
+@dataclass
+class MegalodonClassifierConfig(ClassifierData, MegalodonConfig):
+    """Everything that defines a Megalodon classifier except the data set, which the task describes."""
+
+
 class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
-    """:class:`SequenceClassifier` with fairseq's model interface and the same ``state_dict`` names."""
+    """:class:`SequenceClassifier` with fairseq's model interface and the same ``state_dict`` names.
+
+    Another architecture is a subclass with its own ``stack_type`` and ``config_type``.
+    """
+
+    config_type: ClassVar[type[EncoderConfig]] = MegalodonConfig
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonClassifier":
@@ -68,7 +82,7 @@ class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
                 f"task {type(task).__name__} does not describe its data set; use a classification "
                 "task of this project (for example task._name=lra_text)"
             )
-        return cls(plain_config(cfg), inputs)
+        return cls(plain_config(cfg, cls.config_type), inputs)
 
 
 @dataclass

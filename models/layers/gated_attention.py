@@ -30,7 +30,7 @@ def attention_chunks(model: nn.Module, size: int | None) -> Iterator[None]:
 
     None leaves each as it is.  No weight depends on the size; a state that is carried does.
     """
-    layers = [module for module in model.modules() if isinstance(module, GatedAttention)]
+    layers = [module for module in model.modules() if hasattr(module, "chunk_size")]
     before = [layer.chunk_size for layer in layers]
     for layer in layers:
         layer.chunk_size = size or layer.chunk_size
