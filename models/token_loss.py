@@ -6,8 +6,10 @@ in the backward pass.  Liger-Kernel has the same for CUDA; this is plain PyTorch
 Legend: N tokens, D dim, V vocabulary, R rows of a piece.
 """
 
+from typing import Any
+
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
@@ -54,7 +56,7 @@ class _PiecewiseNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x_ND: torch.Tensor,
         weight_VD: torch.Tensor,
         targets_N: torch.Tensor,
@@ -70,7 +72,7 @@ class _PiecewiseNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: FunctionCtx, grad_N: torch.Tensor
+        ctx: Any, grad_N: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         x_ND, weight_VD, targets_N, log_sum_N = ctx.saved_tensors
         grad_x_ND = torch.empty_like(x_ND) if ctx.needs_input_grad[0] else None

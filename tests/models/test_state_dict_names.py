@@ -10,6 +10,7 @@ from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifi
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from megalodon_tasks.models.transformer import TransformerConfig, TransformerStack
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
@@ -38,6 +39,9 @@ def build_all() -> set[str]:
             encoder, ClassifierInputs("patches", num_classes=2, image_size=(16, 16))
         ),
         CausalLM(decoder, vocab_size=5),
+        CausalLM(
+            TransformerConfig(num_layers=1, causal=True), vocab_size=5, stack_type=TransformerStack
+        ),
     ]
     names = {name for model in models for name in model.state_dict()}
     pair = Seq2Seq(Seq2SeqConfig(**SIZES), 5, 5, padding_idx=1)
