@@ -11,6 +11,7 @@ from megalodon_tasks.models import (  # noqa: E402, F401
     fairseq_mega,
     fairseq_models,
     fairseq_seq2seq,
+    fairseq_transformer,
 )
 from megalodon_tasks.recipes.imagenet import schedule  # noqa: E402, F401
 from megalodon_tasks.recipes.imagenet import task as imagenet_task  # noqa: E402, F401

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from megalodon_tasks.models.captured_steps import CapturedSteps
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import LanguageModel
+from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.prepared_steps import BlockStep, NormStep, Place
 from megalodon_tasks.models.state import StackState, reorder_state
 
@@ -269,6 +270,43 @@ class Decoder:
         parameters = [owner[name] for owner, name in self._parameters]
         addresses = list(map(torch.Tensor.data_ptr, parameters))
         return addresses + list(map(_version, parameters)) if self._versioned else addresses
+
+
+class OrdinaryDecoder:
+    """Continue a state by ordinary calls of the model, with the methods of :class:`Decoder`."""
+
+    def __init__(self, lm: LanguageModel, state: StackState) -> None:
+        lm.stack.check_state(state)
+        self._lm, self._state = lm, state
+
+    @torch.no_grad()
+    def __call__(self, tokens_B1: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the next token, (B, 1, V).  tokens: (B, 1) int64."""
+        return self._lm.output.scores(self.features(tokens_B1))
+
+    @torch.no_grad()
+    def features(self, tokens_B1: torch.Tensor) -> torch.Tensor:
+        """Return the input of the output layer, (B, 1, D), and advance by one step."""
+        x_B1D, self._state = self._lm.features(tokens_B1, self._state)
+        return x_B1D
+
+    def state(self) -> StackState:
+        """Return the state."""
+        return self._state
+
+    def reorder(self, order: torch.Tensor) -> None:
+        """Select rows, as beam search does.  order: (new batch,) int64, repeats allowed."""
+        self._state = reorder_state(self._state, order)
+
+
+def can_prepare(lm: LanguageModel) -> bool:
+    """Return whether there are prepared steps, so a :class:`Decoder`, for the blocks of ``lm``."""
+    return all(isinstance(block, MegalodonBlock) for block in lm.stack.blocks)
+
+
+def decoder_for(lm: LanguageModel, state: StackState) -> Decoder | OrdinaryDecoder:
+    """Return what continues ``state`` by one token of each row at a time, the fastest for ``lm``."""
+    return Decoder(lm, state) if can_prepare(lm) else OrdinaryDecoder(lm, state)
 
 
 def _check_sizes(state: StackState, config: MegalodonConfig, chunk_size: int | None) -> None:

@@ -102,6 +102,18 @@ LM_PRESETS: dict[str, dict[str, object]] = {
     | {"swiglu": True, "rope_base": 100000.0},
 }
 
+# Transformers of the same sizes, see TransformerConfig.  That of 7B is Llama 2 (arXiv 2307.09288), whose
+# attention is full.
+TRANSFORMER_CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
+    name.replace("megalodon_", "transformer_"): sizes for name, sizes in CLASSIFIER_PRESETS.items()
+}
+TRANSFORMER_LM_PRESETS: dict[str, dict[str, object]] = {
+    f"transformer_lm_{name}": LM_PRESETS[f"megalodon_lm_{name}"]
+    for name in ("wikitext103", "enwik8", "pg19")
+} | {
+    "transformer_lm_7b": {"num_layers": 32, "model_dim": 4096, "transformer_ffn_dim": 11008},
+}
+
 # Encoder-decoders.  Mega's architectures for WMT of the same names (fairseq/models/mega.py of
 # github.com/facebookresearch/mega), with the feed-forward width above in place of its 2 d.
 SEQ2SEQ_PRESETS: dict[str, dict[str, object]] = {

@@ -1,5 +1,7 @@
 """The unified encoder/decoder: the same blocks, causal or bidirectional, and a norm at the end."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +22,8 @@ class MegalodonStack(nn.Module):
     the block in the backward pass, with the same dropout: the same gradients in less memory.
     """
 
-    block_type: type[MegalodonBlock] = MegalodonBlock
+    block_type: ClassVar[type[nn.Module]] = MegalodonBlock
+    has_moments: ClassVar[bool] = True  # whether a state has those of norms over time
 
     def __init__(self, config: MegalodonConfig) -> None:
         super().__init__()
@@ -28,7 +31,12 @@ class MegalodonStack(nn.Module):
         self.causal = config.causal
         self.checkpoint_activations = config.checkpoint_activations
         self.blocks = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
-        self.norm = TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
+        self.norm = self.build_norm(config)
+
+    @staticmethod
+    def build_norm(config: MegalodonConfig) -> nn.Module:
+        """Build the norm at the end."""
+        return TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
 
     def forward(
         self,
@@ -51,7 +59,7 @@ class MegalodonStack(nn.Module):
         return x_BLD, StackState(tuple(new_states), norm_state) if self.causal else None
 
     def run_block(
-        self, block: MegalodonBlock, *inputs: torch.Tensor | BlockState | None
+        self, block: nn.Module, *inputs: torch.Tensor | BlockState | None
     ) -> tuple[torch.Tensor, BlockState | None]:
         """Call a block of this stack, with its activations stored or to be recomputed."""
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -66,6 +74,11 @@ class MegalodonStack(nn.Module):
             raise ValueError(
                 "a bidirectional stack carries no state; pass the whole sequence at once, "
                 "or build the stack with causal=True"
+            )
+        if (state.norm is not None) != self.has_moments:
+            raise ValueError(
+                f"the state is of another architecture than {type(self).__name__}; pass a state that "
+                "this model returned"
             )
         if len(state.blocks) != len(self.blocks):
             raise ValueError(

@@ -11,6 +11,7 @@ from megalodon_tasks.models.config import MegaConfig, MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.mega import MegaSequenceClassifier
 from megalodon_tasks.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from megalodon_tasks.models.transformer import TransformerConfig, TransformerStack
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
@@ -49,6 +50,9 @@ def build_all() -> set[str]:
                 MegaConfig(num_layers=1, **choice), ClassifierInputs("pixels", 2)
             )
             for choice in MEGA
+        ),
+        CausalLM(
+            TransformerConfig(num_layers=1, causal=True), vocab_size=5, stack_type=TransformerStack
         ),
     ]
     names = {name for model in models for name in model.state_dict()}
