@@ -10,6 +10,13 @@ from typing import Optional
 INIT_MODES = ("he", "bert", "xavier")
 CEMA_ACTIVATIONS = ("rmsnorm", "silu")
 CEMA_INITS = ("released", "spread")
+# The paper's ideas, each with what takes its place when it is taken away; the first is the default.
+ABLATIONS = {
+    "moving_average": ("complex", "real", "none"),
+    "norm_type": ("time", "layer"),
+    "attention_scores": ("normalised", "scaled"),
+    "residual": ("two_hop", "plain"),
+}
 ATTENTION_ACTIVATIONS = ("softmax", "laplace")
 MEGA_NORMS = ("layer", "scale", "batch", "syncbatch")
 POSITIONS = ("simple", "rotary", "rope")
@@ -142,6 +149,26 @@ class MegalodonConfig(MovingAverageConfig):
     norm_num_groups: int = field(
         default=0, metadata=_help("groups of the norm over time; 0 = one group per feature")
     )
+    moving_average: str = field(
+        default="complex",
+        metadata=_help("before attention: complex (CEMA), real (no angles), or none"),
+    )
+    norm_type: str = field(
+        default="time",
+        metadata=_help("before attention and at the end: time (over steps and groups) or layer"),
+    )
+    attention_scores: str = field(
+        default="normalised",
+        metadata=_help(
+            "of vectors with length 1 (normalised), or dot products / sqrt(width) (scaled)"
+        ),
+    )
+    residual: str = field(
+        default="two_hop",
+        metadata=_help(
+            "what a block's later branches add to: its input (two_hop), or the last sum (plain)"
+        ),
+    )
     swiglu: bool = field(default=False, metadata=_help("SwiGLU instead of SiLU feed-forward"))
     rescale_nffn: bool = field(
         default=False, metadata=_help("scale the feed-forward branch by a learned 0.1 * 0.5^layer")
@@ -161,7 +188,7 @@ class MegalodonConfig(MovingAverageConfig):
                 f"model.norm_num_groups={self.norm_num_groups} does not divide "
                 f"model.model_dim={self.model_dim}; choose a divisor, or 0 for one group per feature"
             )
-        self._require_one_of(cema_activation=CEMA_ACTIVATIONS)
+        self._require_one_of(cema_activation=CEMA_ACTIVATIONS, **ABLATIONS)
 
     def _require_heads_divide(self) -> None:
         for name in ("z_dim", "value_dim"):
@@ -175,6 +202,12 @@ class MegalodonConfig(MovingAverageConfig):
                 f"model.z_dim={self.z_dim} / model.num_heads={self.num_heads} is odd; rotary "
                 "embedding rotates pairs of dimensions, so choose sizes with an even quotient"
             )
+
+    @property
+    def ablations(self) -> dict[str, str]:
+        """Return the settings, such as ``residual: plain``, that take an idea of the paper away."""
+        values = {name: getattr(self, name) for name in ABLATIONS}
+        return {name: value for name, value in values.items() if value != ABLATIONS[name][0]}
 
     @property
     def norm_groups(self) -> int:

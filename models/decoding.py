@@ -44,12 +44,19 @@ class Decoder:
 
     On CUDA the steps of the stack are replayed from CUDA graphs; this has not been run on a GPU.
 
-    Raises ``ValueError`` for a model in training mode or a state of another model.
+    Raises ``ValueError`` for a model in training mode, a state of another model, and a model whose
+    blocks have no prepared steps; :func:`decoder_for` takes them all.
     """
 
     def __init__(self, lm: LanguageModel, state: StackState) -> None:
         self._lm = lm
         self._refuse_training()
+        if not can_prepare(lm):
+            changes = " ".join(f"model.{k}={v}" for k, v in lm.config.ablations.items())
+            raise ValueError(
+                f"{type(lm.stack).__name__} {changes}: there are prepared steps for the published "
+                "blocks of Megalodon only; continue with decoder_for(model, state)"
+            )
         layer = lm.stack.blocks[0].attention
         lm.stack.check_state(state)
         _check_sizes(state, lm.config, layer.chunk_size)
@@ -301,7 +308,8 @@ class OrdinaryDecoder:
 
 def can_prepare(lm: LanguageModel) -> bool:
     """Return whether there are prepared steps, so a :class:`Decoder`, for the blocks of ``lm``."""
-    return all(isinstance(block, MegalodonBlock) for block in lm.stack.blocks)
+    published = not lm.config.ablations
+    return published and all(isinstance(block, MegalodonBlock) for block in lm.stack.blocks)
 
 
 def decoder_for(lm: LanguageModel, state: StackState) -> Decoder | OrdinaryDecoder:

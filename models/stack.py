@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.block import MegalodonBlock
-from megalodon_tasks.models.layers.norms import TimeNorm
+from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.layers.norms import TimeNorm, build_norm
 from megalodon_tasks.models.state import BlockState, StackState
 
 
@@ -23,7 +24,6 @@ class MegalodonStack(nn.Module):
     """
 
     block_type: ClassVar[type[nn.Module]] = MegalodonBlock
-    has_moments: ClassVar[bool] = True  # whether a state has those of norms over time
 
     def __init__(self, config: MegalodonConfig) -> None:
         super().__init__()
@@ -32,11 +32,14 @@ class MegalodonStack(nn.Module):
         self.checkpoint_activations = config.checkpoint_activations
         self.blocks = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
         self.norm = self.build_norm(config)
+        # What a state holds besides the open chunk: moments of norms, and moving averages.
+        averages = any(isinstance(module, ComplexEMA) for module in self.blocks.modules())
+        self.carries = (isinstance(self.norm, TimeNorm), averages)
 
     @staticmethod
     def build_norm(config: MegalodonConfig) -> nn.Module:
         """Build the norm at the end."""
-        return TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
+        return build_norm(config)
 
     def forward(
         self,
@@ -75,13 +78,14 @@ class MegalodonStack(nn.Module):
                 "a bidirectional stack carries no state; pass the whole sequence at once, "
                 "or build the stack with causal=True"
             )
-        if (state.norm is not None) != self.has_moments:
-            raise ValueError(
-                f"the state is of another architecture than {type(self).__name__}; pass a state that "
-                "this model returned"
-            )
         if len(state.blocks) != len(self.blocks):
             raise ValueError(
                 f"the state has {len(state.blocks)} blocks, this stack {len(self.blocks)}; "
                 "pass a state that this model returned"
+            )
+        parts = (state.norm, state.blocks[0].cema)
+        if tuple(part is not None for part in parts) != self.carries:
+            raise ValueError(
+                f"the state is of another architecture than {type(self).__name__}; pass a state that "
+                "this model returned"
             )

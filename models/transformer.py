@@ -168,7 +168,6 @@ class TransformerStack(MegalodonStack):
     """
 
     block_type = TransformerBlock
-    has_moments = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(replace(config, transformer_ffn_dim=config.ffn_dim))

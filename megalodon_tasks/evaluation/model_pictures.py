@@ -56,7 +56,7 @@ def kernels(layer: ComplexEMA, reach: int) -> Kernels:
     impulse = layer.omega.new_zeros(1, before + reach + 1, layer.dim)
     impulse[:, before] = 1.0
     response, _ = layer(impulse)
-    found = coefficients(layer.alpha, layer.delta, layer.theta, layer.gamma)
+    found = coefficients(*layer.arguments()[:4])
     return Kernels(
         lags=torch.arange(-before, reach + 1),
         values=response[0].T,
@@ -181,8 +181,9 @@ def draw(
 ) -> list[Path]:  # fmt: skip
     """Draw the model of a checkpoint on the CPU; return the pictures that were written.
 
-    These are attention, kernels and gates, and for an encoder-decoder, whose layers are those of the
-    encoder and then those of the decoder, also cross attention; for a Transformer attention only.
+    These are attention, kernels (where there is a moving average) and gates, and for an encoder-decoder,
+    whose layers are those of the encoder and then those of the decoder, also cross attention; for a
+    Transformer attention only.
 
     split, item: what the model reads.  chunk: of attention.  layers: by default four, evenly spaced.
     reach: steps of a kernel.  Raises ``ValueError`` for an item, a chunk or a layer that there is not.
@@ -192,6 +193,10 @@ def draw(
     with observed(model) as seen, observed_cross(model) as cross, torch.inference_mode():
         model(**sample["net_input"])
     count = len(seen)
+    if not count:
+        raise ValueError(
+            f"{type(model).__name__}: there are pictures of Megalodon and the Transformer only"
+        )
     if layers is None:
         evenly = np.linspace(0, count - 1, min(count, MOST_LAYERS)).round().astype(int)
         layers = sorted(set(evenly.tolist()))
@@ -202,8 +207,10 @@ def draw(
     shown = [seen[layer] for layer in layers]
     figures = {"attention": _draw_attention(shown, names, chunk)}
     if all(isinstance(seen.layer, GatedAttention) for seen in shown):
-        before, after = (_all_kernels(of, layers, reach) for of in (initial_model(trained), model))
-        figures["kernels"] = _draw_kernels(before, after, names)
+        if any(isinstance(module, ComplexEMA) for module in model.modules()):
+            models = initial_model(trained), model
+            before, after = (_all_kernels(of, layers, reach) for of in models)
+            figures["kernels"] = _draw_kernels(before, after, names)
         figures["gates"] = _draw_gates(shown, names)
     if cross:
         figures["cross_attention"] = _draw_cross([weights[0] for weights in cross[-MOST_LAYERS:]])
@@ -253,9 +260,12 @@ def _draw_rates(axes: Axes, before: Kernels, after: Kernels) -> None:
     styles = (("o", "0.65", "before"), ("+", "#0b3c6f", "after"))
     for found, (marker, shade, label) in zip((before, after), styles, strict=True):
         x, y = found.decay.flatten().numpy(), found.period.flatten().numpy()
-        axes.plot(x, y, linestyle="", marker=marker, markersize=2.5, color=shade, label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        turning = np.isfinite(y)  # the components of a real moving average never turn
+        style = {"linestyle": "", "marker": marker, "markersize": 2.5, "color": shade}
+        axes.plot(x[turning], y[turning], label=label, **style)
+        if turning.any():
+            axes.set_xscale("log")
+            axes.set_yscale("log")
     axes.set_ylabel("period (steps)", fontsize="small")
 
 

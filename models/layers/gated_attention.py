@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import chunk_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.initialization import init_linear
-from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
+from megalodon_tasks.models.layers.norms import RMSNorm, build_norm
+from megalodon_tasks.models.layers.real_ema import build_average
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
 
@@ -54,15 +54,12 @@ class GatedAttention(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
-        self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
-        self.cema = ComplexEMA(
-            d,
-            config.cema_ndim,
-            bidirectional=not config.causal,
-            memory=config.cema_memory if config.cema_init == "spread" else None,
-        )
-        normalised = config.cema_activation == "rmsnorm"
-        self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
+        self.normalised = config.attention_scores == "normalised"
+        self.norm = build_norm(config)
+        self.cema = build_average(config)
+        self.cema_norm = nn.SiLU()
+        if config.cema_activation == "rmsnorm":
+            self.cema_norm = RMSNorm(d, config.norm_eps)
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)
         self.v_proj = nn.Linear(d, v)
         self.z_proj = nn.Linear(d, z)
@@ -81,14 +78,18 @@ class GatedAttention(nn.Module):
         """Compute rotated queries and keys, (B, L, H, K) each, from one representation (eq. 6 to 8).
 
         The paper scales a unit vector z by ``gamma + 1``.  The released code, and this, scale a z whose
-        root mean square is 1 by ``(gamma + 1) / sqrt(K)``, which is the same.
+        root mean square is 1 by ``(gamma + 1) / sqrt(K)``, which is the same.  With scaled scores z
+        keeps its length, and queries and keys are each divided by the fourth root of K.
         """
         z_BLHK = self.z_proj(x_BLD).unflatten(-1, (self.num_heads, -1))
         width = z_BLHK.shape[-1]
-        z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
         scale_2HK = (self.qk_scale + 1).to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
-        scale_2HK = scale_2HK / width**0.5
         bias_2HK = self.qk_bias.to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
+        if self.normalised:
+            z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
+            scale_2HK = scale_2HK / width**0.5
+        else:
+            scale_2HK, bias_2HK = scale_2HK / width**0.25, bias_2HK / width**0.25
         q_BLHK = torch.addcmul(bias_2HK[0], z_BLHK, scale_2HK[0])
         k_BLHK = torch.addcmul(bias_2HK[1], z_BLHK, scale_2HK[1])
         return (

@@ -1,12 +1,17 @@
 """Moving averages without complex numbers: what CEMA has replaced.
 
-Both are computed by the op of CEMA, on all its backends: a real moving average is one with an angle of
-zero.  Legend: D dim, h components, rows = D, or 2D when bidirectional: first forward, then backward.
+They are computed by the op of CEMA, on all its backends: a real moving average is one with an angle of
+zero.  Legend: B batch, L length, D dim, h components, rows = D, or 2D when bidirectional: first forward,
+then backward.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from megalodon_tasks.models.chunk_parallel import ChunkParallel
+from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA, spread_time_constants
 
 NO_ANGLE = -1e4  # the logit of an angle that is exactly zero, also in double precision
@@ -47,6 +52,37 @@ def _without_angle(gamma_RN1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """Return theta and gamma of :func:`cema` that make it real."""
     theta_R11 = gamma_RN1.new_full((len(gamma_RN1), 1, 1), NO_ANGLE)
     return theta_R11, torch.cat([gamma_RN1, torch.zeros_like(gamma_RN1)], dim=-1)
+
+
+class NoAverage(nn.Module):
+    """Return the input in the place of a moving average, with its methods and without a state."""
+
+    def __init__(self, bidirectional: bool) -> None:
+        super().__init__()
+        self.causal = not bidirectional
+        self.chunk_parallel: ChunkParallel | None = None  # nothing travels
+
+    def start(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None, state: None
+    ) -> Callable[[], None]:
+        """Fetch nothing."""
+        return lambda: None
+
+    def forward(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None = None, state: None = None
+    ) -> tuple[torch.Tensor, None]:
+        """Map (B, L, D) to itself."""
+        return x_BLD, None
+
+
+def build_average(config: MegalodonConfig) -> ComplexEMA | NoAverage:
+    """Build what ``config.moving_average`` names."""
+    bidirectional = not config.causal
+    if config.moving_average == "none":
+        return NoAverage(bidirectional)
+    layer_type = RealEMA if config.moving_average == "real" else ComplexEMA
+    memory = config.cema_memory if config.cema_init == "spread" else None
+    return layer_type(config.model_dim, config.cema_ndim, bidirectional, memory)
 
 
 class MegaEMA(ComplexEMA):
