@@ -50,6 +50,11 @@ class TransformerConfig(MegalodonConfig):
     def validate(self) -> None:
         """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""
         super().validate()
+        for name, value in self.ablations.items():
+            raise ValueError(
+                f"model.{name}={value} changes Megalodon's block, which a Transformer does not have; "
+                "leave it out"
+            )
         for name in ("attention_heads", "transformer_ffn_dim"):
             if getattr(self, name) is not None:
                 self._require_positive(name)

@@ -283,6 +283,7 @@ def test_classifiers_are_registered_with_their_sizes(name):
         ({"model_dim": 15, "norm_num_groups": 0}, "does not divide model.model_dim=15"),
         ({"attention_heads": 0}, "model.attention_heads=0 must be a positive integer"),
         ({"transformer_ffn_dim": -1}, "model.transformer_ffn_dim=-1 must be a positive integer"),
+        ({"residual": "plain"}, "model.residual=plain changes Megalodon's block"),
     ],
 )
 def test_impossible_sizes_are_named(changes, message):
