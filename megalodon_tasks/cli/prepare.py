@@ -33,7 +33,7 @@ MODULES = {
     "lm/text": "lm.prepare_text",
     "translation/wmt16_en_de": "translation.prepare_pairs",
 }
-_PATHS = "--contour-length 2 --num-distractors 0 --marker-radius 1 --continuity 20 --count 16000"
+_PATHS = "--contour-length 2 --num-distractors 0 --marker-radius 1 --continuity 20 --distinct"
 _PASSAGE = 128  # bytes that are read of a text
 # recipe -> the small data of its demo: modules below recipes/ that write it into RAW, and the options of
 # the preparation, or of another recipe's
@@ -43,8 +43,8 @@ DEMOS = {
     "lra/text": "lra.demo_texts text RAW; lra/text --subset --validation held-out",
     "lra/retrieval": f"lra.demo_texts retrieval RAW {_PASSAGE}; lra/retrieval --max-bytes {_PASSAGE}",
     "lra/image": "lra.image.demo_images RAW; lra/image --side 8",
-    "lra/pathfinder": f"lra/pathfinder --generate --side 14 --seed-distance 3 {_PATHS}",
-    "lra/pathx": f"lra/pathx --generate --side 17 --seed-distance 4 {_PATHS}",
+    "lra/pathfinder": f"lra/pathfinder --generate --side 14 --seed-distance 3 --count 24000 {_PATHS}",
+    "lra/pathx": f"lra/pathx --generate --side 17 --seed-distance 3 --count 16000 {_PATHS}",
     "speech/sc_raw": "speech.demo_words RAW; speech/sc_raw --splits official --lengths fit "
     "--sample-rate 4000 --seconds 0.5",
     "imagenet/imagenet": "imagenet.demo_digits RAW; imagenet/imagenet",

@@ -66,6 +66,24 @@ def test_images_are_split_in_their_order(tmp_path):
     assert levels(prepared.split("test")) == list(range(54, 60))
 
 
+@pytest.mark.parametrize("splits", ["random", "in-order"])
+def test_distinct_images_are_prepared_once(tmp_path, splits):
+    place = write_images(tmp_path / "raw")
+    for copy, original in (
+        ("1/sample_9", "1/sample_3"),
+        ("10/sample_0", "1/sample_3"),
+        ("10/sample_7", "2/sample_5"),
+    ):
+        (place / f"imgs/{copy}.png").write_bytes((place / f"imgs/{original}.png").read_bytes())
+    prepare(tmp_path / "raw", tmp_path / "out", splits=splits, distinct=True)
+    prepared = PreparedDataset(tmp_path / "out")
+    found = [levels(prepared.split(name)) for name in ("train", "valid", "test")]
+    assert sorted(sum(found, [])) == sorted(set(range(60)) - {9, 40, 47})
+    assert [len(split) for split in found] == [47, 5, 5]
+    assert "of distinct images" in prepared.spec.source["split_rule"]
+    assert not prepared.spec.source["duplicates"]
+
+
 @pytest.mark.parametrize(
     "start", ["", "lra_release", "lra_release/inner", "lra_release/inner/pathfinder32", HARD]
 )
@@ -228,3 +246,5 @@ def test_megas_files_are_read(tmp_path):
     assert images_of(prepared.split("valid")) == [
         (1, [n % 256 for n in range(1024)]), (0, [n % 256 for n in range(1024)]),
     ]  # fmt: skip
+    with pytest.raises(ValueError, match="--distinct: .*Mega's files, which are split already"):
+        prepare(tmp_path, tmp_path / "distinct", distinct=True)

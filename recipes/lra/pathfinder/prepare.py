@@ -40,6 +40,7 @@ from megalodon_tasks.recipes.lra.pathfinder.release import (
     read_images,
     read_metadata,
     size_of_images,
+    without_repeats,
 )
 from megalodon_tasks.recipes.lra.splits import random_split, split_in_order
 
@@ -70,12 +71,14 @@ class Options:
 
     side: their height and width, None for that of the benchmark.  images: their folder below
     ``pathfinder<side>``.  splits: one of ``SPLIT_RULES``, for images (Mega's files are split already).
+    distinct: leave out images that equal an earlier one, before they are split.
     """
 
     benchmark: str = "pathfinder"
     side: int | None = None
     images: str = "curv_contour_length_14"
     splits: str = "random"
+    distinct: bool = False
 
     @property
     def pixels_wide(self) -> int:
@@ -103,6 +106,8 @@ def prepare(
     if folders := find_releases(source, folder):
         preparation = _from_images(folders, options, workers, rejects)
     elif origins := find_mega_images(source, benchmark.mega_names):
+        if options.distinct:
+            raise ValueError(f"--distinct: {source} holds Mega's files, which are split already")
         spec = _spec(options, {"form": "mega"}, "mega", "the splits of Mega's files")
         shape = (options.pixels_wide**2, len(CLASSES))
         splits = {
@@ -124,7 +129,11 @@ def _spec(
 ) -> DatasetSpec:
     published: dict[str, Any] = {"side": BENCHMARKS[options.benchmark].side}
     if settings["form"] == "images":
-        published |= {"images": Options.images, "splits": Options.splits}
+        published |= {
+            "images": Options.images,
+            "splits": Options.splits,
+            "distinct": Options.distinct,
+        }
     return DatasetSpec(
         benchmark=options.benchmark,
         kind="pixels",
@@ -150,6 +159,7 @@ def _from_images(
         "form": "images",
         "images": options.images,
         "splits": options.splits,
+        "distinct": options.distinct,
         "image_bytes": size_of_images(folder),
     }
     origin, record = "release", folder / generator.RECORD
@@ -160,7 +170,7 @@ def _from_images(
         options,
         settings,
         origin,
-        f"80 / 10 / 10 %, {options.splits}",
+        f"80 / 10 / 10 %, {options.splits}" + (", of distinct images" if options.distinct else ""),
         folder=str(folder),
         not_taken=list(map(str, others)),
     )
@@ -185,7 +195,8 @@ class _ImageSplits:
 
     @functools.cached_property
     def entries(self) -> list[Entry | None]:
-        return read_metadata(self.folder, self.origin, self.rejects)
+        entries = read_metadata(self.folder, self.origin, self.rejects)
+        return without_repeats(entries) if self.options.distinct else entries
 
     @functools.cached_property
     def places(self) -> dict[str, np.ndarray]:
@@ -236,13 +247,18 @@ def main(arguments: Sequence[str] | None = None, benchmark: str = "pathfinder") 
         help="which images, a folder below pathfinder<side> (default: %(default)s, the hard ones)",
     )
     add("--splits", choices=tuple(SPLIT_RULES), default="random", help="default: %(default)s")
+    add(
+        "--distinct",
+        action="store_true",
+        help="leave out images that equal an earlier one, so that no split has an image of another",
+    )
     preparing.add_workers_option(parser)
     preparing.add_rejects_options(parser)
     generator.add_options(parser)
     given = parser.parse_args(arguments)
 
     def run() -> bool:
-        options = Options(benchmark, given.side, given.images, given.splits)
+        options = Options(benchmark, given.side, given.images, given.splits, given.distinct)
         if folder := generator.generate(given):
             options = replace(options, images=folder.name)
         rejects = preparing.rejects_of(given)

@@ -8,6 +8,7 @@ continuity, contour length and more.  The fourth field is the class.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,6 +110,23 @@ def _entry(folder: Path, line: str) -> tuple[Entry | None, str]:
     if label not in ("0", "1"):
         return None, f"has the label {label!r}, expected 0 or 1"
     return Entry(folder / fields[0] / fields[1], int(label)), ""
+
+
+def without_repeats(entries: Sequence[Entry | None]) -> list[Entry | None]:
+    """Leave out entries whose file has the same bytes as that of an earlier one.
+
+    Entries that are None or whose file cannot be read keep their places.
+    """
+    seen: set[bytes] = set()
+    distinct: list[Entry | None] = []
+    for entry in entries:
+        if entry is not None and entry.path.is_file():
+            digest = hashlib.sha256(entry.path.read_bytes()).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+        distinct.append(entry)
+    return distinct
 
 
 def read_images(
