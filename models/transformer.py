@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.block import MegalodonBlock, drop_path
 from megalodon_tasks.models.layers.fused_attention import FusedAttention
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm
 from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.models.state import BlockState
@@ -95,9 +95,9 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dropout: float, init_mode: str) -> None:
         super().__init__()
         self.dropout = dropout
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.fc3 = nn.Linear(dim, hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.fc1 = Linear(dim, hidden_dim, bias=False)
+        self.fc3 = Linear(dim, hidden_dim, bias=False)
+        self.fc2 = Linear(hidden_dim, dim, bias=False)
         for linear in (self.fc1, self.fc3, self.fc2):
             init_linear(linear, init_mode)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import ChunkAttentionState
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 
 
@@ -39,8 +39,8 @@ class FusedAttention(nn.Module):
         self.causal = causal
         self.dropout = dropout
         self.rotary = RotaryEmbedding(dim // heads, rope_base)
-        self.qkv_proj = nn.Linear(dim, 3 * dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.qkv_proj = Linear(dim, 3 * dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
         for linear in (self.qkv_proj, self.out_proj):
             init_linear(linear, init_mode)
 

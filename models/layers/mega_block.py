@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from megalodon_tasks.models.config import MegaConfig
 from megalodon_tasks.models.layers.block import drop_path
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.mega_norm import MegaNorm
 from megalodon_tasks.models.layers.position_bias import RotaryPositionBias, SimplePositionBias
 from megalodon_tasks.models.layers.real_ema import MegaEMA
@@ -50,9 +50,9 @@ class MegaAttention(nn.Module):
         memory = config.cema_memory if config.cema_init == "spread" else None
         self.norm = MegaNorm(config.norm_type, d, config.norm_eps)
         self.ema = MegaEMA(d, config.cema_ndim, bidirectional=True, memory=memory)
-        self.v_proj = nn.Linear(d, v)
-        self.mx_proj = nn.Linear(d, sum(self.widths))
-        self.out_proj = nn.Linear(v, d)
+        self.v_proj = Linear(d, v)
+        self.mx_proj = Linear(d, sum(self.widths))
+        self.out_proj = Linear(v, d)
         # Row 0 is for queries, row 1 for keys.
         self.qk_scale = nn.Parameter(torch.randn(2, z) * 0.02)
         self.qk_bias = nn.Parameter(torch.zeros(2, z))
@@ -183,8 +183,8 @@ class MegaFeedForward(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.drop_path = config.drop_path_at(layer_index)
         self.norm = MegaNorm(config.norm_type, d, config.norm_eps)
-        self.fc1 = nn.Linear(d, f)
-        self.fc2 = nn.Linear(f, d)
+        self.fc1 = Linear(d, f)
+        self.fc2 = Linear(f, d)
         for linear in (self.fc1, self.fc2):
             init_linear(linear, config.init_mode)
 
