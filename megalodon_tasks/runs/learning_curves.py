@@ -72,14 +72,31 @@ def mean_and_range(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.nda
 def draw_learning_curves(
     curves: Mapping[str, Sequence[Run]], metric: str, title: str, output: Path
 ) -> None:
-    """Write a picture of ``metric`` in validation: a line is the mean of its runs, a band their range.
-
-    curves: label -> runs that differ only in the seed; so many as there are styles are drawn.  The
-    legend adds the number of runs and their median tokens a second in training, where recorded.
-    """
+    """Write a picture of ``metric`` in validation to ``output``; see :func:`draw_panels`."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    against_updates, against_seconds = figure.subplots(1, 2, sharey=True)
-    for style, (label, runs) in zip(STYLES, curves.items(), strict=False):
+    panels = figure.subplots(1, 2, sharey=True)
+    draw_panels(panels, curves, metric)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    with atomic_file(output) as stream:
+        figure.savefig(stream, dpi=150, format="png")
+
+
+def draw_panels(
+    panels: Sequence[Axes],
+    curves: Mapping[str, Sequence[Run]],
+    metric: str,
+    styles: Sequence[Mapping[str, object]] = STYLES,
+) -> None:
+    """Draw ``metric`` in validation: a line is the mean of its runs, a band their range.
+
+    panels: against updates, and against seconds.  curves: label -> runs that differ only in the seed;
+    so many as there are styles are drawn.  The label of a line adds the number of runs and their median
+    tokens a second in training, where recorded.
+    """
+    against_updates, against_seconds = panels
+    for style, (label, runs) in zip(styles, curves.items(), strict=False):
         steps, seconds, values = mean_and_range(runs, metric)
         if not len(steps):
             continue
@@ -91,11 +108,6 @@ def draw_learning_curves(
     for axes in (against_updates, against_seconds):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = against_updates.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title)
-    with atomic_file(output) as stream:
-        figure.savefig(stream, dpi=150, format="png")
 
 
 def _described(label: str, runs: Sequence[Run]) -> str:
