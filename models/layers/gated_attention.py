@@ -4,7 +4,8 @@ Source: arXiv 2404.08801, eq. 5 to 9 and 18.  Where the released code differs fr
 code is followed: values come from the normed input and not from CEMA's output, and the output is the sum
 of two projections, without an update gate and without an activation on the sum.  CEMA's output goes
 through RMSNorm, or with ``cema_activation="silu"`` through SiLU without a norm, as in Mega and, on
-Pathfinder and Path-X, in the authors' interim code.
+Pathfinder and Path-X, in the authors' interim code.  ``moving_average``, ``norm_type`` and
+``attention_scores`` put something simpler in the place of CEMA, the norm and normalised scores.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 

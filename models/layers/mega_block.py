@@ -34,6 +34,7 @@ class MegaAttention(nn.Module):
 
     Scores are ``q . k / sqrt(Z)`` before the softmax, or ``q . k`` divided by the number of keys before
     the Laplace function.  Chunks are counted from the start; the last one may be shorter.
+    ``config.drop_path`` drops h, as in Mega's code for images.
     """
 
     def __init__(self, config: MegaConfig, layer_index: int) -> None:

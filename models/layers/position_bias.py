@@ -3,6 +3,8 @@
 Legend: C steps of a chunk, Z width.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,6 +13,7 @@ class SimplePositionBias(nn.Module):
     """Learn a number for each distance, from ``1 - max_positions`` to ``max_positions - 1``.
 
     N(0, 0.02) at the start.  ``field``: the setting that ``max_positions`` is the value of.
+    Weights that were trained with more distances can be loaded: those that are not needed are cut off.
     """
 
     def __init__(self, max_positions: int, field: str) -> None:
@@ -33,9 +36,24 @@ class SimplePositionBias(nn.Module):
                 f"those below {self.field}={self.max_positions}; train with a larger one, or with "
                 "model.positions=rope or rotary, which have no limit"
             )
-        nearest = self.max_positions - 1
+        nearest = self.max_positions - 1  # the place of distance 0
         bias_2C = self.weight[nearest - farthest : nearest + farthest + 1 : self.time_step]
         return bias_2C.unfold(0, length, 1).flip(0)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        trained = state_dict.get(f"{prefix}weight")
+        if trained is not None:
+            missing = self.max_positions - (len(trained) + 1) // 2
+            if missing > 0:
+                arguments[-1].append(
+                    f"{prefix}weight has learned the distances below {self.max_positions - missing}, "
+                    f"{self.field}={self.max_positions} needs more; use a smaller value"
+                )
+                return
+            state_dict[f"{prefix}weight"] = trained[-missing : len(trained) + missing]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class RotaryPositionBias(nn.Module):

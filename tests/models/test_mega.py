@@ -219,6 +219,18 @@ def test_a_distance_that_was_not_learned_is_refused(choice, length):
         stack(draw(1, length or 16, 6))
 
 
+@pytest.mark.parametrize("activation", ["softmax", "laplace"])
+def test_weights_serve_smaller_chunks_than_those_of_training(activation):
+    trained = make_stack(attention_activation=activation).eval()
+    smaller = make_stack(attention_activation=activation, chunk_size=4).eval()
+    smaller.load_state_dict(trained.state_dict())
+    x_BLD = draw(1, 4, 6)
+    torch.testing.assert_close(smaller(x_BLD)[0], trained(x_BLD)[0])
+    assert trained.state_dict().keys() == smaller.state_dict().keys()
+    with pytest.raises(RuntimeError, match=r"the distances below 4, model.max_positions=20 needs"):
+        trained.load_state_dict(smaller.state_dict())
+
+
 @pytest.mark.parametrize("positions", ["simple", "rotary", "rope"])
 @pytest.mark.parametrize("activation", ["softmax", "laplace"])
 def test_signals_at_half_the_rate(positions, activation):
