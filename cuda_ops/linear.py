@@ -1,7 +1,7 @@
 """The linear layer, by the faster of the two libraries that PyTorch has for float32 on a CPU.
 
-``torch.nn.functional.linear`` calls MKL, which leaves the 512-bit units of CPUs by other makers than its
-own unused: a product takes twice as long there as in oneDNN, which PyTorch has too.
+``torch.nn.functional.linear`` calls MKL.  On an AMD CPU with AVX-512 its products take twice as long as
+those of oneDNN, which PyTorch has too (``benchmarks/RESULTS.md``).
 
 Legend: N rows, I inputs, O outputs.
 """
