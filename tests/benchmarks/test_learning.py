@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from benchmarks.learning import pictures, reading, runner, tables
 from benchmarks.learning.__main__ import main
 from benchmarks.learning.lengths import AtLength, lengths_table
+from benchmarks.learning.speed import Speed
 from benchmarks.learning.tasks import ABLATIONS, MODELS, TASKS
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.errors import UserError
@@ -126,14 +127,16 @@ def save(tmp_path):
 
 def test_a_table_has_what_was_measured_and_says_what_was_not(save):
     results = list(reading.measured(save))
-    head, *lines = tables.comparison(results)
+    speeds = {("digits", "megalodon"): Speed("megalodon", 0.0125, 500.0)}
+    head, *lines = tables.comparison(results, speeds)
     found = {(line[0], line[1]): dict(zip(head[2:], line[2:], strict=True)) for line in lines}
     assert len(lines) == sum(len(task.models) for task in TASKS.values())
     assert found[TASKS["digits"].title, "Megalodon"] == {
         "test": "92.0 accuracy, %", "±": "2.8", "seeds": "2", "rate": "0.01", "updates": "20",
-        "parameters": "1,000", "tokens/s": "500", "memory, GB": "1.00",
+        "parameters": "1,000", "memory, GB": "1.00", "ms an update": "12.5", "tokens/s": "500",
     }  # fmt: skip
     assert found[TASKS["digits"].title, "Transformer"]["±"] == ""
+    assert found[TASKS["digits"].title, "Transformer"]["tokens/s"] == "not measured"
     assert found[TASKS["digits"].title, "Mega"]["test"] == "not measured"
     assert found[TASKS["text"].title, "Mega"]["test"] == "not measured"
 
