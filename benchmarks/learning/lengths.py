@@ -22,7 +22,7 @@ from megalodon_tasks.runs.record import append
 
 FACTORS = (1, 2, 4, 8)
 FILE = "lengths.jsonl"
-LISTOPS = "--generate --train 1 --valid 1 --test 500 --max-depth 10 --max-args 5 --seed 1"
+LISTOPS = "--generate --train 1 --valid 1 --test 500 --max-depth 12 --max-args 5 --seed 1"
 PIECE = 512  # bytes that are read at a time
 
 
