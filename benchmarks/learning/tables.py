@@ -12,7 +12,7 @@ from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs.learning_curves import seconds_at
 
 NOT_MEASURED = "not measured"
-UNITS = {"accuracy": "accuracy, %", "bits_per_byte": "bits per byte"}
+UNITS = {"accuracy": "%", "bits_per_byte": "bits per byte"}
 DIGITS = {"accuracy": 1, "bits_per_byte": 3}
 
 
@@ -66,18 +66,21 @@ def _write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[Any]]) 
 def comparison(
     results: Sequence[Measured], speeds: Mapping[tuple[str, str], Speed]
 ) -> list[list[str]]:
-    """Return the head and a line for each model on each task, measured or not."""
+    """Return the head and a line for each model on each task, or one for a task without any result."""
     found = {(result.task, result.model): result for result in results}
     lines = [["task", "model", "test", "±", "seeds", "rate", "updates", "parameters"]]
     lines[0] += ["memory, GB", "ms an update", "tokens/s"]
-    pairs = [(task, model) for task in TASKS for model in TASKS[task].models]
-    for task, model in pairs:
-        cells = [NOT_MEASURED] + [""] * 8
-        if result := found.get((task, model)):
-            speed = speeds.get((task, model))
-            times = [f"{1000 * speed.seconds:.1f}", f"{speed.tokens:,.0f}"] if speed else []
-            cells = _cells(result) + (times or [NOT_MEASURED] * 2)
-        lines.append([TASKS[task].title, MODELS[model].title, *cells])
+    for name, task in TASKS.items():
+        models = [model for model in task.models if (name, model) in found]
+        if not models:
+            lines.append([task.title, "all", NOT_MEASURED] + [""] * 8)
+        for model in task.models if models else ():
+            cells = [NOT_MEASURED] + [""] * 8
+            if model in models:
+                speed = speeds.get((name, model))
+                times = [f"{1000 * speed.seconds:.1f}", f"{speed.tokens:,.0f}"] if speed else []
+                cells = _cells(found[name, model]) + (times or [NOT_MEASURED] * 2)
+            lines.append([task.title, MODELS[model].title, *cells])
     return lines
 
 
