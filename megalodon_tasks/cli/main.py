@@ -66,7 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=2) or COMMANDS
         parser.error(f"unknown command {command!r}; there is {', '.join(near)}")
-    module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
+    try:
+        module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] not in ("fairseq", "fairseq_cli"):
+            raise
+        parser.error(
+            f"{command} needs fairseq: pip install 'megalodon-tasks[fairseq]', or any other "
+            "distribution of fairseq 0.12.3"
+        )
     try:
         with interruptible(), user_errors():
             return module.main(words[1:]) or 0
