@@ -7,6 +7,7 @@ Prints one JSON line per task.  Both models take the same batch, embedding, pool
 in one process in turn (A B B A ...), so that the ratio holds on a machine whose speed varies.  The
 Transformer is torch.nn.TransformerEncoder: 4 heads, feed-forward width 2 d, full attention.  Dropout is
 off in both (with it, PyTorch's attention leaves its fast path and the ratio would flatter Megalodon).
+``ratio`` is of times, ``cpu_ratio`` of CPU time of the process, for a machine that other programs share.
 ``percent_of_time`` says where the time of a step of Megalodon goes (on a CPU).
 """
 
@@ -39,9 +40,12 @@ class Task:
     preset: str
     length: int
     batch: int
-    chunk_size: int
+    chunk_size: int | None
     inputs: ClassifierInputs
 
+
+# Every call of an operator costs as much here as what it computes.
+SHORT = {"num_layers": 3, "model_dim": 64, "value_dim": 128, "z_dim": 64, "ffn_hidden_dim": 160}
 
 TASKS: dict[str, Task] = {
     "listops": Task("megalodon_lra_listops", 2048, 4, 128, ClassifierInputs("tokens", 10, 17)),
@@ -51,6 +55,7 @@ TASKS: dict[str, Task] = {
     ),
     "image": Task("megalodon_lra_image", 1024, 8, 128, ClassifierInputs("pixels", 10)),
     "pathfinder": Task("megalodon_lra_pathfinder", 1024, 8, 128, ClassifierInputs("pixels", 2)),
+    "short": Task("short", 40, 32, None, ClassifierInputs("tokens", 10, 17)),
     "pathx": Task("megalodon_lra_pathx", 16384, 1, 4096, ClassifierInputs("pixels", 2)),
 }
 
@@ -108,34 +113,39 @@ class TrainStep:
     """One optimizer step of one model on one fixed batch, timed."""
 
     def __init__(
-        self, model: nn.Module, batch: tuple[dict[str, torch.Tensor], torch.Tensor]
+        self, model: nn.Module, batch: tuple[dict[str, torch.Tensor], torch.Tensor], bf16: bool
     ) -> None:
         self.model = model.train()
+        self.bf16 = bf16
         self.net_input, self.target = batch
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
 
     def __call__(self) -> None:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(**self.net_input), self.target)
-        loss.backward()
+        with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.bf16):
+            scores = self.model(**self.net_input)
+        F.cross_entropy(scores.float(), self.target).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         if self.target.is_cuda:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - start)
+        self.cpu_seconds.append(time.process_time() - cpu_start)
 
 
-def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
+def measure(name: str, repeats: int, device: torch.device, bf16: bool = False) -> dict[str, object]:
     """Time ``repeats`` steps of both models in turn, after ``WARM_UP`` steps of each."""
     task = TASKS[name]
     torch.manual_seed(0)
-    config = MegalodonConfig(**CLASSIFIER_PRESETS[task.preset], chunk_size=task.chunk_size)
+    sizes = (CLASSIFIER_PRESETS | {"short": SHORT})[task.preset]
+    config = MegalodonConfig(**sizes, chunk_size=task.chunk_size)
     batch = make_batch(task, device)
-    ours = TrainStep(SequenceClassifier(config, task.inputs).to(device), batch)
+    ours = TrainStep(SequenceClassifier(config, task.inputs).to(device), batch, bf16)
     transformer = TrainStep(
-        TransformerClassifier(config, task.inputs, task.length).to(device), batch
+        TransformerClassifier(config, task.inputs, task.length).to(device), batch, bf16
     )
     pair = [ours, transformer]
     for _ in tqdm(range(WARM_UP + repeats), desc=name, unit="pair of steps", leave=False):
@@ -143,8 +153,10 @@ def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
             step()
         pair.reverse()  # each comes as often after itself as after the other, whose memory it takes over
     tokens = sum(batch[0][key].sum().item() for key in batch[0] if key.startswith("lengths"))
-    seconds = statistics.median(ours.seconds[WARM_UP:])
-    transformer_seconds = statistics.median(transformer.seconds[WARM_UP:])
+    seconds, transformer_seconds = (
+        statistics.median(s.seconds[WARM_UP:]) for s in (ours, transformer)
+    )
+    cpu, transformer_cpu = (statistics.median(s.cpu_seconds[WARM_UP:]) for s in (ours, transformer))
     return {
         "task": name,
         "batch": task.batch,
@@ -153,7 +165,11 @@ def measure(name: str, repeats: int, device: torch.device) -> dict[str, object]:
         "tokens_per_s": round(tokens / seconds),
         "transformer_tokens_per_s": round(tokens / transformer_seconds),
         "ratio": round(transformer_seconds / seconds, 2),
+        "cpu_seconds": round(cpu, 4),
+        "transformer_cpu_seconds": round(transformer_cpu, 4),
+        "cpu_ratio": round(transformer_cpu / cpu, 2),
         **({} if device.type == "cuda" else {"percent_of_time": shares(ours)}),
+        "bf16": bf16,
         "repeats": repeats,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
@@ -168,11 +184,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each model")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--bf16", action="store_true", help="matrix products in bfloat16, by autocast"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = list(TASKS) if "all" in args.tasks else args.tasks
     for name in names:
-        print(json.dumps(measure(name, args.repeats, torch.device(args.device))), flush=True)
+        record = measure(name, args.repeats, torch.device(args.device), args.bf16)
+        print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

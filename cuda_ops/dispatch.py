@@ -1,4 +1,4 @@
-"""The choice of a backend for an op.  Only this file of the library looks at devices.
+"""The choice of a backend for an op.  Only this file chooses one by device.
 
 Order of precedence: the ``backend=`` argument of the call, ``with use_backend(...)``, the
 environment variable ``MEGALODON_OPS_BACKEND``, and last the default for the device of the first tensor:

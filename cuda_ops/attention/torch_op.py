@@ -148,7 +148,28 @@ def _fused(
     missing = v.shape[-1] - q.shape[-1]
     if missing > 0 and k.shape[-2] > LONG:
         q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+    elif missing > 0 and q.device.type == "cpu" and wide.itemsize >= 4:
+        return _unfused(q, k, v, seen, causal).transpose(1, 2)
     elif missing < 0:
         v = F.pad(v, (0, -missing))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=1.0)
     return y[..., : v_NSHV.shape[-1]].transpose(1, 2)
+
+
+def _unfused(
+    q_NHQK: torch.Tensor,
+    k_NHSK: torch.Tensor,
+    v_NHSV: torch.Tensor,
+    seen: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Compute equation 9 with all scores; each query sees a key.
+
+    PyTorch's own unfused form first copies queries and keys, and looks for queries that see no key.
+    """
+    scores_NHQS = q_NHQK @ k_NHSK.mT
+    if causal:
+        seen = torch.ones(scores_NHQS.shape[-2:], dtype=torch.bool, device=q_NHQK.device).tril()
+    if seen is not None:
+        scores_NHQS = scores_NHQS.masked_fill(~seen, -torch.inf)
+    return scores_NHQS.softmax(-1) @ v_NHSV
