@@ -3,11 +3,15 @@
     python -m benchmarks.lm_step train lengths decode
     python -m benchmarks.lm_step train --threads 1 --repeats 7
 
-Prints one JSON line per measurement, of medians.
+Prints one JSON line per measurement, of medians; ``paper`` prints its bars before.
 
 train    One training step of both models in turn, in one process, so that the ratio holds on a machine
-         whose speed varies.  The Transformer is a decoder of equal depth and width: pre-norm, 4 heads,
-         ``F.scaled_dot_product_attention`` over all positions before, feed-forward width 4 d.
+         whose speed varies.  The Transformer is Llama-style, with as many blocks and parameters, and
+         attends to all positions before.
+paper    Figure 4 of arXiv 2404.08801, as bars: training tokens a second of both models on sequences of
+         4K and 32K, 32K tokens a step, with MFU (see ``benchmarks/model_flops.py``).  ``--size`` names a
+         preset; by default the largest that fits the GPU, on a CPU the small model of the other
+         measurements.  On a GPU weights are bfloat16.  Activations are checkpointed.
 lengths  Megalodon's time per token of a training step on equally many tokens, as one long sequence or
          several shorter ones; the lengths in turn.  Activations are checkpointed, so that so many
          tokens fit in memory.
@@ -27,19 +31,19 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from benchmarks.model_flops import matmul_flops_per_second, training_flops_per_token, wait
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.presets import LM_PRESETS
 from megalodon_tasks.models.state import StackState, map_state, reorder_state
-
-TRANSFORMER_HEADS = 4
+from megalodon_tasks.models.transformer import TransformerConfig, TransformerStack
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Sizes:
     piece: int = 8192
     decoded: int = 64
     beams: int = 8
+    paper_size: str | None = None
+    paper_lengths: tuple[int, ...] = (4096, 32768)
 
     @property
     def config(self) -> MegalodonConfig:
@@ -77,51 +83,27 @@ class Sizes:
         )
 
 
-TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2, 3)
+# Bytes that both models take in training: weights, gradients and two moments in bfloat16, and half as
+# much again for activations.
+PAPER_SIZES = {"7b": 24 * 7.4e9, "1.3b": 24 * 1.4e9, "200m": 24 * 0.3e9}
+
+TINY = Sizes(1, 32, 8, 32, 32, 8, 16, 32, (16, 32), 64, 16, 200, 64, 2, 3, None, (8, 16))
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm attention to all earlier positions, then a feed-forward layer of width 4 d."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm, self.ffn_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        qkv = self.qkv(self.norm(x_BLD)).unflatten(-1, (3, TRANSFORMER_HEADS, -1))
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        y_BHLV = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x_BLD = x_BLD + self.out(y_BHLV.transpose(1, 2).flatten(2))
-        return x_BLD + self.ffn(self.ffn_norm(x_BLD))
-
-
-class Transformer(nn.Module):
-    """A decoder-only language model with learned positions and one matrix in and out."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(sizes.vocab, sizes.dim)
-        self.position = nn.Parameter(torch.randn(sizes.length, sizes.dim) * 0.02)
-        self.blocks = nn.Sequential(*(TransformerBlock(sizes.dim) for _ in range(sizes.layers)))
-        self.norm = nn.LayerNorm(sizes.dim)
-
-    def nll(self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """As :meth:`CausalLM.nll`, without a state."""
-        x_BLD = self.embedding(tokens_BL) + self.position[: tokens_BL.shape[1]]
-        logits = F.linear(self.norm(self.blocks(x_BLD)), self.embedding.weight).transpose(1, 2)
-        return F.cross_entropy(logits, targets_BL, reduction="none"), None
+def transformer(config: MegalodonConfig, vocab: int) -> CausalLM:
+    """Build a Llama-style Transformer with as many blocks and parameters, and full attention."""
+    values = {field.name: getattr(config, field.name) for field in fields(MegalodonConfig)}
+    config = TransformerConfig(**values | {"chunk_size": None})
+    return CausalLM(config, vocab, share_emb=True, stack_type=TransformerStack)
 
 
 class TrainStep:
     """One optimizer step of one model on one fixed batch of random tokens, timed."""
 
-    def __init__(self, model: nn.Module, sizes: Sizes, batch: int, length: int) -> None:
+    def __init__(self, model: CausalLM, batch: int, length: int) -> None:
         device = next(model.parameters()).device
         self.model = model.train()
-        self.tokens = torch.randint(sizes.vocab, (batch, length + 1), device=device)
+        self.tokens = torch.randint(model.vocab_size, (batch, length + 1), device=device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.seconds: list[float] = []
 
@@ -131,18 +113,13 @@ class TrainStep:
         self.model.nll(self.tokens[:, :-1], self.tokens[:, 1:])[0].mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        _wait(self.tokens)
+        wait(self.tokens.device)
         self.seconds.append(time.perf_counter() - start)
 
     @property
     def median(self) -> float:
         """Seconds of a step, the first one (a warm-up) left out."""
         return statistics.median(self.seconds[1:])
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _in_turn(steps: list[TrainStep], repeats: int, name: str) -> None:
@@ -153,8 +130,11 @@ def _in_turn(steps: list[TrainStep], repeats: int, name: str) -> None:
 
 def train(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]:
     """Tokens a second of both models at one length, and their ratio."""
-    models = CausalLM(sizes.config, sizes.vocab, share_emb=True), Transformer(sizes)
-    ours, theirs = (TrainStep(m.to(device), sizes, 1, sizes.length) for m in models)
+    models = (
+        CausalLM(sizes.config, sizes.vocab, share_emb=True),
+        transformer(sizes.config, sizes.vocab),
+    )
+    ours, theirs = (TrainStep(m.to(device), 1, sizes.length) for m in models)
     _in_turn([ours, theirs], repeats, "train")
     return {
         "length": sizes.length,
@@ -168,7 +148,7 @@ def lengths(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, objec
     """Microseconds per token of a training step at each length, and the largest over the smallest."""
     config = replace(sizes.config, checkpoint_activations=True)
     lm = CausalLM(config, sizes.vocab, share_emb=True).to(device)
-    steps = [TrainStep(lm, sizes, sizes.tokens // n, n) for n in sizes.lengths]
+    steps = [TrainStep(lm, sizes.tokens // n, n) for n in sizes.lengths]
     _in_turn(steps, repeats, "lengths")
     per_token = [step.median / sizes.tokens * 1e6 for step in steps]
     return {
@@ -176,6 +156,59 @@ def lengths(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, objec
         "us_per_token": {n: round(t, 2) for n, t in zip(sizes.lengths, per_token, strict=True)},
         "spread": round(max(per_token) / min(per_token), 3),
     }
+
+
+def paper_model(
+    size: str | None, sizes: Sizes, device: torch.device
+) -> tuple[str, MegalodonConfig, int]:
+    """Return the configuration and vocabulary of ``size``, by default the largest that fits."""
+    if size is None:
+        memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        fitting = (name for name, least in PAPER_SIZES.items() if least < memory)
+        size = next(fitting, "small")
+    if size == "small":
+        return size, sizes.config, sizes.vocab
+    names = {field.name for field in fields(MegalodonConfig)}
+    preset = {k: v for k, v in LM_PRESETS[f"megalodon_lm_{size}"].items() if k in names}
+    return size, MegalodonConfig(**preset, causal=True), 32_000
+
+
+def paper(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]:
+    """Tokens a second and MFU of both models at each length, in turn."""
+    size, config, vocab = paper_model(sizes.paper_size, sizes, device)
+    config = replace(config, checkpoint_activations=True)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    tokens = max(sizes.paper_lengths)
+    models = {
+        "Megalodon": CausalLM(config, vocab, share_emb=True),
+        "Llama-style": transformer(config, vocab),
+    }
+    models = {name: lm.to(device, dtype) for name, lm in models.items()}
+    steps = {
+        (length, name): TrainStep(lm, tokens // length, length)
+        for length in sizes.paper_lengths
+        for name, lm in models.items()
+    }
+    _in_turn(list(steps.values()), repeats, "paper")
+    rate = matmul_flops_per_second(dtype, device)
+    bars = []
+    for (length, name), step in steps.items():
+        per_second = tokens / step.median
+        mfu = training_flops_per_token(models[name], length) * per_second / rate
+        speed = {"tokens_per_s": round(per_second), "mfu": float(f"{mfu:.3g}")}
+        bars.append({"length": length, "model": name} | speed)
+    print("\n".join(drawn(bars)))
+    return {"size": size, "matmul_gflops": round(rate / 1e9), "bars": bars}
+
+
+def drawn(bars: list[dict[str, Any]]) -> list[str]:
+    """Return the bars of figure 4 as lines of text."""
+    most = max(bar["tokens_per_s"] for bar in bars)
+    return [
+        f"{bar['length']:>6} {bar['model']:12} {'#' * round(40 * bar['tokens_per_s'] / most):40} "
+        f"{bar['tokens_per_s']:>9,} tokens/s  MFU {100 * bar['mfu']:.1f} %"
+        for bar in bars
+    ]
 
 
 def state_bytes(state: StackState) -> int:
@@ -234,7 +267,7 @@ def decode(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object
             for step, taken in zip(pair, seconds[name], strict=True):
                 start = time.perf_counter()
                 step()
-                _wait(token)
+                wait(device)
                 taken.append(time.perf_counter() - start)
     return {
         "positions": [near, sizes.far],
@@ -257,7 +290,7 @@ def _rates(
     }
 
 
-MEASUREMENTS = {"train": train, "lengths": lengths, "decode": decode}
+MEASUREMENTS = {"train": train, "paper": paper, "lengths": lengths, "decode": decode}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -268,6 +301,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--length", type=int, help="of train (default: 8192)")
+    parser.add_argument(
+        "--size", choices=["small", *PAPER_SIZES], help="of paper (default: the largest that fits)"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", help="of paper (default: 4096 32768)")
     parser.add_argument("--far", type=int, help="later position of decode (default: 1000000)")
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     args = parser.parse_args(arguments)
@@ -276,6 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = TINY if args.tiny else Sizes()
     sizes = replace(sizes, length=args.length) if args.length else sizes
     sizes = replace(sizes, far=args.far) if args.far else sizes
+    sizes = replace(sizes, paper_size=args.size)
+    sizes = replace(sizes, paper_lengths=tuple(args.lengths)) if args.lengths else sizes
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     for name in args.what:
         torch.manual_seed(0)

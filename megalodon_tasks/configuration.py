@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import EncoderConfig
 
 RECIPES = Path(str(importlib.resources.files("megalodon_tasks.recipes")))
 
@@ -100,14 +100,15 @@ def compose_configuration(folder: Path, name: str, overrides: Sequence[str] = ()
 def training_configuration(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose what fairseq trains with: the YAML, the overrides, and the components' defaults.
 
-    Raises :class:`UserError` for a value of the wrong type, or sizes that make no Megalodon.
+    Raises :class:`UserError` for a value of the wrong type, or sizes that make no model.
     """
     config: Any = compose_configuration(folder, name, overrides)
     try:
         add_defaults(config)
         OmegaConf.resolve(config)
-        sizes = {field.name for field in fields(MegalodonConfig)} & set(config.model)
-        MegalodonConfig(**{field: config.model[field] for field in sizes}).validate()
+        model = MODEL_DATACLASS_REGISTRY.get(config.model._name)
+        if isinstance(model, type) and issubclass(model, EncoderConfig):
+            model(**config.model).validate()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _refused(folder, name, overrides, error) from None
     return config

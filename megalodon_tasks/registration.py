@@ -6,7 +6,13 @@ from megalodon_tasks import fairseq_compat
 fairseq_compat.install()
 
 from megalodon_tasks.criterions import classification  # noqa: E402, F401
-from megalodon_tasks.models import fairseq_encoder, fairseq_models, fairseq_seq2seq  # noqa: E402, F401
+from megalodon_tasks.models import (  # noqa: E402, F401
+    fairseq_encoder,
+    fairseq_mega,
+    fairseq_models,
+    fairseq_seq2seq,
+    fairseq_transformer,
+)
 from megalodon_tasks.recipes.imagenet import schedule  # noqa: E402, F401
 from megalodon_tasks.recipes.imagenet import task as imagenet_task  # noqa: E402, F401
 from megalodon_tasks.recipes.lm import task as lm_task  # noqa: E402, F401

@@ -112,13 +112,13 @@ def set_chunk_parallel(model: nn.Module, group: dist.ProcessGroup | None) -> Chu
 
     The processes of ``group`` must call the model together, each with its :meth:`ChunkParallel.piece`.
     None makes it treat its input as whole sequences again.  Raises ``ValueError`` for a model without a
-    causal stack.
+    causal stack of Megalodon.
     """
     parts = [module for module in model.modules() if hasattr(module, "chunk_parallel")]
     if not parts or not all(part.causal for part in parts):
         raise ValueError(
-            f"{type(model).__name__} has no causal stack, so its sequences cannot be divided over "
-            "processes: choose a language model, or data parallelism"
+            f"{type(model).__name__} has no causal stack of Megalodon, so its sequences cannot be "
+            "divided over processes: choose a language model of Megalodon, or data parallelism"
         )
     chunk_parallel = None if group is None else ChunkParallel(group)
     for part in parts:

@@ -1,21 +1,21 @@
 """The classifier in plain PyTorch: embedding, bidirectional stack, pooling, head.
 
+All architectures share it and differ in the stack and its configuration.
+
 Legend: B batch, L length, D model dim.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import EncoderConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding, ScalarEmbedding, TokenEmbedding
 from megalodon_tasks.models.heads import ClassHead, MeanPool, PairHead
-from megalodon_tasks.models.layers.cema import ComplexEMA
-from megalodon_tasks.models.layers.gated_attention import GatedAttention
-from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.stack import MegalodonStack
 
 
@@ -55,15 +55,22 @@ class SequenceClassifier(nn.Module):
     """Classify a sequence, a pair of sequences, or an image read as a sequence of patches.
 
     Padding stands at the end of a sequence and changes no score.
+
+    ``stack_type`` is built from ``config``.  It maps (B, L, D) and a padding mask (B, L) or None to
+    (B, L, D), zero at padding, and a state that is not used here.  Attention in it has its chunk as
+    ``chunk_size``, and each module that depends on the sampling rate has a ``time_step``, 1 at first;
+    see :meth:`set_time_step`.
     """
 
-    def __init__(self, config: MegalodonConfig, inputs: ClassifierInputs) -> None:
+    stack_type: ClassVar[type[nn.Module]] = MegalodonStack
+
+    def __init__(self, config: EncoderConfig, inputs: ClassifierInputs) -> None:
         super().__init__()
         d = config.model_dim
         self.dropout = config.dropout
         self.trained_chunk_size = config.chunk_size
         self.embedding = build_embedding(inputs, d)
-        self.stack = MegalodonStack(config)
+        self.stack = self.stack_type(config)
         self.pool = MeanPool(d, config.init_mode)
         if inputs.pair:
             self.head = PairHead(d, inputs.num_classes, config.dropout, config.init_mode)
@@ -93,9 +100,9 @@ class SequenceClassifier(nn.Module):
                 "can read signals sampled more slowly by a whole factor, but no faster ones"
             )
         for module in self.stack.modules():
-            if isinstance(module, (ComplexEMA, RotaryEmbedding)):
+            if hasattr(module, "time_step"):
                 module.time_step = factor
-            elif isinstance(module, GatedAttention):
+            if hasattr(module, "chunk_size"):
                 module.chunk_size = None if chunk is None else chunk // factor
 
     def encode(self, inputs: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:

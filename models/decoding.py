@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from megalodon_tasks.models.captured_steps import CapturedSteps
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import LanguageModel
+from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.prepared_steps import BlockStep, NormStep, Place
 from megalodon_tasks.models.state import StackState, reorder_state
 
@@ -43,12 +44,19 @@ class Decoder:
 
     On CUDA the steps of the stack are replayed from CUDA graphs; this has not been run on a GPU.
 
-    Raises ``ValueError`` for a model in training mode or a state of another model.
+    Raises ``ValueError`` for a model in training mode, a state of another model, and a model whose
+    blocks have no prepared steps; :func:`decoder_for` takes them all.
     """
 
     def __init__(self, lm: LanguageModel, state: StackState) -> None:
         self._lm = lm
         self._refuse_training()
+        if not can_prepare(lm):
+            changes = " ".join(f"model.{k}={v}" for k, v in lm.config.ablations.items())
+            raise ValueError(
+                f"{type(lm.stack).__name__} {changes}: there are prepared steps for the published "
+                "blocks of Megalodon only; continue with decoder_for(model, state)"
+            )
         layer = lm.stack.blocks[0].attention
         lm.stack.check_state(state)
         _check_sizes(state, lm.config, layer.chunk_size)
@@ -269,6 +277,44 @@ class Decoder:
         parameters = [owner[name] for owner, name in self._parameters]
         addresses = list(map(torch.Tensor.data_ptr, parameters))
         return addresses + list(map(_version, parameters)) if self._versioned else addresses
+
+
+class OrdinaryDecoder:
+    """Continue a state by ordinary calls of the model, with the methods of :class:`Decoder`."""
+
+    def __init__(self, lm: LanguageModel, state: StackState) -> None:
+        lm.stack.check_state(state)
+        self._lm, self._state = lm, state
+
+    @torch.no_grad()
+    def __call__(self, tokens_B1: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the next token, (B, 1, V).  tokens: (B, 1) int64."""
+        return self._lm.output.scores(self.features(tokens_B1))
+
+    @torch.no_grad()
+    def features(self, tokens_B1: torch.Tensor) -> torch.Tensor:
+        """Return the input of the output layer, (B, 1, D), and advance by one step."""
+        x_B1D, self._state = self._lm.features(tokens_B1, self._state)
+        return x_B1D
+
+    def state(self) -> StackState:
+        """Return the state."""
+        return self._state
+
+    def reorder(self, order: torch.Tensor) -> None:
+        """Select rows, as beam search does.  order: (new batch,) int64, repeats allowed."""
+        self._state = reorder_state(self._state, order)
+
+
+def can_prepare(lm: LanguageModel) -> bool:
+    """Return whether there are prepared steps, so a :class:`Decoder`, for the blocks of ``lm``."""
+    published = not lm.config.ablations
+    return published and all(isinstance(block, MegalodonBlock) for block in lm.stack.blocks)
+
+
+def decoder_for(lm: LanguageModel, state: StackState) -> Decoder | OrdinaryDecoder:
+    """Return what continues ``state`` by one token of each row at a time, the fastest for ``lm``."""
+    return Decoder(lm, state) if can_prepare(lm) else OrdinaryDecoder(lm, state)
 
 
 def _check_sizes(state: StackState, config: MegalodonConfig, chunk_size: int | None) -> None:

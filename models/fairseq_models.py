@@ -9,7 +9,7 @@ Legend: B batch, L length, D model dim.
 import itertools
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional, TypeVar
 
 import torch
 from fairseq.data import Dictionary
@@ -26,25 +26,30 @@ from omegaconf import DictConfig
 from torch.nn import functional as F
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
-from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.decoding import Decoder
+from megalodon_tasks.models.config import EncoderConfig, MegalodonConfig
+from megalodon_tasks.models.decoding import Decoder, can_prepare
 from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
+from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.models.state import Carried, StackState, reorder_state
 
+Config = TypeVar("Config", bound=EncoderConfig)
 
-def plain_config(cfg: Any, **changes: object) -> MegalodonConfig:
-    """Return the fields of ``cfg`` that belong to :class:`MegalodonConfig`, with ``changes``."""
-    values = {f.name: getattr(cfg, f.name) for f in fields(MegalodonConfig)}
-    config = MegalodonConfig(**values | changes)
+
+def plain_config(
+    cfg: Any, config_type: type[Config] = MegalodonConfig, **changes: object
+) -> Config:
+    """Return the fields of ``cfg`` that belong to ``config_type``, with ``changes``, validated."""
+    values = {f.name: getattr(cfg, f.name) for f in fields(config_type)}
+    config = config_type(**values | changes)
     config.validate()
     return config
 
 
 @dataclass
-class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
-    """Everything that defines a Megalodon classifier except the data set, which the task describes."""
+class ClassifierData(FairseqDataclass):
+    """What the configuration of a classifier says about its data set."""
 
     vocabulary: Optional[str] = field(
         default=None,
@@ -56,8 +61,18 @@ class MegalodonClassifierConfig(FairseqDataclass, MegalodonConfig):
     )
 
 
+@dataclass
+class MegalodonClassifierConfig(ClassifierData, MegalodonConfig):
+    """Everything that defines a Megalodon classifier except the data set, which the task describes."""
+
+
 class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
-    """:class:`SequenceClassifier` with fairseq's model interface and the same ``state_dict`` names."""
+    """:class:`SequenceClassifier` with fairseq's model interface and the same ``state_dict`` names.
+
+    Another architecture is a subclass with its own ``stack_type`` and ``config_type``.
+    """
+
+    config_type: ClassVar[type[EncoderConfig]] = MegalodonConfig
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonClassifier":
@@ -68,7 +83,7 @@ class MegalodonClassifier(SequenceClassifier, BaseFairseqModel):
                 f"task {type(task).__name__} does not describe its data set; use a classification "
                 "task of this project (for example task._name=lra_text)"
             )
-        return cls(plain_config(cfg), inputs)
+        return cls(plain_config(cfg, cls.config_type), inputs)
 
 
 @dataclass
@@ -152,11 +167,15 @@ class AdaptiveOutput(AdaptiveSoftmax):
 
 
 def build_language_model(
-    config: MegalodonLanguageModelConfig, vocab_size: int, padding_idx: int
+    config: MegalodonLanguageModelConfig,
+    vocab_size: int,
+    padding_idx: int,
+    stack_type: type[MegalodonStack] = MegalodonStack,
+    stack_config_type: type[MegalodonConfig] = MegalodonConfig,
 ) -> LanguageModel:
     """Build the model without fairseq's interface; ``ValueError`` for an impossible configuration."""
     config.validate()
-    stack_config = plain_config(config, causal=True)
+    stack_config = plain_config(config, stack_config_type, causal=True)
     if config.adaptive_cutoffs is None:
         return CausalLM(
             stack_config,
@@ -164,6 +183,7 @@ def build_language_model(
             scale_emb=config.scale_emb,
             share_emb=config.share_emb,
             padding_idx=padding_idx,
+            stack_type=stack_type,
         )
     d, cutoffs, factor = config.model_dim, config.cutoffs(vocab_size), config.adaptive_factor
     embedding = AdaptiveInput(vocab_size, padding_idx, d, factor, d, cutoffs)
@@ -176,7 +196,7 @@ def build_language_model(
         adaptive_inputs=embedding if config.share_emb else None,
         tie_proj=config.share_emb,
     )
-    return LanguageModel(stack_config, vocab_size, embedding, output, config.scale_emb)
+    return LanguageModel(stack_config, vocab_size, embedding, output, config.scale_emb, stack_type)
 
 
 class MegalodonDecoder(FairseqIncrementalDecoder):
@@ -250,7 +270,8 @@ class MegalodonDecoder(FairseqIncrementalDecoder):
     ) -> bool:
         """Return whether a :class:`Decoder` can read these tokens: one of each row, in evaluation."""
         return (
-            isinstance(state, (StackState, Decoder))
+            can_prepare(self.lm)
+            and isinstance(state, (StackState, Decoder))
             and unread_BL.shape[1] == 1
             and document_starts is None
             and not (self.training or torch.is_grad_enabled())
@@ -317,8 +338,13 @@ class MegalodonLanguageModel(FairseqLanguageModel):
     """A Megalodon decoder with fairseq's interface.
 
     ``model.decoder.lm`` is the model in plain PyTorch; ``state_dict`` names are its names after
-    ``decoder.lm.``.
+    ``decoder.lm.``.  Another architecture is a subclass with its own ``stack_type``, that stack's
+    ``stack_config_type``, and the ``config_type`` that adds what fairseq asks for.
     """
+
+    config_type: ClassVar[type[MegalodonLanguageModelConfig]] = MegalodonLanguageModelConfig
+    stack_config_type: ClassVar[type[MegalodonConfig]] = MegalodonConfig
+    stack_type: ClassVar[type[MegalodonStack]] = MegalodonStack
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "MegalodonLanguageModel":
@@ -329,20 +355,34 @@ class MegalodonLanguageModel(FairseqLanguageModel):
                 f"task {type(task).__name__} has no dictionary; use a language modelling task "
                 "(task._name=megalodon_language_modeling)"
             )
-        names = [f.name for f in fields(MegalodonLanguageModelConfig) if f.name != "_name"]
-        config = MegalodonLanguageModelConfig(**{name: getattr(cfg, name) for name in names})
-        lm = build_language_model(config, len(dictionary), dictionary.pad())
+        names = [f.name for f in fields(cls.config_type) if f.name != "_name"]
+        config = cls.config_type(**{name: getattr(cfg, name) for name in names})
+        stack = (cls.stack_type, cls.stack_config_type)
+        lm = build_language_model(config, len(dictionary), dictionary.pad(), *stack)
         return cls(MegalodonDecoder(dictionary, lm))
 
+    takes_targets = True  # see fairseq_compat/loss_in_pieces.py
+
     def forward(
-        self, src_tokens: torch.Tensor, carried: Carried | None = None, **kwargs: Any
+        self,
+        src_tokens: torch.Tensor,
+        carried: Carried | None = None,
+        targets: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Call the decoder; with ``carried``, continue from its state and leave the next one there."""
-        if carried is None:
-            return self.decoder(src_tokens, **kwargs)
-        state = carried.get(self)
-        output, extra = self.decoder(src_tokens, state=state, return_state=True, **kwargs)
-        carried.put(self, extra["state"])
+        """Call the decoder; with ``carried``, continue from its state and leave the next one there.
+
+        With ``targets`` (B, L) return their negative log-likelihoods (B, L) in nats in place of scores.
+        """
+        if carried is not None:
+            kwargs |= {"state": carried.get(self), "return_state": True}
+        if targets is not None:
+            kwargs |= {"features_only": True}
+        output, extra = self.decoder(src_tokens, **kwargs)
+        if carried is not None:
+            carried.put(self, extra["state"])
+        if targets is not None:
+            output = self.decoder.lm.output.nll(output, targets)
         return output, extra
 
 

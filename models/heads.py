@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.layers.linear import Linear, init_linear
+from megalodon_tasks.models.token_loss import token_nll
 
 
 class MeanPool(nn.Module):
@@ -77,6 +78,5 @@ class TokenOutput(Linear):
         return self(x_BLD)
 
     def nll(self, x_BLD: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
-        """Return the negative log-likelihood of ``targets`` (B, L) in nats: (B, L) float32."""
-        logits_BVL = self(x_BLD).float().transpose(1, 2)
-        return F.cross_entropy(logits_BVL, targets_BL, reduction="none")
+        """Return the negative log-likelihood of ``targets`` (B, L) in nats, see :func:`token_nll`."""
+        return token_nll(x_BLD, self.weight, targets_BL)

@@ -20,8 +20,9 @@ class LanguageModel(nn.Module):
     """Score next tokens with any embedding and output layer of the same vocabulary.
 
     ``embedding`` maps tokens (B, L) to (B, L, D).  ``output`` has ``scores`` and ``nll``, as
-    :class:`TokenOutput` does.  ``scale_emb`` multiplies the embedding by sqrt(D).  A sequence may be fed
-    in pieces of any length with the state carried.
+    :class:`TokenOutput` does.  ``scale_emb`` multiplies the embedding by sqrt(D).  ``stack_type`` is
+    built from ``config``, and can be that of another architecture.  A sequence may be fed in pieces of
+    any length with the state carried.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class LanguageModel(nn.Module):
         embedding: nn.Module,
         output: nn.Module,
         scale_emb: bool = False,
+        stack_type: type[MegalodonStack] = MegalodonStack,
     ) -> None:
         super().__init__()
         if not config.causal:
@@ -40,7 +42,7 @@ class LanguageModel(nn.Module):
         self.dropout = config.dropout
         self.scale_emb = scale_emb
         self.embedding = embedding
-        self.stack = MegalodonStack(config)
+        self.stack = stack_type(config)
         self.output = output
 
     def embed(self, tokens_BL: torch.Tensor) -> torch.Tensor:
@@ -88,7 +90,7 @@ class LanguageModel(nn.Module):
     def nll(
         self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor, state: StackState | None = None
     ) -> tuple[torch.Tensor, StackState]:
-        """Return the negative log-likelihood of ``targets`` in nats, (B, L) float32, and the state.
+        """Return the negative log-likelihood of ``targets`` in nats, (B, L), and the state.
 
         Raises ``ValueError`` for a token or target outside the vocabulary.
         """
@@ -128,10 +130,11 @@ class CausalLM(LanguageModel):
         scale_emb: bool = False,
         share_emb: bool = False,
         padding_idx: int | None = None,
+        stack_type: type[MegalodonStack] = MegalodonStack,
     ) -> None:
         embedding = TokenEmbedding(vocab_size, config.model_dim, padding_idx, scaled=False)
         output = TokenOutput(config.model_dim, vocab_size)
-        super().__init__(config, vocab_size, embedding, output, scale_emb)
+        super().__init__(config, vocab_size, embedding, output, scale_emb, stack_type)
         self.share_emb = share_emb
         if share_emb:
             self.output.weight = self.embedding.weight

@@ -41,6 +41,42 @@ CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
     | {"norm_num_groups": 24},
 }
 
+# Mega, to compare with: its table 8; for images table 11 and its repository (tiny).  Its recipes for
+# images and speech put attention chunks of the whole sequence, which is full attention.
+_MEGA_SYMBOLS = {"prenorm": False, "attention_activation": "softmax", "norm_type": "scale"}
+_MEGA_SIGNALS = {"prenorm": True, "attention_activation": "laplace", "norm_type": "batch"}
+_MEGA_SPEECH = _MEGA_SIGNALS | {"num_layers": 6, "chunk_size": 1000, "max_positions": 16000}
+_MEGA_IMAGENET = _MEGA_SIGNALS | {"num_layers": 12, "norm_type": "layer", "max_positions": 196}
+
+MEGA_PRESETS: dict[str, dict[str, object]] = {
+    "mega_lra_listops": _MEGA_SYMBOLS
+    | {"num_layers": 6, "model_dim": 80, "value_dim": 160, "z_dim": 64, "ffn_hidden_dim": 160}
+    | {"norm_type": "layer", "max_positions": 2002},
+    "mega_lra_text": _MEGA_SYMBOLS
+    | {"num_layers": 4, "model_dim": 128, "value_dim": 256, "z_dim": 64, "ffn_hidden_dim": 256}
+    | {"max_positions": 4002},
+    "mega_lra_retrieval": _MEGA_SYMBOLS
+    | {"num_layers": 6, "model_dim": 128, "value_dim": 256, "z_dim": 64, "ffn_hidden_dim": 256}
+    | {"max_positions": 4002},
+    "mega_lra_image": _MEGA_SIGNALS
+    | {"num_layers": 8, "model_dim": 160, "value_dim": 320, "z_dim": 96, "ffn_hidden_dim": 320}
+    | {"max_positions": 1024},
+    "mega_lra_pathfinder": _MEGA_SIGNALS
+    | {"num_layers": 6, "model_dim": 128, "value_dim": 256, "z_dim": 64, "ffn_hidden_dim": 256}
+    | {"max_positions": 1024},
+    "mega_lra_pathx": _MEGA_SIGNALS
+    | {"num_layers": 4, "model_dim": 64, "value_dim": 128, "z_dim": 32, "ffn_hidden_dim": 128}
+    | {"norm_type": "syncbatch", "max_positions": 16384},
+    "mega_sc_raw_base": _MEGA_SPEECH
+    | {"model_dim": 60, "value_dim": 120, "z_dim": 30, "ffn_hidden_dim": 120},
+    "mega_sc_raw_big": _MEGA_SPEECH
+    | {"model_dim": 72, "value_dim": 144, "z_dim": 36, "ffn_hidden_dim": 144},
+    "mega_imagenet_tiny": _MEGA_IMAGENET
+    | {"model_dim": 192, "value_dim": 384, "z_dim": 64, "ffn_hidden_dim": 384},
+    "mega_imagenet_base": _MEGA_IMAGENET
+    | {"model_dim": 768, "value_dim": 1536, "z_dim": 256, "ffn_hidden_dim": 1536},
+}
+
 # Language models.  The released sizes and pg19: the authors' table of models (mega.py of
 # github.com/XuezheMax/megalodon at 53cbaa3a).  Its two 7B models differ in the feed-forward layer; this
 # is the one with SwiGLU, as in the paper, with the paper's chunk of 4096 and RoPE base of 100,000
@@ -64,6 +100,18 @@ LM_PRESETS: dict[str, dict[str, object]] = {
     "megalodon_lm_7b": {"num_layers": 32, "model_dim": 4096, "num_heads": 4, "z_dim": 1024}
     | {"value_dim": 8192, "ffn_hidden_dim": 8192, "chunk_size": 4096, "norm_num_groups": 64}
     | {"swiglu": True, "rope_base": 100000.0},
+}
+
+# Transformers of the same sizes, see TransformerConfig.  That of 7B is Llama 2 (arXiv 2307.09288), whose
+# attention is full.
+TRANSFORMER_CLASSIFIER_PRESETS: dict[str, dict[str, object]] = {
+    name.replace("megalodon_", "transformer_"): sizes for name, sizes in CLASSIFIER_PRESETS.items()
+}
+TRANSFORMER_LM_PRESETS: dict[str, dict[str, object]] = {
+    f"transformer_lm_{name}": LM_PRESETS[f"megalodon_lm_{name}"]
+    for name in ("wikitext103", "enwik8", "pg19")
+} | {
+    "transformer_lm_7b": {"num_layers": 32, "model_dim": 4096, "transformer_ffn_dim": 11008},
 }
 
 # Encoder-decoders.  Mega's architectures for WMT of the same names (fairseq/models/mega.py of

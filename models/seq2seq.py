@@ -138,7 +138,8 @@ class Encoder(nn.Module):
 class CrossBlock(MegalodonBlock):
     """Compute ``Y1 = Attention(Norm(X)) + X;  Y2 = Cross(Y1, E) + X;  Y = FFN(Norm(Y2)) + X``.
 
-    Every branch adds to the block's input, as in the authors' interim code.
+    Every branch adds to the block's input, as in the authors' interim code; with ``config.residual``
+    "plain" each adds to the sum of those before it.
     """
 
     def __init__(self, config: MegalodonConfig, layer_index: int) -> None:
@@ -155,9 +156,10 @@ class CrossBlock(MegalodonBlock):
         """Map (B, L, D) to (B, L, D) and the state after the last step."""
         branch_BLD, state = self.attention(x_BLD, padding_mask_BL, state)
         y_BLD = drop_path(branch_BLD, self.drop_path, self.training) + x_BLD
-        y_BLD = drop_path(self.cross(y_BLD, source), self.drop_path, self.training) + x_BLD
-        branch_BLD = self.feed_forward(y_BLD)
-        return drop_path(branch_BLD, self.drop_path, self.training) + x_BLD, state
+        branch_BLD = drop_path(self.cross(y_BLD, source), self.drop_path, self.training)
+        y_BLD = branch_BLD + (x_BLD if self.two_hop else y_BLD)
+        branch_BLD = drop_path(self.feed_forward(y_BLD), self.drop_path, self.training)
+        return branch_BLD + (x_BLD if self.two_hop else y_BLD), state
 
 
 class CrossStack(MegalodonStack):

@@ -1,12 +1,15 @@
 """The unified encoder/decoder: the same blocks, causal or bidirectional, and a norm at the end."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.block import MegalodonBlock
-from megalodon_tasks.models.layers.norms import TimeNorm
+from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.layers.norms import TimeNorm, build_norm
 from megalodon_tasks.models.state import BlockState, StackState
 
 
@@ -20,7 +23,7 @@ class MegalodonStack(nn.Module):
     the block in the backward pass, with the same dropout: the same gradients in less memory.
     """
 
-    block_type: type[MegalodonBlock] = MegalodonBlock
+    block_type: ClassVar[type[nn.Module]] = MegalodonBlock
 
     def __init__(self, config: MegalodonConfig) -> None:
         super().__init__()
@@ -28,7 +31,15 @@ class MegalodonStack(nn.Module):
         self.causal = config.causal
         self.checkpoint_activations = config.checkpoint_activations
         self.blocks = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
-        self.norm = TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
+        self.norm = self.build_norm(config)
+        # What a state holds besides the open chunk: moments of norms, and moving averages.
+        averages = any(isinstance(module, ComplexEMA) for module in self.blocks.modules())
+        self.carries = (isinstance(self.norm, TimeNorm), averages)
+
+    @staticmethod
+    def build_norm(config: MegalodonConfig) -> nn.Module:
+        """Build the norm at the end."""
+        return build_norm(config)
 
     def forward(
         self,
@@ -51,7 +62,7 @@ class MegalodonStack(nn.Module):
         return x_BLD, StackState(tuple(new_states), norm_state) if self.causal else None
 
     def run_block(
-        self, block: MegalodonBlock, *inputs: torch.Tensor | BlockState | None
+        self, block: nn.Module, *inputs: torch.Tensor | BlockState | None
     ) -> tuple[torch.Tensor, BlockState | None]:
         """Call a block of this stack, with its activations stored or to be recomputed."""
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -71,4 +82,10 @@ class MegalodonStack(nn.Module):
             raise ValueError(
                 f"the state has {len(state.blocks)} blocks, this stack {len(self.blocks)}; "
                 "pass a state that this model returned"
+            )
+        parts = (state.norm, state.blocks[0].cema)
+        if tuple(part is not None for part in parts) != self.carries:
+            raise ValueError(
+                f"the state is of another architecture than {type(self).__name__}; pass a state that "
+                "this model returned"
             )

@@ -16,19 +16,20 @@ from megalodon_tasks.cuda_ops import ChunkAttentionState, TimestepNormState
 class BlockState(NamedTuple):
     """State of one block.
 
-    norm: moments of the norm before attention.  cema: (B, D, N) complex.  attention: open chunk.
+    norm: moments of the norm before attention.  cema: (B, D, N) complex.  attention: open chunk, or the
+    window of a Transformer, which has nothing else.
     """
 
-    norm: TimestepNormState
-    cema: torch.Tensor
+    norm: TimestepNormState | None
+    cema: torch.Tensor | None
     attention: ChunkAttentionState
 
 
 class StackState(NamedTuple):
-    """State of a stack: one entry per block, and the moments of the norm at the end."""
+    """State of a stack: one entry per block, and the moments of the norm at the end if it has any."""
 
     blocks: tuple[BlockState, ...]
-    norm: TimestepNormState
+    norm: TimestepNormState | None
 
 
 def map_state(state: StackState, function: Callable[[torch.Tensor], torch.Tensor]) -> StackState:
@@ -77,12 +78,19 @@ def _join(items: Sequence) -> object:
 
 def split_state(state: StackState) -> list[StackState]:
     """Return one state of batch 1 per row, the inverse of :func:`join_states`."""
-    rows = state.norm.count.shape[0]
-    return [map_state(state, lambda tensor, row=row: tensor[row : row + 1]) for row in range(rows)]
+    return [
+        map_state(state, lambda tensor, row=row: tensor[row : row + 1])
+        for row in range(batch_size(state))
+    ]
+
+
+def batch_size(state: StackState) -> int:
+    """Count the rows of the batch."""
+    return state.blocks[0].attention.key.shape[0]
 
 
 def open_steps(state: StackState | None) -> int:
-    """Count the steps of the open attention chunk (all steps read so far, if attention is full)."""
+    """Count the steps that attention holds: of its open chunk or window, or all that were read."""
     return 0 if state is None else state.blocks[0].attention.key.shape[1]
 
 
@@ -102,13 +110,15 @@ def state_from_plain(plain: dict[str, object]) -> StackState:
     """Convert back what :func:`state_to_plain` returned."""
     blocks = tuple(
         BlockState(
-            TimestepNormState(**block["norm"]),
-            block["cema"],
-            ChunkAttentionState(**block["attention"]),
+            _moments(block["norm"]), block["cema"], ChunkAttentionState(**block["attention"])
         )
         for block in plain["blocks"]
     )
-    return StackState(blocks, TimestepNormState(**plain["norm"]))
+    return StackState(blocks, _moments(plain["norm"]))
+
+
+def _moments(plain: dict[str, torch.Tensor] | None) -> TimestepNormState | None:
+    return None if plain is None else TimestepNormState(**plain)
 
 
 class Carried:

@@ -2,7 +2,8 @@
 
 Writes ``kernels.png`` (CEMA's kernels before and after training), ``attention.png`` (the weights of one
 chunk) and ``gates.png`` (the activity of the gates) for one item of the data, and for an encoder-decoder
-``cross_attention.png``.
+``cross_attention.png``.  A Transformer has ``attention.png`` only, and a Megalodon without a moving
+average has no ``kernels.png``.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Train and evaluate a recipe over a grid of settings: ``megalodon sweep RECIPE DATA SAVE ...``.
 
-Writes ``table.csv``, ``table.md`` and pictures into SAVE.  Repeating the command resumes the sweep:
-finished runs stay, an interrupted one resumes from its checkpoint, a failed one is tried again.
+Writes ``table.csv``, ``table.md`` and pictures, among them learning curves, into SAVE.  Repeating the
+command resumes the sweep: finished runs stay, an interrupted one resumes from its checkpoint, a failed
+one is tried again.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from megalodon_tasks.configuration import (
 )
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import sole_writer
-from megalodon_tasks.runs import results, sweep_job, sweep_table
+from megalodon_tasks.runs import learning_curves, results, sweep_job, sweep_table
 from megalodon_tasks.runs import sweep as sweeps
 from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
 
@@ -175,6 +176,7 @@ def conclude(sweep: Sweep) -> bool:
         published = [] if sweep.demo else results.published(sweep.recipe)
         paper = {row["id"]: float(row["paper_value"]) for row in published if row["paper_value"]}
         sweep_table.draw(sweep, rows, paper)
+        learning_curves.draw_sweep(sweep)
         print(sweep_table.markdown(sweep, rows), end="")
         print(f"written to {sweep.folder}: table.csv, table.md and pictures")
     for run in sweep.runs:

@@ -10,6 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults
+from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf, open_dict
 
@@ -22,6 +23,7 @@ from megalodon_tasks.fairseq_compat.trusted_components import check_components, 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
+from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.runs.comparability import describe_training
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.runs.record import relative
@@ -231,7 +233,8 @@ def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, 
 def read_language_model(path: Path) -> CausalLM:
     """Read the language model of a checkpoint; needs neither its task nor its data.
 
-    Raises ``ValueError`` if the checkpoint holds another model, or an adaptive embedding and softmax.
+    Raises ``ValueError`` if the checkpoint holds another model or architecture, or an adaptive embedding
+    and softmax.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint")
@@ -240,6 +243,11 @@ def read_language_model(path: Path) -> CausalLM:
     if not weights or not all(name.startswith(PREFIX) for name in weights):
         raise ValueError(f"{path} holds no language model of this project")
     settings = state["cfg"]["model"]
+    registered = MODEL_REGISTRY.get(settings["_name"])
+    if getattr(registered, "stack_type", None) is not MegalodonStack:
+        raise ValueError(
+            f"{path}: model._name={settings['_name']} is not a Megalodon, so it cannot be converted"
+        )
     if settings.get("adaptive_cutoffs") is not None:
         raise ValueError(
             f"{path}: adaptive_cutoffs={settings['adaptive_cutoffs']}: the released model has no "

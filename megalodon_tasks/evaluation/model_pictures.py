@@ -1,5 +1,7 @@
 """Draw what a model does: kernels and rates of CEMA, attention weights, and gates.
 
+A Transformer has attention only.
+
 Legend: B batch, L length, D channels, N components, H heads, K width of queries, V width of values,
 T lags.  No picture needs colour to be read.
 """
@@ -22,6 +24,7 @@ from megalodon_tasks.cuda_ops.complex_ema.coefficients import coefficients
 from megalodon_tasks.evaluation.checkpoint import Trained
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.cross_attention import GatedCrossAttention
+from megalodon_tasks.models.layers.fused_attention import FusedAttention
 from megalodon_tasks.models.layers.gated_attention import GatedAttention
 
 BEFORE = {"color": "0.6", "linestyle": "--", "linewidth": 1.0}
@@ -53,7 +56,7 @@ def kernels(layer: ComplexEMA, reach: int) -> Kernels:
     impulse = layer.omega.new_zeros(1, before + reach + 1, layer.dim)
     impulse[:, before] = 1.0
     response, _ = layer(impulse)
-    found = coefficients(layer.alpha, layer.delta, layer.theta, layer.gamma)
+    found = coefficients(*layer.arguments()[:4])
     return Kernels(
         lags=torch.arange(-before, reach + 1),
         values=response[0].T,
@@ -82,42 +85,53 @@ def spread(values_DT: torch.Tensor, count: int) -> list[int]:
 
 @dataclass
 class Observation:
-    """What one attention layer did: rotated queries and keys (B, L, H, K), and the gate (B, L, V)."""
+    """What one attention layer did: rotated queries and keys (B, L, H, K), and the gate (B, L, V).
 
-    layer: GatedAttention
+    A Transformer's layer has no gate.
+    """
+
+    layer: GatedAttention | FusedAttention
     rotated: list[torch.Tensor] = field(default_factory=list)
     gate: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
 
     @property
     def chunk_steps(self) -> int:
-        """Return the steps of a chunk; those of the whole sequence where attention is full."""
+        """Return the steps of a chunk or window; of the whole sequence where attention is full."""
         length = self.rotated[0].shape[1]
         return min(self.layer.chunk_size or length, length)
 
     def attention(self, item: int, chunk: int) -> torch.Tensor:
-        """Return (H, steps, steps): the weights of one chunk of one item, rows are queries.
+        """Return (H, steps, keys): the weights of one chunk of one item, rows are queries.
 
+        Keys are those of the same chunk; where attention has a window, those before it too.
         Raises ``ValueError`` for a chunk that the item does not have.
         """
-        query, key = (tensor[item].transpose(0, 1) for tensor in self.rotated)
+        query, key = (tensor[item].transpose(0, 1).double() for tensor in self.rotated)
         steps = self.chunk_steps
         chunks = -(-query.shape[1] // steps)
         if not 0 <= chunk < chunks:
             raise ValueError(
                 f"chunk {chunk}: the item has the chunks 0 to {chunks - 1} of {steps} steps"
             )
-        here = slice(chunk * steps, (chunk + 1) * steps)
-        scores = query[:, here].double() @ key[:, here].double().transpose(1, 2)
+        step = torch.arange(query.shape[1])
+        here = step[chunk * steps : (chunk + 1) * steps]
+        reached = here
+        if isinstance(self.layer, FusedAttention):
+            query = query / query.shape[-1] ** 0.5
+            if self.layer.causal:
+                reached = step[max(0, chunk * steps - steps + 1) : int(here[-1]) + 1]
+        scores = query[:, here] @ key[:, reached].transpose(1, 2)
         if self.layer.causal:
-            later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(later, -torch.inf)
+            distance = here[:, None] - reached
+            scores = scores.masked_fill((distance < 0) | (distance >= steps), -torch.inf)
         return scores.softmax(-1)
 
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[list[Observation]]:
     """Fill one observation per attention layer in each forward pass of ``model`` within the block."""
-    layers = [module for module in model.modules() if isinstance(module, GatedAttention)]
+    kinds = (GatedAttention, FusedAttention)
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
     observations = [Observation(layer) for layer in layers]
     with ExitStack() as stack:
         for observation in observations:
@@ -135,6 +149,8 @@ def _hooks(observation: Observation) -> list[tuple[nn.Module, Callable[..., None
         observation.gate = F.silu(output.detach())
 
     layer = observation.layer
+    if isinstance(layer, FusedAttention):
+        return [(layer.rotary, see_rotated)]
     return [(layer.rotary, see_rotated), (layer.gate_proj, see_gate)]
 
 
@@ -165,8 +181,9 @@ def draw(
 ) -> list[Path]:  # fmt: skip
     """Draw the model of a checkpoint on the CPU; return the pictures that were written.
 
-    These are kernels, attention and gates, and for an encoder-decoder, whose layers are those of the
-    encoder and then those of the decoder, also cross attention.
+    These are attention, kernels (where there is a moving average) and gates, and for an encoder-decoder,
+    whose layers are those of the encoder and then those of the decoder, also cross attention; for a
+    Transformer attention only.
 
     split, item: what the model reads.  chunk: of attention.  layers: by default four, evenly spaced.
     reach: steps of a kernel.  Raises ``ValueError`` for an item, a chunk or a layer that there is not.
@@ -176,6 +193,10 @@ def draw(
     with observed(model) as seen, observed_cross(model) as cross, torch.inference_mode():
         model(**sample["net_input"])
     count = len(seen)
+    if not count:
+        raise ValueError(
+            f"{type(model).__name__}: there are pictures of Megalodon and the Transformer only"
+        )
     if layers is None:
         evenly = np.linspace(0, count - 1, min(count, MOST_LAYERS)).round().astype(int)
         layers = sorted(set(evenly.tolist()))
@@ -184,12 +205,13 @@ def draw(
             raise ValueError(f"--layers {layer}: the model has the layers 0 to {count - 1}")
     names = [f"layer {layer}" for layer in layers]
     shown = [seen[layer] for layer in layers]
-    before, after = (_all_kernels(of, layers, reach) for of in (initial_model(trained), model))
-    figures = {
-        "kernels": _draw_kernels(before, after, names),
-        "attention": _draw_attention(shown, names, chunk),
-        "gates": _draw_gates(shown, names),
-    }
+    figures = {"attention": _draw_attention(shown, names, chunk)}
+    if all(isinstance(seen.layer, GatedAttention) for seen in shown):
+        if any(isinstance(module, ComplexEMA) for module in model.modules()):
+            models = initial_model(trained), model
+            before, after = (_all_kernels(of, layers, reach) for of in models)
+            figures["kernels"] = _draw_kernels(before, after, names)
+        figures["gates"] = _draw_gates(shown, names)
     if cross:
         figures["cross_attention"] = _draw_cross([weights[0] for weights in cross[-MOST_LAYERS:]])
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,6 +221,8 @@ def draw(
 
 
 def _one_item(trained: Trained, split: str, item: int) -> dict[str, Any]:
+    if "eval_mode" in trained.cfg.task:
+        trained.task.cfg.eval_mode = "blocks"  # the items of a stream are no sequences
     trained.task.load_dataset(split, combine=False, epoch=1)
     dataset = trained.task.dataset(split)
     if not 0 <= item < len(dataset):
@@ -236,9 +260,12 @@ def _draw_rates(axes: Axes, before: Kernels, after: Kernels) -> None:
     styles = (("o", "0.65", "before"), ("+", "#0b3c6f", "after"))
     for found, (marker, shade, label) in zip((before, after), styles, strict=True):
         x, y = found.decay.flatten().numpy(), found.period.flatten().numpy()
-        axes.plot(x, y, linestyle="", marker=marker, markersize=2.5, color=shade, label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        turning = np.isfinite(y)  # the components of a real moving average never turn
+        style = {"linestyle": "", "marker": marker, "markersize": 2.5, "color": shade}
+        axes.plot(x[turning], y[turning], label=label, **style)
+        if turning.any():
+            axes.set_xscale("log")
+            axes.set_yscale("log")
     axes.set_ylabel("period (steps)", fontsize="small")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
-from megalodon_tasks.models.decoding import Decoder
+from megalodon_tasks.models.decoding import decoder_for
 from megalodon_tasks.models.language_model import LanguageModel
 
 
@@ -67,7 +67,7 @@ def generate(
         if part.shape[1]:
             _, state = model.features(part, state)
     scores_11V, state = model(prompt_1L[:, -1:], state)
-    decoder = Decoder(model, state)
+    decoder = decoder_for(model, state)
     while True:
         scores_V = scores_11V[0, 0].float().cpu()
         if not scores_V.isfinite().all():

@@ -30,6 +30,7 @@ def install() -> None:
         jobs,
         last_batch,
         log_file,
+        loss_in_pieces,
         optimizer_settings,
         processes,
         safe_globals,
@@ -55,6 +56,7 @@ def install() -> None:
         training_settings,
         processes,
         adaptive_loss,
+        loss_in_pieces,
         byte_encoder,
         last_batch,
     ):

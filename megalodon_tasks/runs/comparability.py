@@ -116,7 +116,10 @@ def _changed_settings(
     """Map the fields of ``config`` that are not as ``expected`` to both values."""
     found = {section: dict(config.get(section) or {}) for section in _SECTIONS}
     found["model"]["chunk_size"] = result["chunk_size"]
-    changed = {
+    names = [settings["model"]["_name"] for settings in (expected, config)]
+    architectures = {name.partition("_")[0] for name in names}
+    changed = {"model._name": names} if len(architectures) > 1 else {}
+    changed |= {
         f"{section}.{field}": [value, found[section].get(field, value)]
         for section in _SECTIONS
         for field, value in expected[section].items()

@@ -16,6 +16,7 @@ class MegalodonBlock(nn.Module):
     """Compute ``Y^ = Attention(Norm(X)) + X;  Y = FFN(Norm(Y^)) + X`` (arXiv 2404.08801, eq. 11).
 
     The second residual comes from two hops back, which keeps the stream's scale from growing with depth.
+    With ``config.residual`` "plain" it is Y^, the sum of the first half.
     ``config.drop_path`` drops each of the two branches independently, per sample; a sample whose
     feed-forward branch is dropped leaves the block unchanged.
     """
@@ -23,6 +24,7 @@ class MegalodonBlock(nn.Module):
     def __init__(self, config: MegalodonConfig, layer_index: int) -> None:
         super().__init__()
         self.drop_path = config.drop_path_at(layer_index)
+        self.two_hop = config.residual == "two_hop"
         self.attention = GatedAttention(config)
         self.feed_forward = NormalizedFeedForward(config, layer_index)
 
@@ -36,7 +38,8 @@ class MegalodonBlock(nn.Module):
         branch_BLD, state = self.attention(x_BLD, padding_mask_BL, state)
         y_BLD = drop_path(branch_BLD, self.drop_path, self.training) + x_BLD
         branch_BLD = self.feed_forward(y_BLD)
-        return drop_path(branch_BLD, self.drop_path, self.training) + x_BLD, state
+        branch_BLD = drop_path(branch_BLD, self.drop_path, self.training)
+        return branch_BLD + (x_BLD if self.two_hop else y_BLD), state
 
 
 def drop_path(branch: torch.Tensor, probability: float, training: bool) -> torch.Tensor:

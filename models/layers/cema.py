@@ -40,13 +40,16 @@ class ComplexEMA(WithoutDecay):
         self.bidirectional = bidirectional
         self.time_step = 1
         self.chunk_parallel: ChunkParallel | None = None  # see set_chunk_parallel
-        rows = 2 * dim if bidirectional else dim
+        self.create_parameters(2 * dim if bidirectional else dim, ndim)
+        self.reset_parameters()
+
+    def create_parameters(self, rows: int, ndim: int) -> None:
+        """Register the parameters without values."""
         self.alpha = nn.Parameter(torch.empty(rows, ndim, 1))
         self.delta = nn.Parameter(torch.empty(rows, ndim, 1))
         self.theta = nn.Parameter(torch.empty(rows, 1, 1))
         self.gamma = nn.Parameter(torch.empty(rows, ndim, 2))
-        self.omega = nn.Parameter(torch.empty(dim, 1))
-        self.reset_parameters()
+        self.omega = nn.Parameter(torch.empty(self.dim, 1))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -72,16 +75,11 @@ class ComplexEMA(WithoutDecay):
             theta = theta.repeat(2)
         self.theta.copy_(theta.view_as(self.theta))
         if self.memory is not None:
-            self._spread_time_constants(self.memory)
+            spread_time_constants(self.delta, self.alpha, self.memory)
 
-    def _spread_time_constants(self, memory: int) -> None:
-        rows, ndim, _ = self.delta.shape
-        tau_N = torch.linspace(SHORTEST_MEMORY, memory, ndim, dtype=torch.float64)
-        order_RN = torch.rand(rows, ndim, dtype=torch.float32).argsort(dim=1)
-        forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
-        # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2
-        share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())
-        self.delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])
+    def arguments(self) -> tuple[torch.Tensor, ...]:
+        """Return the alpha, delta, theta, gamma and omega of :func:`cema`."""
+        return self.alpha, self.delta, self.theta, self.gamma, self.omega
 
     @property
     def causal(self) -> bool:
@@ -100,8 +98,8 @@ class ComplexEMA(WithoutDecay):
         """
         if self.chunk_parallel is None:
             return lambda: state
-        logits = (self.alpha, self.delta, self.theta, self.gamma)
-        return self.chunk_parallel.cema_state(*self._hold(x_BLD, padding_mask_BL), logits, state)
+        held = self._hold(x_BLD, padding_mask_BL)
+        return self.chunk_parallel.cema_state(*held, self.arguments()[:4], state)
 
     def forward(
         self,
@@ -123,11 +121,7 @@ class ComplexEMA(WithoutDecay):
         x_BLD, padding_mask_BL = self._hold(x_BLD, padding_mask_BL)
         y_BLD, state = cema(
             x_BLD,
-            self.alpha,
-            self.delta,
-            self.theta,
-            self.gamma,
-            self.omega,
+            *self.arguments(),
             state=state,
             padding_mask=padding_mask_BL,
             bidirectional=self.bidirectional,
@@ -144,3 +138,16 @@ class ComplexEMA(WithoutDecay):
         if padding_mask_BL is not None:
             padding_mask_BL = padding_mask_BL.repeat_interleave(f, dim=1)
         return x_BLD.repeat_interleave(f, dim=1), padding_mask_BL
+
+
+def spread_time_constants(delta: torch.Tensor, alpha: torch.Tensor, memory: int) -> None:
+    """Set ``delta`` so that the time constants of each row spread evenly up to ``memory`` steps.
+
+    ``|q| = 1 - sigmoid(alpha) sigmoid(delta)`` (eq. 2); both logits are (rows, h, 1).
+    """
+    rows, ndim, _ = delta.shape
+    tau_N = torch.linspace(SHORTEST_MEMORY, memory, ndim, dtype=torch.float64)
+    order_RN = torch.rand(rows, ndim, dtype=torch.float32).argsort(dim=1)
+    forgotten_RN = -torch.expm1(-1 / tau_N)[order_RN]
+    share_RN = forgotten_RN / torch.sigmoid(alpha[..., 0].double())
+    delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])

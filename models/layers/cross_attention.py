@@ -44,6 +44,7 @@ class GatedCrossAttention(nn.Module):
                 "the values of cross attention; choose a divisor"
             )
         self.num_heads = config.num_heads
+        self.normalised = config.attention_scores == "normalised"
         self.norm_eps = config.norm_eps
         self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
@@ -60,13 +61,21 @@ class GatedCrossAttention(nn.Module):
         for linear in (self.q_proj, self.gate_proj, self.k_proj, self.v_proj, self.out_proj):
             init_linear(linear, config.init_mode)
 
-    def _normalised(self, x_BLZ: torch.Tensor, row: int) -> torch.Tensor:
-        """Split in heads, scale to length 1, then scale and offset: (B, L, H, K)."""
-        x_BLHK = rms_norm(x_BLZ.unflatten(-1, (self.num_heads, -1)), eps=self.norm_eps)
-        scale_Z = (self.qk_scale[row] + 1) / x_BLHK.shape[-1] ** 0.5
+    def _queries_or_keys(self, x_BLZ: torch.Tensor, row: int) -> torch.Tensor:
+        """Split in heads, scale to length 1, then scale and offset: (B, L, H, K).
+
+        With scaled scores each head keeps its length, and is divided by the fourth root of K.
+        """
+        x_BLHK = x_BLZ.unflatten(-1, (self.num_heads, -1))
+        width, scale_Z, bias_Z = x_BLHK.shape[-1], self.qk_scale[row] + 1, self.qk_bias[row]
+        if self.normalised:
+            x_BLHK = rms_norm(x_BLHK, eps=self.norm_eps)
+            scale_Z = scale_Z / width**0.5
+        else:
+            scale_Z, bias_Z = scale_Z / width**0.25, bias_Z / width**0.25
         scale_HK, bias_HK = (
             parameter.to(x_BLHK.dtype).unflatten(0, (self.num_heads, -1))
-            for parameter in (scale_Z, self.qk_bias[row])
+            for parameter in (scale_Z, bias_Z)
         )
         return torch.addcmul(bias_HK, x_BLHK, scale_HK)
 
@@ -74,7 +83,7 @@ class GatedCrossAttention(nn.Module):
         self, encoded_BSD: torch.Tensor, padding_mask_BS: torch.Tensor | None
     ) -> SourceKeys:
         """Compute what depends on the source only.  padding_mask: (B, S) bool, True at padding."""
-        key_BSHK = self._normalised(self.k_proj(encoded_BSD), row=1)
+        key_BSHK = self._queries_or_keys(self.k_proj(encoded_BSD), row=1)
         value_BSHV = F.silu(self.v_proj(encoded_BSD)).unflatten(-1, (self.num_heads, -1))
         return SourceKeys(key_BSHK, value_BSHV, padding_mask_BS)
 
@@ -82,7 +91,7 @@ class GatedCrossAttention(nn.Module):
         """Map the target's (B, L, D) to the branch (B, L, D)."""
         normed_BLD = self.norm(y_BLD)
         attended_BLHV = cross_attention(
-            self._normalised(self.q_proj(normed_BLD), row=0),
+            self._queries_or_keys(self.q_proj(normed_BLD), row=0),
             source.key,
             source.value,
             dropout_p=self.attention_dropout if self.training else 0.0,
@@ -94,7 +103,7 @@ class GatedCrossAttention(nn.Module):
 
     def weights(self, y_BLD: torch.Tensor, source: SourceKeys) -> torch.Tensor:
         """Return the weights of attention (B, H, L, S), without dropout."""
-        q_BLHK = self._normalised(self.q_proj(self.norm(y_BLD)), row=0)
+        q_BLHK = self._queries_or_keys(self.q_proj(self.norm(y_BLD)), row=0)
         scores_BHLS = torch.einsum("blhk,bshk->bhls", q_BLHK, source.key)
         if source.padding_mask is not None:
             scores_BHLS = scores_BHLS.masked_fill(source.padding_mask[:, None, None], -torch.inf)

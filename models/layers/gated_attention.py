@@ -4,7 +4,8 @@ Source: arXiv 2404.08801, eq. 5 to 9 and 18.  Where the released code differs fr
 code is followed: values come from the normed input and not from CEMA's output, and the output is the sum
 of two projections, without an update gate and without an activation on the sum.  CEMA's output goes
 through RMSNorm, or with ``cema_activation="silu"`` through SiLU without a norm, as in Mega and, on
-Pathfinder and Path-X, in the authors' interim code.
+Pathfinder and Path-X, in the authors' interim code.  ``moving_average``, ``norm_type`` and
+``attention_scores`` put something simpler in the place of CEMA, the norm and normalised scores.
 Legend: B batch, L length, D model dim, H heads, K query/key width per head, V value width per head.
 """
 
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import chunk_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.linear import Linear, init_linear
-from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
+from megalodon_tasks.models.layers.norms import RMSNorm, build_norm
+from megalodon_tasks.models.layers.real_ema import build_average
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
 
@@ -30,7 +31,7 @@ def attention_chunks(model: nn.Module, size: int | None) -> Iterator[None]:
 
     None leaves each as it is.  No weight depends on the size; a state that is carried does.
     """
-    layers = [module for module in model.modules() if isinstance(module, GatedAttention)]
+    layers = [module for module in model.modules() if hasattr(module, "chunk_size")]
     before = [layer.chunk_size for layer in layers]
     for layer in layers:
         layer.chunk_size = size or layer.chunk_size
@@ -54,15 +55,12 @@ class GatedAttention(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.norm_eps = config.norm_eps
         d, z, v = config.model_dim, config.z_dim, config.value_dim
-        self.norm = TimeNorm(d, config.norm_groups, config.norm_eps, config.causal)
-        self.cema = ComplexEMA(
-            d,
-            config.cema_ndim,
-            bidirectional=not config.causal,
-            memory=config.cema_memory if config.cema_init == "spread" else None,
-        )
-        normalised = config.cema_activation == "rmsnorm"
-        self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
+        self.normalised = config.attention_scores == "normalised"
+        self.norm = build_norm(config)
+        self.cema = build_average(config)
+        self.cema_norm = nn.SiLU()
+        if config.cema_activation == "rmsnorm":
+            self.cema_norm = RMSNorm(d, config.norm_eps)
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)
         self.v_proj = Linear(d, v)
         self.z_proj = Linear(d, z)
@@ -81,14 +79,18 @@ class GatedAttention(nn.Module):
         """Compute rotated queries and keys, (B, L, H, K) each, from one representation (eq. 6 to 8).
 
         The paper scales a unit vector z by ``gamma + 1``.  The released code, and this, scale a z whose
-        root mean square is 1 by ``(gamma + 1) / sqrt(K)``, which is the same.
+        root mean square is 1 by ``(gamma + 1) / sqrt(K)``, which is the same.  With scaled scores z
+        keeps its length, and queries and keys are each divided by the fourth root of K.
         """
         z_BLHK = self.z_proj(x_BLD).unflatten(-1, (self.num_heads, -1))
         width = z_BLHK.shape[-1]
-        z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
         scale_2HK = (self.qk_scale + 1).to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
-        scale_2HK = scale_2HK / width**0.5
         bias_2HK = self.qk_bias.to(z_BLHK.dtype).unflatten(-1, (self.num_heads, -1))
+        if self.normalised:
+            z_BLHK = rms_norm(z_BLHK, eps=self.norm_eps)
+            scale_2HK = scale_2HK / width**0.5
+        else:
+            scale_2HK, bias_2HK = scale_2HK / width**0.25, bias_2HK / width**0.25
         q_BLHK = torch.addcmul(bias_2HK[0], z_BLHK, scale_2HK[0])
         k_BLHK = torch.addcmul(bias_2HK[1], z_BLHK, scale_2HK[1])
         return (

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import TimestepNormState, rms_norm, sequence_norm, timestep_norm
 from megalodon_tasks.models.chunk_parallel import ChunkParallel
+from megalodon_tasks.models.config import MegalodonConfig
 
 
 class TimeNorm(nn.Module):
@@ -44,6 +45,13 @@ class TimeNorm(nn.Module):
         return sequence_norm(x_BLD, scale_D, self.bias, self.num_groups, **options), None
 
 
+def build_norm(config: MegalodonConfig) -> "TimeNorm | StepNorm":
+    """Build the norm before attention and at the end of a stack, as ``config.norm_type`` says."""
+    if config.norm_type == "layer":
+        return StepNorm(config.model_dim, config.norm_eps)
+    return TimeNorm(config.model_dim, config.norm_groups, config.norm_eps, config.causal)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the features, weight stored minus one."""
 
@@ -70,3 +78,16 @@ class LayerNorm(nn.Module):
         """Map (..., D) to (..., D)."""
         scale = (self.weight + 1).to(x.dtype)
         return F.layer_norm(x, self.weight.shape, scale, self.bias.to(x.dtype), self.eps)
+
+
+class StepNorm(LayerNorm):
+    """Layer norm in the place of :class:`TimeNorm`: each step by itself, so without a state."""
+
+    def forward(
+        self, x_BLD: torch.Tensor, padding_mask_BL: torch.Tensor | None = None, state: None = None
+    ) -> tuple[torch.Tensor, None]:
+        """Map (B, L, D) to (B, L, D), zero at padding."""
+        y_BLD = super().forward(x_BLD)
+        if padding_mask_BL is not None:
+            y_BLD = y_BLD.masked_fill(padding_mask_BL[..., None], 0.0)
+        return y_BLD, None

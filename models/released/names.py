@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import torch
 
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import ABLATIONS, MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
 
 # Our module or parameter, without the number of its block -> the released one, and the axis along which
@@ -140,9 +140,14 @@ def to_released(model: CausalLM) -> dict[str, torch.Tensor]:
 def config_to_released(model: CausalLM) -> dict[str, object]:
     """Return the complete released configuration of ``model``.
 
-    Raises ``ValueError`` for full attention and for SiLU after CEMA, which the released model does not
-    have.
+    Raises ``ValueError`` for full attention, for SiLU after CEMA and for an ablation, which the released
+    model does not have.
     """
+    for name, value in model.config.ablations.items():
+        raise ValueError(
+            f"model.{name}={value}: the released model has {ABLATIONS[name][0]} there, so this model "
+            "cannot be converted"
+        )
     if model.config.chunk_size is None:
         raise ValueError(
             "chunk_size=None: the released model has no full attention; convert a model with chunks"
@@ -154,6 +159,7 @@ def config_to_released(model: CausalLM) -> dict[str, object]:
         )
     only_here = {
         "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations", "drop_path",
+        *ABLATIONS,
     }  # fmt: skip
     values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
     return {

@@ -9,6 +9,7 @@ from torch import distributed
 from megalodon_tasks.models.state import (
     Carried,
     StackState,
+    batch_size,
     map_state,
     state_from_plain,
     state_to_plain,
@@ -84,7 +85,7 @@ class StreamState:
 def _rows(state: object) -> int:
     if state is None:
         return 0
-    return state.norm.count.shape[0] if isinstance(state, StackState) else len(state)
+    return batch_size(state) if isinstance(state, StackState) else len(state)
 
 
 def _to_plain(state: object) -> object:

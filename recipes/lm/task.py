@@ -24,6 +24,7 @@ from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.text_datasets import BlockDataset, BlockLength, RowDataset
 from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.chunk_parallel import set_chunk_parallel
 from megalodon_tasks.models.layers.gated_attention import attention_chunks
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.chunk_groups import ChunkGroups, check_settings, piece_of_batch
@@ -223,8 +224,8 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model; one for evaluation has attention chunks of ``task.eval_chunk_size``.
 
-        Raises :class:`UserError` for impossible sizes, and for a checkpoint whose vocabulary is not that
-        of the data.
+        Raises :class:`UserError` for impossible sizes, for a checkpoint whose vocabulary is not that of
+        the data, and for ``task.chunk_parallel`` with a model whose sequences cannot be divided.
         """
         with user_errors():
             check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
@@ -235,7 +236,10 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
             if from_checkpoint and self.cfg.eval_chunk_size is not None:
                 with open_dict(cfg):
                     cfg.chunk_size = self.cfg.eval_chunk_size
-            return super().build_model(cfg, from_checkpoint)
+            model = super().build_model(cfg, from_checkpoint)
+            if task.chunk_parallel > 1:
+                set_chunk_parallel(model, None)  # raises for a model that cannot be
+            return model
 
     def after_skipped_update(self) -> None:
         """Drop the state of the rows, in which the loss that was not finite may have left its trace."""

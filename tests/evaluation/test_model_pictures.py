@@ -1,5 +1,6 @@
 """Kernels, attention and gates of a model, and the command that draws them."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from matplotlib.image import imread
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import checkpoint
-from megalodon_tasks.evaluation.model_pictures import initial_model, kernels, observed, spread
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.evaluation.model_pictures import draw, initial_model, kernels, observed, spread
+from megalodon_tasks.models.config import MegaConfig, MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.mega import MegaSequenceClassifier
 from megalodon_tasks.models.stack import MegalodonStack
 from tests.data.prepared import write_random
 
@@ -116,6 +118,27 @@ def test_three_pictures(untrained, tmp_path, capsys):
     for name in ("kernels", "attention", "gates"):
         assert imread(tmp_path / f"{name}.png").std() > 0
         assert f"{name}.png" in printed
+
+
+@pytest.mark.parametrize(
+    ("average", "drawn"),
+    [("real", {"attention", "kernels", "gates"}), ("none", {"attention", "gates"})],
+)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_pictures_without_angles_and_without_a_moving_average(untrained, tmp_path, average, drawn):
+    trained = checkpoint.load(untrained, device=torch.device("cpu"))
+    trained.cfg.model.moving_average = average
+    trained = dataclasses.replace(trained, model=initial_model(trained).eval())
+    draw(trained, "valid", 0, 0, None, 9, tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == drawn
+    assert all(imread(path).std() > 0 for path in tmp_path.iterdir())
+
+
+def test_there_are_no_pictures_of_mega(untrained, tmp_path):
+    trained = checkpoint.load(untrained, device=torch.device("cpu"))
+    model = MegaSequenceClassifier(MegaConfig(num_layers=1), trained.task.inputs)
+    with pytest.raises(ValueError, match="MegaSequenceClassifier: there are pictures of Megalodon"):
+        draw(dataclasses.replace(trained, model=model), "valid", 0, 0, None, 9, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
+from megalodon_tasks.models.layers.real_ema import RealEMA
 from megalodon_tasks.models.stack import MegalodonStack
 
 
@@ -16,8 +17,9 @@ def time_constants(layer: ComplexEMA) -> torch.Tensor:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("memory", [4, 64, 4096])
-def test_spread_reaches_from_four_steps_to_the_memory(bidirectional, memory):
-    tau = time_constants(ComplexEMA(6, 16, bidirectional, memory=memory))
+@pytest.mark.parametrize("layer_type", [ComplexEMA, RealEMA])
+def test_spread_reaches_from_four_steps_to_the_memory(layer_type, bidirectional, memory):
+    tau = time_constants(layer_type(6, 16, bidirectional, memory=memory))
     expected = torch.linspace(4, memory, 16, dtype=torch.float64)
     torch.testing.assert_close(tau, expected.expand_as(tau), rtol=1e-3, atol=0.0)
 

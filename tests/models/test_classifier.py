@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import EncoderConfig, MegalodonConfig
 from megalodon_tasks.models.embeddings import PatchEmbedding
 from megalodon_tasks.models.heads import PairHead
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS
@@ -36,6 +37,32 @@ def test_padding_changes_no_score():
     batch[1] = torch.randint(1, 11, (20,))
     together = model(batch, torch.tensor([13, 20]))
     torch.testing.assert_close(together[:1], expected, rtol=1e-9, atol=1e-9)
+
+
+class ScalingStack(nn.Module):
+    """A stack of another architecture, which scales its input."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.chunk_size = config.chunk_size
+        self.time_step = 1
+
+    def forward(self, x_BLD, padding_mask_BL=None, state=None):
+        assert padding_mask_BL is None
+        return x_BLD * self.chunk_size * self.time_step, None
+
+
+def test_the_stack_is_exchangeable():
+    class ScalingClassifier(SequenceClassifier):
+        stack_type = ScalingStack
+
+    config = EncoderConfig(model_dim=12, chunk_size=8)
+    model = ScalingClassifier(config, ClassifierInputs("waveform", 5)).double()
+    signal = torch.randn(2, 17, dtype=torch.float64)
+    expected = model.head(model.pool(8 * model.embedding(signal)))
+    torch.testing.assert_close(model(signal), expected)
+    model.set_time_step(4)
+    assert (model.stack.chunk_size, model.stack.time_step) == (2, 4)
 
 
 @pytest.mark.parametrize("kind", ["pixels", "waveform"])

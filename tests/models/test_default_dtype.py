@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import MegaConfig, MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.mega import MegaSequenceClassifier
 from tests.models.lm_cases import SIZES, make_tokens
 
 BATCH = 2
@@ -40,6 +41,15 @@ def classifier(make, **changes):
     return model, lambda: (model(*inputs),)
 
 
+def mega(**changes):
+    kind, inputs = tokens()
+    torch.manual_seed(0)
+    sizes = {"model_dim": 12, "num_layers": 2, "z_dim": 8, "value_dim": 16, "ffn_hidden_dim": 24}
+    config = MegaConfig(**sizes, cema_ndim=4, chunk_size=8, cema_init="spread", **changes)
+    model = MegaSequenceClassifier(config, kind)
+    return model, lambda: (model(*inputs),)
+
+
 def language_model(**changes):
     torch.manual_seed(0)
     model = CausalLM(MegalodonConfig(**(SIZES | changes), causal=True), 11)
@@ -57,6 +67,13 @@ MODELS = {
     "tokens": lambda: classifier(tokens),
     "waveform": lambda: classifier(signal, cema_memory=40),
     "images": lambda: classifier(images, chunk_size=None),
+    "mega": lambda: mega(cema_memory=40, positions="rotary"),
+    "mega, laplace": lambda: mega(
+        cema_memory=40, attention_activation="laplace", norm_type="batch", prenorm=True
+    ),
+    "without ideas": lambda: classifier(
+        tokens, moving_average="real", norm_type="layer", attention_scores="scaled"
+    ),
     "dropout": lambda: classifier(tokens, dropout=0.2, attention_dropout=0.2, hidden_dropout=0.1),
     "language model": language_model,
     "language model, full attention": lambda: language_model(chunk_size=None, rescale_nffn=True),
@@ -86,7 +103,7 @@ def test_the_default_dtype_changes_nothing(name, default):
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", ["tokens", "waveform", "images"])
+@pytest.mark.parametrize("name", ["tokens", "waveform", "images", "mega", "without ideas"])
 def test_models_are_made_in_the_default_dtype(name, default):
     """As PyTorch's own modules are."""
     torch.set_default_dtype(default)

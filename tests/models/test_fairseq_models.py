@@ -1,5 +1,6 @@
 """The registered models: presets, adaptive embedding and softmax, states, padding."""
 
+import functools
 import itertools
 
 import pytest
@@ -81,7 +82,7 @@ def test_scores_and_losses_agree_with_the_probabilities(ends):
     torch.testing.assert_close(scores.log_softmax(-1).float(), log_probs.float())
     expected = -log_probs.gather(-1, target[..., None])[..., 0]
     nll, _ = model.decoder.lm.nll(source, target)
-    torch.testing.assert_close(nll, expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nll.float(), expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_fairseq_itself_leaves_out_the_second_word_of_a_band():
@@ -112,6 +113,29 @@ def test_fairseq_criterion_gives_the_same_loss(ends):
     loss, _, logged = criterion(TaskOf(), sentence_avg=False)(model, sample)
     assert loss.item() == pytest.approx(nll[0].sum().item() + nll[1, :12].sum().item(), rel=1e-5)
     assert logged["nsentences"] == 2
+
+
+@pytest.mark.parametrize("ends", ENDS[:2])
+@pytest.mark.parametrize("reduce", [True, False])
+def test_cross_entropy_is_that_of_fairseq(ends, reduce):
+    """fairseq's own code computes it from the scores of all tokens (not for an adaptive softmax)."""
+    model, tokens = make_model(**ends).train(), make_tokens(length=16)
+    tokens[1, 13:] = 1
+    sample = {
+        "net_input": {"src_tokens": tokens[:, :-1]},
+        "target": tokens[:, 1:].clone(),
+        "ntokens": 27,
+    }
+    criterion = CrossEntropyCriterion(TaskOf(), sentence_avg=False)
+
+    def run(forward):
+        loss, size, logged = forward(model, sample, reduce=reduce)
+        gradients = torch.autograd.grad(loss.sum(), tuple(model.parameters()))
+        return [loss, size, *(logged[key] for key in sorted(logged)), *gradients]
+
+    stock = functools.partial(CrossEntropyCriterion.forward.__wrapped__, criterion)
+    for one, other in zip(run(criterion), run(stock), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_tied_adaptive_ends_share_weights_and_projections():

@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 
 from megalodon_tasks.models.classifier import ClassifierInputs, SequenceClassifier
-from megalodon_tasks.models.config import MegalodonConfig
+from megalodon_tasks.models.config import MegaConfig, MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.models.mega import MegaSequenceClassifier
 from megalodon_tasks.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from megalodon_tasks.models.transformer import TransformerConfig, TransformerStack
 
 README = Path(__file__).parents[2] / "models" / "README.md"
 SIZES = {"num_layers": 1, "swiglu": True, "rescale_nffn": True}
+MEGA = [
+    {"norm_type": "scale", "positions": "rotary"},
+    {"norm_type": "layer", "positions": "simple", "prenorm": True},
+    {"norm_type": "batch", "positions": "rope"},
+]
 
 
 def documented_names() -> set[str]:
@@ -38,6 +45,15 @@ def build_all() -> set[str]:
             encoder, ClassifierInputs("patches", num_classes=2, image_size=(16, 16))
         ),
         CausalLM(decoder, vocab_size=5),
+        *(
+            MegaSequenceClassifier(
+                MegaConfig(num_layers=1, **choice), ClassifierInputs("pixels", 2)
+            )
+            for choice in MEGA
+        ),
+        CausalLM(
+            TransformerConfig(num_layers=1, causal=True), vocab_size=5, stack_type=TransformerStack
+        ),
     ]
     names = {name for model in models for name in model.state_dict()}
     pair = Seq2Seq(Seq2SeqConfig(**SIZES), 5, 5, padding_idx=1)

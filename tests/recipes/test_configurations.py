@@ -141,6 +141,21 @@ def test_yaml_builds_the_model_that_it_names(path):
     assert len(stack.blocks) == config.model.num_layers
 
 
+@pytest.mark.parametrize(
+    "name", ["lra/pathfinder_demo", "lm/wikitext103_demo", "imagenet/imagenet"]
+)
+def test_the_name_of_the_model_is_all_that_makes_a_transformer_of_equal_size(name):
+    path, counts = RECIPES / f"{name}.yaml", []
+    own = composed(path).model._name
+    for model_name in (own, own.replace("megalodon_", "transformer_")):
+        config = load_yaml(path, "task.data=DATA", f"model._name={model_name}")
+        with torch.device("meta"):
+            model = models.build_model(config.model, TaskOf())
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert type(model).__name__ == f"Model_{own.replace('megalodon_', 'transformer_')}"
+    assert counts[1] == pytest.approx(counts[0], rel=6e-3)
+
+
 def test_command_line_and_yaml_build_the_same_configuration():
     yaml = load_yaml(RECIPES / "lra" / "listops.yaml", "task.data=DATA", "model.chunk_size=128")
     words = """DATA --user-dir megalodon_tasks --task lra_text --arch megalodon_lra_listops

@@ -68,6 +68,16 @@ def test_each_changed_setting_is_a_reason(overrides, reason):
     assert judged(result_of(), *overrides)["comparable"] == reason
 
 
+def test_another_architecture_is_the_first_reason():
+    """Also where all other settings, which two architectures have in common, are the recipe's."""
+    same = ["model._name=mega_lra_listops", "model.init_mode=he"]
+    reason = "model._name mega_lra_listops (recipe: megalodon_lra_listops)"
+    assert judged(result_of(), *same)["comparable"].split("; ")[0] == reason
+    own_sizes = ["model._name=megalodon_classifier", "model.num_layers=6", "model.model_dim=80"]
+    own_sizes += ["model.value_dim=160", "model.ffn_hidden_dim=200"]
+    assert judged(result_of(), *own_sizes)["comparable"] is True
+
+
 @pytest.mark.parametrize(
     "override",
     ["dataset.num_workers=0", "optimization.update_freq=[2]", "model.checkpoint_activations=true"],

@@ -97,13 +97,11 @@ def _pieces(max_args: int) -> list[bytes]:
 
 def lines_of(expressions: Expressions, max_args: int) -> list[bytes]:
     """The lines of the released files for these expressions."""
-    codes = expressions.codes.tolist()
-    ends = [*expressions.starts[1:].tolist(), len(codes)]
+    codes, starts = expressions.codes.tolist(), expressions.starts.tolist()
+    ends = [*starts, len(codes)][1:]
     return [
         b"%b\t%d\n" % (format_expression(codes[start:end], max_args), value)
-        for start, end, value in zip(
-            expressions.starts.tolist(), ends, expressions.values.tolist(), strict=True
-        )
+        for start, end, value in zip(starts, ends, expressions.values.tolist(), strict=True)
     ]
 
 
