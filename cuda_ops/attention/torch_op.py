@@ -12,15 +12,18 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
 
-# PyTorch has a fused kernel for equal widths of keys and values only.  Padding the narrower keys is
-# slower than the unfused form, but does not hold the Q x S weights, which matters from here on.
+# PyTorch has a fused kernel for equal widths of keys and values only.  The unfused form holds the Q x S
+# weights.  Beyond LONG keys that is too much: ROWS queries at a time are attended from, and the backward
+# pass computes their weights again.
 LONG = 2048
+ROWS = 512
 
 
 def chunk_attention_torch(
@@ -147,8 +150,55 @@ def _fused(
     q, k, v = (tensor.to(wide).transpose(1, 2) for tensor in (q_NQHK, k_NSHK, v_NSHV))
     missing = v.shape[-1] - q.shape[-1]
     if missing > 0 and k.shape[-2] > LONG:
+        if data_is_at_hand(q_NQHK):
+            return _by_rows(q, k, v, seen, causal).transpose(1, 2)
         q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
     elif missing < 0:
         v = F.pad(v, (0, -missing))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=1.0)
     return y[..., : v_NSHV.shape[-1]].transpose(1, 2)
+
+
+def _by_rows(
+    q_NHQK: torch.Tensor,
+    k_NHSK: torch.Tensor,
+    v_NHSV: torch.Tensor,
+    seen: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attend without temperature from ``ROWS`` queries at a time; return (N, H, Q, V).
+
+    seen: bool, broadcastable to (N, H, Q, S), or None for all.  causal: instead of ``seen``, and Q = S.
+    """
+    outputs = []
+    for start in range(0, q_NHQK.shape[2], ROWS):
+        q_NHRK = q_NHQK[:, :, start : start + ROWS]
+        stop = start + q_NHRK.shape[2]
+        k, v, mask = k_NHSK, v_NHSV, seen
+        if causal:
+            k, v = k[:, :, :stop], v[:, :, :stop]
+        elif seen is not None and seen.shape[-2] > 1:
+            mask = seen[..., start:stop, :]
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        outputs.append(checkpoint(_last_rows, q_NHRK, k, v, mask, causal, **options))
+    return torch.cat(outputs, dim=2)
+
+
+def _last_rows(
+    q_NHRK: torch.Tensor,
+    k_NHSK: torch.Tensor,
+    v_NHSV: torch.Tensor,
+    seen: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attend from the last R of S steps.  The mask of causality is made here, so that it is not held.
+
+    Each query sees a key, so PyTorch's attention, which checks that, would only be slower.
+    """
+    if causal:
+        rows, steps = q_NHRK.shape[2], k_NHSK.shape[2]
+        seen = torch.ones(rows, steps, dtype=torch.bool, device=q_NHRK.device).tril(steps - rows)
+    scores_NHRS = q_NHRK @ k_NHSK.transpose(-1, -2)
+    if seen is not None:
+        scores_NHRS = scores_NHRS.masked_fill(~seen, -torch.inf)
+    return scores_NHRS.softmax(-1) @ v_NHSV
