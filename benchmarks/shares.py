@@ -11,7 +11,7 @@ _KINDS = {
     "CEMA": ("cema",),
     "norms": ("Norm", "_norm"),
     "attention": ("softmax", "scaled_dot_product", "flash_attention", "aten::bmm", "baddbmm"),
-    "matrix products": ("aten::mm", "aten::addmm", "aten::linear"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::linear", "mkldnn::_linear"),
     "optimizer": ("Optimizer.", "foreach_norm", "adam"),
 }
 OTHER = "elementwise and the rest"

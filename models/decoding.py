@@ -39,7 +39,7 @@ class Decoder:
     The model must be in evaluation mode and stay as it is: after a change of a parameter a step raises
     ``ValueError`` (a write through ``parameter.data`` cannot be noticed).  Under autocast the matrices
     are converted once, when the decoder is made; otherwise they are used where they are.  Layers that
-    are not plain ``nn.Linear`` (quantised ones), or have hooks, are called as modules.
+    are not :class:`Linear` (quantised ones), or have hooks, are called as modules.
 
     On CUDA the steps of the stack are replayed from CUDA graphs; this has not been run on a GPU.
 

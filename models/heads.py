@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 
 
 class MeanPool(nn.Module):
@@ -15,7 +15,7 @@ class MeanPool(nn.Module):
 
     def __init__(self, dim: int, init_mode: str) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         init_linear(self.proj, init_mode)
 
     def forward(
@@ -36,7 +36,7 @@ class ClassHead(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float, bias: bool = False) -> None:
         super().__init__()
         self.dropout = dropout
-        self.proj = nn.Linear(dim, num_classes, bias=bias)
+        self.proj = Linear(dim, num_classes, bias=bias)
         init_linear(self.proj, "xavier")
 
     def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class PairHead(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float, init_mode: str) -> None:
         super().__init__()
         self.dropout = dropout
-        self.hidden = nn.Linear(4 * dim, dim)
+        self.hidden = Linear(4 * dim, dim)
         init_linear(self.hidden, init_mode)
         self.head = ClassHead(dim, num_classes, dropout)
 
@@ -65,7 +65,7 @@ class PairHead(nn.Module):
         return self.head(F.gelu(self.hidden(joined)))
 
 
-class TokenOutput(nn.Linear):
+class TokenOutput(Linear):
     """Score the next token by one matrix without bias, truncated N(0, 1/d)."""
 
     def __init__(self, dim: int, vocab_size: int) -> None:

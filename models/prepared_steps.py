@@ -23,6 +23,7 @@ from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.feed_forward import NormalizedFeedForward
 from megalodon_tasks.models.layers.gated_attention import GatedAttention
+from megalodon_tasks.models.layers.linear import Linear
 from megalodon_tasks.models.layers.norms import LayerNorm, RMSNorm, TimeNorm
 from megalodon_tasks.models.state import BlockState
 
@@ -47,7 +48,7 @@ def plain_linear(linear: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tenso
 
     A module of another class (a quantised layer), or one with hooks, is called as it is.
     """
-    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
+    if type(linear) is not Linear or linear._forward_hooks or linear._forward_pre_hooks:
         same = all(p.dtype == dtype for p in linear.parameters())
         return linear if same else partial(_call_in_autocast, linear, dtype)
     bias = None if linear.bias is None else linear.bias.to(dtype)

@@ -153,6 +153,8 @@ def _fused(
         if data_is_at_hand(q_NQHK):
             return _by_rows(q, k, v, seen, causal).transpose(1, 2)
         q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+    elif missing > 0 and q.device.type == "cpu" and wide.itemsize >= 4:
+        return _unfused(q, k, v, seen, causal).transpose(1, 2)
     elif missing < 0:
         v = F.pad(v, (0, -missing))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=1.0)
@@ -180,25 +182,26 @@ def _by_rows(
         elif seen is not None and seen.shape[-2] > 1:
             mask = seen[..., start:stop, :]
         options = {"use_reentrant": False, "preserve_rng_state": False}
-        outputs.append(checkpoint(_last_rows, q_NHRK, k, v, mask, causal, **options))
+        outputs.append(checkpoint(_unfused, q_NHRK, k, v, mask, causal, **options))
     return torch.cat(outputs, dim=2)
 
 
-def _last_rows(
-    q_NHRK: torch.Tensor,
+def _unfused(
+    q_NHQK: torch.Tensor,
     k_NHSK: torch.Tensor,
     v_NHSV: torch.Tensor,
     seen: torch.Tensor | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Attend from the last R of S steps.  The mask of causality is made here, so that it is not held.
+    """Compute equation 9 with all scores, from the last Q of S steps if causal; each query sees a key.
 
-    Each query sees a key, so PyTorch's attention, which checks that, would only be slower.
+    PyTorch's own unfused form first copies queries and keys, and looks for queries that see no key.
     """
+    scores_NHQS = q_NHQK @ k_NHSK.mT
     if causal:
-        rows, steps = q_NHRK.shape[2], k_NHSK.shape[2]
-        seen = torch.ones(rows, steps, dtype=torch.bool, device=q_NHRK.device).tril(steps - rows)
-    scores_NHRS = q_NHRK @ k_NHSK.transpose(-1, -2)
+        queries, keys = scores_NHQS.shape[-2:]
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=q_NHQK.device)
+        seen = seen.tril(keys - queries)
     if seen is not None:
-        scores_NHRS = scores_NHRS.masked_fill(~seen, -torch.inf)
-    return scores_NHRS.softmax(-1) @ v_NHSV
+        scores_NHQS = scores_NHQS.masked_fill(~seen, -torch.inf)
+    return scores_NHQS.softmax(-1) @ v_NHSV

@@ -39,7 +39,7 @@ struct call {
     int64_t storing;         /* how outputs are stored, see above */
     int64_t splits;          /* parts of the batch that are worked on at once */
     int64_t threads;
-    const double *p, *log_radius, *angle, *eta_re, *eta_im; /* (D, N) */
+    const double *p, *q_re, *q_im, *eta_re, *eta_im; /* (D, N) */
     const double *omega;     /* (D), or NULL for zeros */
     const uint8_t *padding;  /* (B, L), or NULL */
     const float *x;          /* (B, L, D); backward: NULL if no coefficient wants a gradient */
@@ -87,28 +87,30 @@ static void stream(float *to, vec value) {
 /* Steps of the last block. */
 static int64_t steps_left(const struct call *call) { return (call->length - 1) % STEPS + 1; }
 
-typedef double pair[2]; /* a complex number */
+typedef wide pair[2]; /* complex numbers, one in each lane */
 
-static void multiply_pair(const pair a, const pair b, pair result) {
-    const double re = a[0] * b[0] - a[1] * b[1];
+INLINE void multiply_pair(const pair a, const pair b, pair result) {
+    const wide re = a[0] * b[0] - a[1] * b[1];
     result[1] = a[0] * b[1] + a[1] * b[0];
     result[0] = re;
 }
 
-/* The coefficients of one component of a channel. */
+/* The coefficients of one component of the channels of a tile; zeros in lanes beyond the last one. */
 struct component {
-    double p;
+    wide p;
     pair eta, powers[STEPS + 1]; /* q to the power of 0 .. c */
 };
 
-static struct component component_of(const struct call *call, int64_t channel, int64_t n) {
-    const int64_t at = channel * call->order + n;
-    const double radius = exp(call->log_radius[at]);
-    const pair q = {radius * cos(call->angle[at]), radius * sin(call->angle[at])};
-    struct component c = {.p = call->p[at], .eta = {call->eta_re[at], call->eta_im[at]}};
-    c.powers[0][0] = 1;
-    for (int64_t t = 0; t < STEPS; t++) multiply_pair(c.powers[t], q, c.powers[t + 1]);
-    return c;
+static void load_component(const struct call *call, int64_t channel, int64_t n, struct component *c) {
+    pair q = {{0}, {0}};
+    *c = (struct component){0};
+    for (int64_t lane = 0; lane < least(LANES, call->dim - channel); lane++) {
+        const int64_t at = (channel + lane) * call->order + n;
+        c->p[lane] = call->p[at], c->eta[0][lane] = call->eta_re[at], c->eta[1][lane] = call->eta_im[at];
+        q[0][lane] = call->q_re[at], q[1][lane] = call->q_im[at];
+    }
+    c->powers[0][0] += 1;
+    for (int64_t t = 0; t < STEPS; t++) multiply_pair(c->powers[t], q, c->powers[t + 1]);
 }
 
 /* Exponents of q: from step t of a block to the states after it, and from those before to step t. */
@@ -128,51 +130,55 @@ struct matrices {
     wide *last_decay;  /* [N][2], of the last block */
 };
 
-static void put(wide *target, int64_t n, int64_t lane, const pair value, int adjoint) {
-    target[2 * n][lane] = value[0];
-    target[2 * n + 1][lane] = adjoint ? -value[1] : value[1];
+static void put(wide *target, int64_t n, const pair value, int adjoint) {
+    target[2 * n] = value[0];
+    target[2 * n + 1] = adjoint ? -value[1] : value[1];
 }
 
-static void fill_lane(const struct matrices *m, const struct call *call, int64_t lane, int64_t channel,
-                      int adjoint) {
+/* What component n adds to the matrices, and, in `kernel`, to the kernel. */
+static void fill_component(const struct matrices *m, const struct call *call, int64_t n,
+                           const struct component *c, int adjoint, wide *kernel) {
     const int64_t columns = m->states + STEPS;
     const int reverse = call->reverse;
-    double kernel[2 * STEPS - 1] = {0};
-    for (int64_t n = 0; n < call->order; n++) {
-        const struct component c = component_of(call, channel, n);
-        pair group = {c.powers[STEPS][0], c.powers[STEPS][1]};
-        for (int64_t rows = 1; rows < ROWS; rows *= 2) multiply_pair(group, group, group);
-        put(m->decay, n, lane, c.powers[STEPS], adjoint);
-        put(m->group_decay, n, lane, group, adjoint);
-        put(m->last_decay, n, lane, c.powers[steps_left(call)], adjoint);
-        for (int64_t t = 0; t < STEPS; t++) {
-            const double *write = c.powers[write_power(reverse, t)];
-            pair read, both;
-            multiply_pair(c.eta, c.powers[read_power(reverse, t)], read);
-            multiply_pair(c.eta, c.powers[t], both);
-            if (lag_of(reverse, t) > -STEPS) kernel[STEPS - 1 + lag_of(reverse, t)] += c.p * both[0];
-            /* The minus stands for that of the product of two imaginary parts. */
-            const double to[2] = {c.p * write[0], c.p * write[1]}, from[2] = {read[0], -read[1]};
-            for (int64_t k = 2 * n; k < 2 * n + 2; k++) {
-                vec *in = m->write + (k / TILE * STEPS + t) * TILE + k % TILE;
-                vec *out = m->matrix + (t / TILE * columns + k) * TILE + t % TILE;
-                (*in)[lane] = adjoint ? from[k % 2] : to[k % 2];
-                (*out)[lane] = adjoint ? to[k % 2] : from[k % 2];
-            }
+    pair group = {c->powers[STEPS][0], c->powers[STEPS][1]};
+    for (int64_t rows = 1; rows < ROWS; rows *= 2) multiply_pair(group, group, group);
+    put(m->decay, n, c->powers[STEPS], adjoint);
+    put(m->group_decay, n, group, adjoint);
+    put(m->last_decay, n, c->powers[steps_left(call)], adjoint);
+    for (int64_t t = 0; t < STEPS; t++) {
+        const wide *write = c->powers[write_power(reverse, t)];
+        pair read, both;
+        multiply_pair(c->eta, c->powers[read_power(reverse, t)], read);
+        multiply_pair(c->eta, c->powers[t], both);
+        if (lag_of(reverse, t) > -STEPS) kernel[STEPS - 1 + lag_of(reverse, t)] += c->p * both[0];
+        /* The minus stands for that of the product of two imaginary parts. */
+        const vec to[2] = {NARROW(c->p * write[0]), NARROW(c->p * write[1])};
+        const vec from[2] = {NARROW(read[0]), NARROW(-read[1])};
+        for (int64_t k = 2 * n; k < 2 * n + 2; k++) {
+            m->write[(k / TILE * STEPS + t) * TILE + k % TILE] = adjoint ? from[k % 2] : to[k % 2];
+            m->matrix[(t / TILE * columns + k) * TILE + t % TILE] = adjoint ? to[k % 2] : from[k % 2];
         }
     }
-    if (call->omega) kernel[STEPS - 1] += call->omega[channel];
-    for (int64_t i = 0; i < STEPS; i++)
-        for (int64_t j = 0; j < STEPS; j++)
-            m->matrix[(j / TILE * columns + m->states + i) * TILE + j % TILE][lane] =
-                kernel[STEPS - 1 + (adjoint ? i - j : j - i)];
 }
 
-static void fill_matrices(struct matrices *m, const struct call *call, int64_t channel, int adjoint,
-                          const struct team *team) {
-    m->reverse = adjoint ? !call->reverse : call->reverse;
-    for (int64_t lane = team->member; lane < least(LANES, call->dim - channel); lane += team->members)
-        fill_lane(m, call, lane, channel + lane, adjoint);
+/* The matrices of both a map and, if there is one, its adjoint. */
+static void fill_matrices(struct matrices *m, struct matrices *adjoint, const struct call *call,
+                          int64_t channel) {
+    wide kernel[2 * STEPS - 1] = {{0}}, unused[2 * STEPS - 1] = {{0}};
+    struct component c;
+    for (int64_t n = 0; n < call->order; n++) {
+        load_component(call, channel, n, &c);
+        fill_component(m, call, n, &c, 0, kernel);
+        if (adjoint) fill_component(adjoint, call, n, &c, 1, unused);
+    }
+    for (int64_t lane = 0; call->omega && lane < least(LANES, call->dim - channel); lane++)
+        kernel[STEPS - 1][lane] += call->omega[channel + lane];
+    for (int64_t i = 0; i < STEPS; i++)
+        for (int64_t j = 0; j < STEPS; j++) {
+            const int64_t at = (j / TILE * (m->states + STEPS) + m->states + i) * TILE + j % TILE;
+            m->matrix[at] = NARROW(kernel[STEPS - 1 + j - i]);
+            if (adjoint) adjoint->matrix[at] = NARROW(kernel[STEPS - 1 + i - j]);
+        }
 }
 
 /* Four rows of `left` times TILE columns: sums += products over [begin, end) of the inner index. */
@@ -482,7 +488,8 @@ static void forward_job(const struct call *call, int64_t tile, int64_t split, co
     struct matrices m = room_for_matrices(&rest, K);
     struct window w = room_for_window(&rest, K, team->window);
     clear(team, MATRICES(K) + (2 + team->window) * K);
-    fill_matrices(&m, call, channel, 0, team);
+    m.reverse = call->reverse;
+    if (team->member == 0) fill_matrices(&m, NULL, call, channel);
     wait_for(team);
     for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
         const int64_t offset = b * call->length * call->dim + channel;
@@ -541,41 +548,41 @@ static struct sums room_for_sums(vec **memory, int64_t K) {
 
 /* Gradients of a component: `grad` is that of `factor` q^exponent, which gives that of the factor, and
  * of log q by (10). */
-static void add_power(const pair grad, const pair factor, const pair power, int64_t exponent,
+INLINE void add_power(const pair grad, const pair factor, const pair power, int64_t exponent,
                       pair of_factor, pair of_log) {
-    const pair conjugate = {power[0], -power[1]};
+    const pair conjugate = {power[0], -power[1]}, turned = {factor[0], -factor[1]};
     pair by_factor, by_log;
     multiply_pair(conjugate, grad, by_factor);
-    multiply_pair((const pair){factor[0], -factor[1]}, by_factor, by_log);
+    multiply_pair(turned, by_factor, by_log);
     for (int k = 0; k < 2; k++) {
         of_factor[k] += by_factor[k];
-        of_log[k] += exponent * by_log[k];
+        of_log[k] += (double)exponent * by_log[k];
     }
 }
 
 /* From the sums to the gradients of the coefficients of one component. */
 static void finish_component(const struct call *call, const struct sums *sums, int64_t K,
-                             const double *kernel, int64_t lane, int64_t channel, int64_t n,
-                             double gradients[5]) {
-    const struct component c = component_of(call, channel, n);
-    const pair p = {c.p, 0}, both = {c.p * c.eta[0], c.p * c.eta[1]}, one = {1, 0};
-    pair of_p = {0}, of_eta = {0}, of_both = {0}, of_log = {0}, unused = {0};
+                             const wide *kernel, int64_t channel, int64_t n, wide gradients[5]) {
+    struct component c;
+    load_component(call, channel, n, &c);
+    const pair p = {c.p, {0}}, both = {c.p * c.eta[0], c.p * c.eta[1]}, one = {(wide){0} + 1, {0}};
+    pair of_p = {{0}}, of_eta = {{0}}, of_both = {{0}}, of_log = {{0}}, unused = {{0}};
     for (int64_t t = 0; t < STEPS; t++) {
         const vec *write = sums->by_write + t * K + 2 * n;
         const vec *read_re = sums->by_read + 2 * n * STEPS + t, *read_im = read_re + STEPS;
         const int64_t writing = write_power(call->reverse, t), reading = read_power(call->reverse, t);
         const int64_t lag = lag_of(call->reverse, t);
-        add_power((pair){write[0][lane], write[1][lane]}, p, c.powers[writing], writing, of_p, of_log);
-        add_power((pair){(*read_re)[lane], -(*read_im)[lane]}, c.eta, c.powers[reading], reading, of_eta,
-                  of_log);
-        if (lag > -STEPS)
-            add_power((pair){kernel[STEPS - 1 + lag], 0}, both, c.powers[t], t, of_both, of_log);
+        const pair by_write = {WIDE(write[0]), WIDE(write[1])};
+        const pair by_read = {WIDE(*read_re), -WIDE(*read_im)};
+        add_power(by_write, p, c.powers[writing], writing, of_p, of_log);
+        add_power(by_read, c.eta, c.powers[reading], reading, of_eta, of_log);
+        if (lag <= -STEPS) continue;
+        const pair by_kernel = {kernel[STEPS - 1 + lag], {0}};
+        add_power(by_kernel, both, c.powers[t], t, of_both, of_log);
     }
     const int64_t left = steps_left(call);
-    add_power((pair){sums->by_decay[2 * n][lane], sums->by_decay[2 * n + 1][lane]}, one, c.powers[STEPS],
-              STEPS, unused, of_log);
-    add_power((pair){sums->by_last_decay[2 * n][lane], sums->by_last_decay[2 * n + 1][lane]}, one,
-              c.powers[left], left, unused, of_log);
+    add_power(sums->by_decay + 2 * n, one, c.powers[STEPS], STEPS, unused, of_log);
+    add_power(sums->by_last_decay + 2 * n, one, c.powers[left], left, unused, of_log);
     gradients[0] = of_p[0] + c.eta[0] * of_both[0] + c.eta[1] * of_both[1];
     gradients[1] = of_log[0];
     gradients[2] = of_log[1];
@@ -596,22 +603,22 @@ static void add_members(const struct team *team, int64_t K) {
 
 static void finish(const struct call *call, int64_t K, int64_t channel, int64_t split,
                    const struct team *team) {
-    const int64_t N = call->order, D = call->dim;
+    const int64_t N = call->order, D = call->dim, lanes = least(LANES, D - channel);
     vec *memory = memory_of(team, 0);
     const struct sums total = room_for_sums(&memory, K), *sums = &total;
+    wide kernel[2 * STEPS - 1] = {{0}}, gradients[5];
     add_members(team, K);
-    for (int64_t lane = team->member; lane < least(LANES, D - channel); lane += team->members) {
-        double kernel[2 * STEPS - 1] = {0};
-        for (int64_t i = 0; i < STEPS; i++)
-            for (int64_t j = 0; j < STEPS; j++)
-                kernel[STEPS - 1 + j - i] += sums->by_read[(K + i) * STEPS + j][lane];
-        call->grad_omega[split * D + channel + lane] = kernel[STEPS - 1];
-        for (int64_t n = 0; n < N; n++) {
-            double gradients[5];
-            finish_component(call, sums, K, kernel, lane, channel + lane, n, gradients);
-            for (int64_t i = 0; i < 5; i++)
-                call->grad_coefficients[((split * 5 + i) * D + channel + lane) * N + n] = gradients[i];
-        }
+    if (team->member) return;
+    for (int64_t i = 0; i < STEPS; i++)
+        for (int64_t j = 0; j < STEPS; j++)
+            kernel[STEPS - 1 + j - i] += WIDE(sums->by_read[(K + i) * STEPS + j]);
+    for (int64_t lane = 0; lane < lanes; lane++)
+        call->grad_omega[split * D + channel + lane] = kernel[STEPS - 1][lane];
+    for (int64_t n = 0; n < N; n++) {
+        finish_component(call, sums, K, kernel, channel, n, gradients);
+        for (int64_t i = 0; i < 5; i++)
+            for (int64_t lane = 0; lane < lanes; lane++)
+                call->grad_coefficients[((split * 5 + i) * D + channel + lane) * N + n] = gradients[i][lane];
     }
 }
 
@@ -689,8 +696,8 @@ static void backward_job(const struct call *call, int64_t tile, int64_t split, c
     vec *grad_last = part(&own, K), *before = part(&own, K);
     clear(team, 2 * MATRICES(K) + (2 + team->window) * K);
     memset(memory_of(team, team->member), 0, OWN_BACKWARD(K) * sizeof(vec));
-    fill_matrices(&m, call, channel, 0, team);
-    fill_matrices(&adjoint, call, channel, 1, team);
+    m.reverse = call->reverse, adjoint.reverse = !call->reverse;
+    if (team->member == 0) fill_matrices(&m, &adjoint, call, channel);
     wait_for(team);
     for (int64_t b = begin_of(call, split); b < begin_of(call, split + 1); b++) {
         const int64_t offset = b * call->length * call->dim + channel;

@@ -66,12 +66,16 @@ class _Results(NamedTuple):
     states: torch.Tensor  # float32, those of each direction that the backward starts from, if saved
 
 
+# As the C file takes them: q in real numbers.
+_COEFFICIENTS = ("p", "q_re", "q_im", "eta_re", "eta_im")
+
+
 class _Call(ctypes.Structure):
     """``struct call`` of the C file, which explains its fields."""
 
     _INTEGERS = ("batch", "length", "dim", "order", "reverse", "storing", "splits", "threads")
     _POINTERS = (
-        *Coefficients._fields,
+        *_COEFFICIENTS,
         *("omega", "padding", "x", "y", "state", "last_state", "kept"),
         *("grad_y", "grad_last", "grad_x", "grad_state", "grad_coefficients", "grad_omega"),
     )
@@ -116,10 +120,12 @@ class _Sizes:
 
 def _directions(call: _Arguments) -> list[dict[str, torch.Tensor | None]]:
     """Return the coefficients of each direction, and omega for the first, by name."""
-    parts = zip(*(tensor.contiguous().split(call.x.shape[2]) for tensor in call[1:6]), strict=True)
+    radius = call.log_radius.exp()
+    tensors = call.p, radius * call.angle.cos(), radius * call.angle.sin(), call.eta_re, call.eta_im
+    parts = zip(*(tensor.contiguous().split(call.x.shape[2]) for tensor in tensors), strict=True)
     omega = call.omega.contiguous()
     return [
-        {**Coefficients(*part)._asdict(), "omega": None if direction else omega}
+        {**dict(zip(_COEFFICIENTS, part, strict=True)), "omega": None if direction else omega}
         for direction, part in enumerate(parts)
     ]
 

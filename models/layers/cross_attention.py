@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops import cross_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.norms import LayerNorm
 
 
@@ -49,11 +49,11 @@ class GatedCrossAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.hidden_dropout = config.hidden_dropout
         self.norm = LayerNorm(d, config.norm_eps)
-        self.q_proj = nn.Linear(d, z)
-        self.gate_proj = nn.Linear(d, d)
-        self.k_proj = nn.Linear(d, z)
-        self.v_proj = nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
+        self.q_proj = Linear(d, z)
+        self.gate_proj = Linear(d, d)
+        self.k_proj = Linear(d, z)
+        self.v_proj = Linear(d, d)
+        self.out_proj = Linear(d, d)
         # Row 0 is for queries, row 1 for keys.  The scale is stored minus one.
         self.qk_scale = nn.Parameter(torch.zeros(2, z))
         self.qk_bias = nn.Parameter(torch.zeros(2, z))

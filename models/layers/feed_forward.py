@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.norms import LayerNorm
 
 
@@ -16,9 +16,9 @@ class NormalizedFeedForward(nn.Module):
         super().__init__()
         d, f = config.model_dim, config.ffn_hidden_dim
         self.norm = LayerNorm(d, config.norm_eps)
-        self.fc1 = nn.Linear(d, f, bias=False)
-        self.fc3 = nn.Linear(d, f, bias=False) if config.swiglu else None
-        self.fc2 = nn.Linear(f, d, bias=False)
+        self.fc1 = Linear(d, f, bias=False)
+        self.fc3 = Linear(d, f, bias=False) if config.swiglu else None
+        self.fc2 = Linear(f, d, bias=False)
         self.dropout = config.dropout
         self.hidden_dropout = config.hidden_dropout
         self.layer_scale = (

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from megalodon_tasks.cuda_ops import chunk_attention, rms_norm
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.layers.cema import ComplexEMA
-from megalodon_tasks.models.layers.initialization import init_linear
+from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm, TimeNorm
 from megalodon_tasks.models.layers.rotary import RotaryEmbedding
 from megalodon_tasks.models.state import BlockState
@@ -64,11 +64,11 @@ class GatedAttention(nn.Module):
         normalised = config.cema_activation == "rmsnorm"
         self.cema_norm = RMSNorm(d, config.norm_eps) if normalised else nn.SiLU()
         self.rotary = RotaryEmbedding(z // config.num_heads, config.rope_base)
-        self.v_proj = nn.Linear(d, v)
-        self.z_proj = nn.Linear(d, z)
-        self.gate_proj = nn.Linear(d, v)
-        self.skip_proj = nn.Linear(d, d)
-        self.out_proj = nn.Linear(v, d, bias=False)
+        self.v_proj = Linear(d, v)
+        self.z_proj = Linear(d, z)
+        self.gate_proj = Linear(d, v)
+        self.skip_proj = Linear(d, d)
+        self.out_proj = Linear(v, d, bias=False)
         # Row 0 is for queries, row 1 for keys (eq. 7, 8).  The scale is stored minus one.
         self.qk_scale = nn.Parameter(torch.zeros(2, z))
         self.qk_bias = nn.Parameter(torch.zeros(2, z))

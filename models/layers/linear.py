@@ -1,8 +1,19 @@
-"""Initialisation of matrices."""
+"""The linear layer of all models, and its initialisation."""
 
 import math
 
+import torch
 from torch import nn
+
+from megalodon_tasks.cuda_ops.linear import linear
+
+
+class Linear(nn.Linear):
+    """Compute what ``torch.nn.Linear`` computes, by :func:`megalodon_tasks.cuda_ops.linear.linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 def init_linear(linear: nn.Linear, mode: str) -> None:
