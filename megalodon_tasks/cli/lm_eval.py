@@ -4,6 +4,8 @@ All further options are those of the command ``lm_eval run`` of the harness.  Be
 the groups ``paper-table1``, ``paper-table2`` and ``long-context``.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import difflib
 import logging
@@ -26,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "lm-eval",
         "Evaluate a language model on tasks of lm-evaluation-harness.  Options that are not listed here "
-        "are those of `lm_eval run`, such as --num_fewshot, --limit, --batch_size, --output_path.",
+        "are those of `lm_eval run`, such as --batch_size, --limit, --output_path and --metadata.",
         "SAVE/checkpoint_best.pt --tasks hellaswag,piqa --batch_size 16",
         allow_abbrev=False,
     )

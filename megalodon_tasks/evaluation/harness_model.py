@@ -5,6 +5,8 @@ plug-ins: import this module before ``lm_eval.simple_evaluate(model="megalodon",
 options of ``lm_eval`` to ``python -m megalodon_tasks.evaluation.harness_model``.
 """
 
+# pyright: reportMissingImports=false
+
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -94,8 +96,8 @@ class MegalodonLM(TemplateLM):
         """Refuse a template: raises ``ValueError`` if one is asked for."""
         if chat_template:
             raise ValueError(
-                f"--apply_chat_template {chat_template}: the tokenizer of this model has no template for "
-                "conversations; leave the option out"
+                f"--apply_chat_template {chat_template}: the tokenizer of this model has no template "
+                "for conversations; leave the option out"
             )
         return None
 
@@ -109,8 +111,8 @@ class MegalodonLM(TemplateLM):
         for (context, continuation), _, tokens in requests:
             if not tokens:
                 raise ValueError(
-                    f"the continuation {continuation!r} of {context[-80:]!r} has no tokens of its own: this "
-                    "tokenizer joins it with the context; a space or line break between them divides them"
+                    f"the continuation {continuation!r} of {context[-80:]!r} has no tokens of its own; "
+                    "begin it with a space or a line break, so that the tokenizer keeps the two apart"
                 )
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         bar = tqdm(total=len(requests), desc="loglikelihood", disable=disable_tqdm)

@@ -1,8 +1,8 @@
 """Write and read a language model as a folder in the form of Hugging Face; needs no transformers.
 
 The folder holds ``config.json``, ``generation_config.json``, ``model.safetensors`` with our names after
-``lm.``, and the tokenizer: ``tokenizer_config.json``, ``dict.txt``, and ``sentencepiece.model`` if it has
-one.  ``megalodon_tasks.hf`` has the classes that transformers loads it with.
+``lm.``, and the tokenizer: ``tokenizer_config.json``, ``dict.txt``, and ``sentencepiece.model`` for
+pieces.  ``megalodon_tasks.hf`` has the classes that transformers loads it with.
 """
 
 from dataclasses import asdict, fields
@@ -108,7 +108,7 @@ def read_folder(folder: Path) -> CausalLM:
     tensors = read_weights(folder)
     if config.num_layers > len(tensors):
         raise ValueError(
-            f"{folder / CONFIG}: num_layers={config.num_layers}, but {WEIGHTS} has {len(tensors)} tensors"
+            f"{folder / CONFIG}: num_layers={config.num_layers}, but there are {len(tensors)} tensors"
         )
     with torch.device("meta"):
         model = CausalLM(

@@ -54,8 +54,8 @@ def read_released(source: Path, config: Path | None = None) -> tuple[Tensors, di
     settings = _model_settings(read_json(config))
     if "model_type" in settings:
         raise ValueError(
-            f"{config} has model_type={settings['model_type']!r}: a model in the form of Hugging Face, not "
-            "a release; if it is 'megalodon', use megalodon convert from-hf, another one cannot be read"
+            f"{config} has model_type={settings['model_type']!r}: a model in the form of Hugging Face, "
+            "not a release; megalodon convert from-hf reads those of type 'megalodon'"
         )
     return tensors, settings
 

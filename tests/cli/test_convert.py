@@ -294,7 +294,7 @@ def test_bad_folders_of_hugging_face_are_refused(golden, data, tmp_path):
                 "x",
             ]
         )
+    other = write_corpus(tmp_path / "p", "--tokens", "sentencepiece", "--pieces", "280")
     with pytest.raises(UserError, match="the model has 260 symbols, its tokenizer"):
-        other = write_corpus(tmp_path / "p", "--tokens", "sentencepiece", "--pieces", "280")
         main(["convert", "to-hf", str(tmp_path / "a.pt"), str(folder), "--data", str(other)])
     assert not (tmp_path / "out.pt").exists()

@@ -15,7 +15,8 @@ from megalodon_tasks.evaluation import checkpoint as checkpoints
 from tests.cli.language_models import LENGTHS, TEXT, write_checkpoint, write_corpus
 from tests.recipes import lm_data
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval")
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval: make test-slow installs it")
+pytestmark = pytest.mark.slow
 
 import datasets  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -237,8 +238,8 @@ def test_table2_prompts_and_measures(checkpoint, tmp_path):
 
 # Where the harness has the tasks of the groups; its whole index takes some seconds.
 HARNESS = (
-    "mmlu/default", "super_glue", "hellaswag", "piqa", "siqa", "winogrande", "arc", "nq_open", "triviaqa",
-    "ruler", "babilong",
+    "mmlu/default", "super_glue", "hellaswag", "piqa", "siqa", "winogrande", "arc", "nq_open",
+    "triviaqa", "ruler", "babilong",
 )  # fmt: skip
 
 
@@ -328,7 +329,6 @@ def test_words_outside_the_vocabulary_are_reported_once(tmp_path, caplog):
     assert len(warned) == 1
 
 
-@pytest.mark.slow
 def test_ruler_measures_texts_with_the_tokenizer_of_the_model(tmp_path, data, monkeypatch):
     """The harness's whole index, and a task that makes its texts itself."""
     write_checkpoint(tmp_path / "c.pt", data)

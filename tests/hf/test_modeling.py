@@ -11,7 +11,10 @@ from megalodon_tasks.evaluation import checkpoint as checkpoints
 from megalodon_tasks.evaluation.sampling import generate, text_tokens
 from tests.cli.language_models import write_checkpoint, write_corpus
 
-transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+transformers = pytest.importorskip(
+    "transformers", reason="needs the extra hf: make test-slow installs it"
+)
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["Über the hill and far away", "the", "", "ran on. The horse ran"]
 NEW = 40

@@ -3,6 +3,8 @@
 All measures are in percent.  A prediction counts with the answer that it fits best.
 """
 
+# pyright: reportMissingImports=false
+
 import math
 import re
 import string
