@@ -10,12 +10,15 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, reorder_state
+
+Row = TypeVar("Row")
 
 # Contexts that share so many tokens have them read once; for fewer, a call of their own does not pay.
 SHARED = 64
@@ -40,10 +43,20 @@ class Reader:
         """Return the state after ``tokens_BL``; with no tokens, the one that is given."""
         for part_BL in tokens_BL.to(self.device).split(self.piece, dim=1):
             if part_BL.shape[1]:
-                _, state = self.model.features(part_BL, state)
+                _, state = self._features(part_BL, state)
         return state
 
-    def batches(self, rows: Iterable[int]) -> Iterator[list[int]]:
+    def _features(
+        self,
+        tokens_BL: torch.Tensor,
+        state: StackState | None,
+        padding_BL: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, StackState]:
+        x_BLD, after = self.model.features(tokens_BL, state, padding_BL)
+        assert isinstance(after, StackState), "rows without document starts have one state together"
+        return x_BLD, after
+
+    def batches(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
         """Cut ``rows`` into batches."""
         rows = iter(rows)
         while batch := list(itertools.islice(rows, self.batch_size)):
@@ -93,12 +106,9 @@ class Reader:
             count = int((lengths > start).sum())
             stop = min(start + self.piece, int(lengths[0]))
             real_BL = torch.arange(start, stop) < lengths[:count, None]
-            state = None if state is None else select(state, range(count))
-            x_BLD, state = self.model.features(
-                tokens_BL[:count, start:stop].to(self.device),
-                state,
-                None if bool(real_BL.all()) else (~real_BL).to(self.device),
-            )
+            padding_BL = None if bool(real_BL.all()) else (~real_BL).to(self.device)
+            part_BL = tokens_BL[:count, start:stop].to(self.device)
+            x_BLD, state = self._features(part_BL, select(state, range(count)), padding_BL)
             targets_N = tokens_BL[:count, start + 1 : stop + 1][real_BL]
             log_p_N, best_N = self._log_p(x_BLD[real_BL.to(x_BLD.device)], targets_N)
             row_N = real_BL.nonzero()[:, 0]
@@ -113,7 +123,8 @@ class Reader:
         """Return log p of the targets, (N,) float64, and the likeliest tokens, (N,), on the CPU."""
         log_p, best = [], []
         for part_ND, part_N in zip(x_ND.split(SCORED), targets_N.split(SCORED), strict=True):
-            scores_NV = self.model.output.scores(part_ND[None])[0].float().log_softmax(-1)
+            scores_NV = self.model.output.scores(part_ND[None])[0]  # pyright: ignore[reportCallIssue]
+            scores_NV = scores_NV.float().log_softmax(-1)
             target_N1 = part_N.to(scores_NV.device)[:, None]
             log_p.append(scores_NV.gather(1, target_N1)[:, 0].double().cpu())
             best.append(scores_NV.argmax(-1).cpu())
@@ -124,11 +135,11 @@ def select(state: StackState | None, rows: Iterable[int]) -> StackState | None:
     """Return the given rows of a state; that of the empty text is None for any rows."""
     if state is None:
         return None
-    order = torch.tensor(list(rows), dtype=torch.int64)
-    device = state.norm.count.device
-    if order.equal(torch.arange(len(state.norm.count))):
+    order = list(rows)
+    count_B = state.norm.count
+    if order == list(range(len(count_B))):
         return state
-    return reorder_state(state, order.to(device))
+    return reorder_state(state, torch.tensor(order, dtype=torch.int64, device=count_B.device))
 
 
 def _alike(blocks: Sequence[np.ndarray]) -> list[list[int]]:

@@ -142,7 +142,8 @@ class MegalodonLM(TemplateLM):
         asked = defaultdict(list)
         for number, context in enumerate(contexts):
             asked[tuple(context)].append(number)
-        tokens, numbers = [np.array(context, np.int64) for context in asked], list(asked.values())
+        tokens = [np.array(context, np.int64) for context in asked]
+        numbers = list(asked.values())
         for part, state in self._reader.contexts([context[:-1] for context in tokens]):
             rows = [(place, number) for place, i in enumerate(part) for number in numbers[i]]
             for batch in self._reader.batches(sorted(rows, key=lambda row: lengths[row[1]])):
