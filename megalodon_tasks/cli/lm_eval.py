@@ -20,6 +20,7 @@ from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import text_model
 from megalodon_tasks.evaluation.hf_folder import write_tokenizer
 
+BATCH_SIZE = 8
 TASKS = Path(__file__).parents[1] / "evaluation" / "harness_tasks"
 
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         from lm_eval.utils import setup_logging
 
         import megalodon_tasks.hf  # noqa: F401
-        from megalodon_tasks.evaluation import harness_model
+        from megalodon_tasks.evaluation import harness_model  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"megalodon lm-eval needs the extra 'eval' ({error}): pip install 'megalodon-tasks[eval]'"
@@ -67,6 +68,27 @@ def main(arguments: Sequence[str]) -> None:
         chosen = harness.parse_args()
     finally:
         sys.argv = before
+    set_model(chosen, given)
+    with tempfile.TemporaryDirectory() as folder:
+        # For tasks that measure texts in tokens, as RULER does.
+        write_tokenizer(text_model.load_tokenizer(given.checkpoint, given.data), Path(folder))
+        chosen.metadata = {"tokenizer": folder, **(chosen.metadata or {})}
+        try:
+            harness.execute(chosen)
+        except ImportError as error:
+            raise UserError(f"a task of {given.tasks} needs another package: {error}") from error
+        except ValueError as error:
+            missing = re.fullmatch(r"Tasks not found: (.+)", str(error))
+            if not missing:
+                raise
+            raise UserError(unknown_tasks(missing[1].split(", "), chosen.include_path)) from None
+
+
+def set_model(chosen: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Put the checkpoint, and this project's tasks, into the harness's options.
+
+    Raises :class:`UserError` for options of the harness that name another model.
+    """
     for name, value in {"--model": chosen.model, "--model_args": chosen.model_args}.items():
         if value:
             raise UserError(f"{name} {value}: the model is the checkpoint; leave the option out")
@@ -79,18 +101,8 @@ def main(arguments: Sequence[str]) -> None:
     chosen.model = "megalodon"
     chosen.model_args = {name: value for name, value in settings.items() if value is not None}
     chosen.include_path = [str(TASKS), *filter(None, [given.include_path])]
-    chosen.batch_size = getattr(chosen, "batch_size", None) or str(harness_model.BATCH_SIZE)
-    with tempfile.TemporaryDirectory() as folder:
-        # For tasks that measure texts in tokens, as RULER does.
-        write_tokenizer(text_model.load_tokenizer(given.checkpoint, given.data), Path(folder))
-        chosen.metadata = {"tokenizer": folder, **(chosen.metadata or {})}
-        try:
-            harness.execute(chosen)
-        except ValueError as error:
-            missing = re.fullmatch(r"Tasks not found: (.+)", str(error))
-            if not missing:
-                raise
-            raise UserError(unknown_tasks(missing[1].split(", "), chosen.include_path)) from None
+    if not hasattr(chosen, "batch_size"):
+        chosen.batch_size = BATCH_SIZE
 
 
 def unknown_tasks(names: Sequence[str], include_path: list[str]) -> str:
@@ -100,8 +112,6 @@ def unknown_tasks(names: Sequence[str], include_path: list[str]) -> str:
     known = TaskManager(include_path=include_path).all_tasks
     said = []
     for name in names:
-        near = difflib.get_close_matches(name, known, n=3)
-        said.append(
-            f"{name}: there is no such task" + (f"; near: {', '.join(near)}" if near else "")
-        )
+        near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "none"
+        said.append(f"{name}: there is no such task; near: {near}")
     return "; ".join(said) + "; `lm_eval ls tasks` lists those of the harness"

@@ -28,7 +28,7 @@ from megalodon_tasks.models.state import StackState
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE, PIECE = 8, 2048
+PIECE = 2048
 GENERATED = 256  # tokens at most, where a task says nothing
 # What generation_kwargs of a task may hold.
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -52,7 +52,7 @@ class MegalodonLM(TemplateLM):
         checkpoint: str,
         data: str | None = None,
         chunk_size: int | str | None = None,
-        batch_size: int | str = BATCH_SIZE,
+        batch_size: int | str = 1,
         piece: int = PIECE,
         device: str | None = None,
         seed: int = 1,

@@ -329,9 +329,34 @@ def test_words_outside_the_vocabulary_are_reported_once(tmp_path, caplog):
     assert len(warned) == 1
 
 
-def test_ruler_measures_texts_with_the_tokenizer_of_the_model(tmp_path, data, monkeypatch):
-    """The harness's whole index, and a task that makes its texts itself."""
-    write_checkpoint(tmp_path / "c.pt", data)
-    lengths = '{"max_seq_lengths": [1024]}'
-    arguments = ["--tasks", "niah_single_1", "--limit", "2", "--metadata", lengths]
-    assert command(tmp_path / "c.pt", tmp_path, *arguments, "--gen_kwargs", "max_gen_toks=3") == 0
+MEASURED = """
+import datasets
+from lm_eval.tasks.ruler.common_utils import get_tokenizer, resolve_tokenizer_name
+
+def build(**settings):
+    tokens = get_tokenizer(resolve_tokenizer_name(settings))(TEXT).input_ids
+    return {"test": datasets.Dataset.from_list([{"t": str(len(tokens)), "most": settings["most"]}])}
+"""
+
+
+def test_tasks_that_measure_texts_find_the_tokenizer_of_the_model(checkpoint, few_tasks):
+    """As RULER's, whose own data need a download."""
+    (few_tasks / "measured.py").write_text(f"TEXT = {TEXT!r}\n{MEASURED}")
+    task = "task: measured\ncustom_dataset: !function measured.build\noutput_type: loglikelihood\n"
+    task += (
+        'dataset_path: ""\ntest_split: test\ndoc_to_text: "{{t}} {{most}}"\ndoc_to_target: " x"\n'
+    )
+    (few_tasks / "measured.yaml").write_text(task)
+    more = ["--output_path", str(few_tasks / "out"), "--log_samples", "--metadata", '{"most": 7}']
+    assert command(checkpoint, few_tasks, "--tasks", "measured", *more) == 0
+    (samples,) = (few_tasks / "out").rglob("samples_*.jsonl")
+    document = json.loads(samples.read_text().splitlines()[0])["doc"]
+    assert document == {"t": str(1 + len(TEXT.encode())), "most": 7}
+
+
+def test_a_task_that_needs_another_package_says_so(checkpoint, few_tasks):
+    (few_tasks / "needing.py").write_text("import no_such_package\n\ndef build(**settings): ...\n")
+    task = "task: needing\ncustom_dataset: !function needing.build\noutput_type: loglikelihood\n"
+    (few_tasks / "needing.yaml").write_text(task)
+    with pytest.raises(UserError, match="a task of needing needs another package: No module named"):
+        command(checkpoint, few_tasks, "--tasks", "needing")
