@@ -155,8 +155,6 @@ def test_the_sum_over_documents_equals_evaluate_lm(checkpoint, data, tmp_path):
     for start, stop in zip(split.offsets, split.offsets[1:], strict=False):
         tokens = torch.from_numpy(split.tokens(int(start), int(stop)))
         with torch.no_grad():
-            scores = model(tokens[None, :-1])[0][0, -1]
-            # the first token of the text is predicted from the end token
             before = torch.cat((tokens.new_tensor([2]), tokens[:-1]))
             scores = model(before[None])[0][0, -1].log_softmax(-1)
         total += float(scores[2])
