@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from megalodon_tasks.models.language_model import LanguageModel
-from megalodon_tasks.models.state import StackState, reorder_state
+from megalodon_tasks.models.state import StackState, batch_size, reorder_state
 
 Row = TypeVar("Row")
 
@@ -136,10 +136,10 @@ def select(state: StackState | None, rows: Iterable[int]) -> StackState | None:
     if state is None:
         return None
     order = list(rows)
-    count_B = state.norm.count
-    if order == list(range(len(count_B))):
+    if order == list(range(batch_size(state))):
         return state
-    return reorder_state(state, torch.tensor(order, dtype=torch.int64, device=count_B.device))
+    device = state.blocks[0].attention.key.device
+    return reorder_state(state, torch.tensor(order, dtype=torch.int64, device=device))
 
 
 def _alike(blocks: Sequence[np.ndarray]) -> list[list[int]]:

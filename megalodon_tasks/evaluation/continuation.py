@@ -7,7 +7,7 @@ import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
 from megalodon_tasks.evaluation.sampling import Choice, text_tokens
-from megalodon_tasks.models.decoding import Decoder
+from megalodon_tasks.models.decoding import decoder_for
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState
 
@@ -62,7 +62,7 @@ def continue_texts(
     allowed_V = text_tokens(tokenizer, model.vocab_size)
     tokens_B1 = torch.tensor(last_tokens, dtype=torch.int64)[:, None]
     scores_B1V, state = model(tokens_B1.to(device), state)
-    decoder, growing = Decoder(model, state), list(texts)
+    decoder, growing = decoder_for(model, state), list(texts)
     while True:
         scores_BV = scores_B1V[:, 0].float().cpu()
         if not scores_BV.isfinite().all():
