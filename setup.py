@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+HAS_WHEEL = "python_version < '3.13' and sys_platform == 'linux' and platform_machine == 'x86_64'"
+HAS_NO_WHEEL = "python_version >= '3.13' or sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 
 def version() -> str:
@@ -31,7 +33,6 @@ setup(
         "torchvision>=0.26",
         "torchaudio>=2.11",
         "timm>=1.0.20,<2",
-        "fairseq-fixed>=0.12.3.1,<0.13",
         "omegaconf>=2.3,<2.4",
         "hydra-core>=1.3.2,<1.4",
         "hydra-joblib-launcher>=1.2,<1.3",
@@ -49,10 +50,17 @@ setup(
     ],
     entry_points={"console_scripts": ["megalodon = megalodon_tasks.cli.main:main"]},
     extras_require={
+        # Any distribution that provides fairseq 0.12.3 will do; of these two, one has wheels for Linux.
+        "fairseq": [
+            f"ve-fairseq>=0.12.3,<0.13; {HAS_WHEEL}",
+            f"fairseq-fixed>=0.12.3.1,<0.13; {HAS_NO_WHEEL}",
+        ],
         "dev": [
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.31", "build>=1.2"),
             *("onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"),
         ],
+        "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=5.24,<6"],
+        "hf": ["transformers>=5.24,<6"],
         "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "slurm": ["hydra-submitit-launcher>=1.2"],
         "tensorboard": ["tensorboard>=2.16"],

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
     "recipes": {"training", "data", "models", *LEAVES},
     "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
-    "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
+    "hf": {"data", "models", *LEAVES},
+    "cli": {"hf", "evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
 # These look back, to register everything and to start the command.
 LOOK_BACK = {"__init__", "registration", "__main__"}

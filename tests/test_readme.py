@@ -64,7 +64,7 @@ def wrong_words(words: list[str]) -> Iterator[str]:
     if subcommand == "prepare" and second[0] not in MODULES:
         yield f"recipe {second[0]}"
         return
-    known = set(re.findall(r"--[a-z][a-z-]*", help_of(subcommand, *second))) | {"--demo"}
+    known = set(re.findall(r"--[a-z][a-z_-]*", help_of(subcommand, *second))) | {"--demo"}
     yield from (w for w in others if w.startswith("--") and w.split("=")[0] not in known)
 
 

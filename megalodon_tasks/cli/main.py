@@ -21,9 +21,10 @@ COMMANDS = {
     "train": "train a recipe with fairseq and hydra",
     "evaluate": "evaluate a classifier, or a language model as in validation",
     "evaluate-lm": "evaluate a language model on documents of any length",
+    "lm-eval": "evaluate a language model on tasks of lm-evaluation-harness",
     "evaluate-translation": "translate a split and compare with its references",
     "sample": "draw text from a language model",
-    "convert": "convert to and from the released checkpoints",
+    "convert": "convert to and from released checkpoints and Hugging Face",
     "sweep": "train and evaluate a recipe over a grid of settings",
     "report": "draw training curves and write a page that compares runs",
     "inspect": "draw what a trained model does",
@@ -66,7 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=2) or COMMANDS
         parser.error(f"unknown command {command!r}; there is {', '.join(near)}")
-    module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
+    try:
+        module = importlib.import_module(f"megalodon_tasks.cli.{command.replace('-', '_')}")
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] not in ("fairseq", "fairseq_cli"):
+            raise
+        parser.error(
+            f"{command} needs fairseq: pip install 'megalodon-tasks[fairseq]', or any other "
+            "distribution of fairseq 0.12.3"
+        )
     try:
         with interruptible(), user_errors():
             return module.main(words[1:]) or 0

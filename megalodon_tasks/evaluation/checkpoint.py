@@ -230,18 +230,29 @@ def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, 
     return settings
 
 
-def read_language_model(path: Path) -> CausalLM:
-    """Read the language model of a checkpoint; needs neither its task nor its data.
-
-    Raises ``ValueError`` if the checkpoint holds another model or architecture, or an adaptive embedding
-    and softmax.
-    """
+def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint")
     state = read_tensors(path)
     weights = state["model"] if {"cfg", "model"} <= set(state) else {}
     if not weights or not all(name.startswith(PREFIX) for name in weights):
         raise ValueError(f"{path} holds no language model of this project")
+    return state
+
+
+def data_of(path: Path) -> Path:
+    """Return the folder of the data that the language model in ``path`` was trained on."""
+    return Path(_read_state(path)["cfg"]["task"]["data"])
+
+
+def read_language_model(path: Path) -> CausalLM:
+    """Read the language model of a checkpoint; needs neither its task nor its data.
+
+    Raises ``ValueError`` if the checkpoint holds another model or architecture, or an adaptive embedding
+    and softmax.
+    """
+    state = _read_state(path)
+    weights = state["model"]
     settings = state["cfg"]["model"]
     registered = MODEL_REGISTRY.get(settings["_name"])
     if getattr(registered, "stack_type", None) is not MegalodonStack:

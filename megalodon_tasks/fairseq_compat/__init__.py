@@ -1,6 +1,7 @@
 """Patch fairseq where it fails on this stack: one file per bug, each with its reason.
 
-File names and line numbers are those of fairseq-fixed 0.12.3.1.
+File names and line numbers are those of fairseq-fixed 0.12.3.1; ve-fairseq 0.12.3 differs from it in
+none of the patched functions.
 
 :func:`install` is called when the plugin registers itself and may be called again.  For each patch a
 test shows that fairseq fails without it, so that a version of fairseq that no longer needs it is
@@ -22,6 +23,7 @@ def install() -> None:
         bf16_option,
         byte_encoder,
         checkpoint_errors,
+        compiled_modules,
         divergence,
         epoch_position,
         gather_before_save,
@@ -38,6 +40,7 @@ def install() -> None:
 
     errors.install_excepthook()
     for patch in (
+        compiled_modules,
         safe_globals,
         atomic_files,
         checkpoint_errors,

@@ -39,7 +39,7 @@ def _processor_name() -> str:
 
 
 def _fairseq_version() -> str | None:
-    for name in ("fairseq-fixed", "fairseq"):
+    for name in ("ve-fairseq", "fairseq-fixed", "fairseq"):
         try:
             return f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:

@@ -29,6 +29,23 @@ def test_the_help_of_a_command_ends_with_an_example(command, capsys):
     assert f"megalodon {command} " in printed.partition("example")[2]
 
 
+WITHOUT_FAIRSEQ = """
+import sys
+sys.modules.update(fairseq=None, fairseq_cli=None)
+from megalodon_tasks.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_without_fairseq_a_command_says_what_to_install(command):
+    words = [sys.executable, "-c", WITHOUT_FAIRSEQ, command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{command} needs fairseq: pip install 'megalodon-tasks[fairseq]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "near"), [("evalute", "evaluate, evaluate-lm"), ("x", "prepare,")]
 )
