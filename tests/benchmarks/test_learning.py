@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import pytest
@@ -202,6 +203,26 @@ def test_an_ablation_of_a_model_that_is_not_trained_is_a_failure(tmp_path):
     errors = runner.run(plan)
     assert len(errors) == len(ABLATIONS)
     assert "megalodon is not trained on it" in errors[0]
+
+
+def test_an_interruption_ends_the_sweeps(tmp_path, monkeypatch):
+    plan = runner.Plan(
+        tmp_path, ["digits"], ["megalodon", "mega", "transformer"], [1], [1.0],
+        scale=1.0, ablations=[], workers=2,
+    )  # fmt: skip
+    endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(runner, "_megalodon", lambda *words: endless)
+
+    def interrupt(*_):
+        while len(plan.processes) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_follow", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(plan)
+    assert all(process.poll() is not None for process in plan.processes)
+    assert len(plan.processes) == 2  # the third is not started
 
 
 @pytest.mark.slow
