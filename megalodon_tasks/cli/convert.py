@@ -1,7 +1,8 @@
-"""Convert released checkpoints of language models to fairseq's and back.
+"""Convert released checkpoints of language models to fairseq's and back, and sharded ones to one file.
 
     megalodon convert from-released SOURCE CHECKPOINT.pt --data DIR
     megalodon convert to-released CHECKPOINT.pt TARGET [--shards N]
+    megalodon convert consolidate CHECKPOINT.pt TARGET.pt
 
 SOURCE and TARGET are what ``megalodon_tasks.models.released.files`` reads and writes: the release's
 folder (with its model-parallel shards), a safetensors file, or a torch file.  DIR is the prepared data
@@ -15,7 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.evaluation.checkpoint import read_language_model, untrained_checkpoint
+from megalodon_tasks.evaluation.checkpoint import (
+    consolidated,
+    read_language_model,
+    untrained_checkpoint,
+)
 from megalodon_tasks.models.released.files import read_released, write_released, write_tensors
 from megalodon_tasks.models.released.names import config_to_released, load_released, to_released
 
@@ -38,11 +43,21 @@ def convert_to_released(given: argparse.Namespace) -> None:
     print(f"wrote {given.target}: {len(tensors)} tensors")
 
 
+def consolidate(given: argparse.Namespace) -> None:
+    """Make one ordinary file of a checkpoint with sharded tensors."""
+    checkpoint = consolidated(given.source)
+    given.target.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(given.target, checkpoint)
+    size = sum(tensor.numel() for tensor in checkpoint["model"].values())
+    print(f"wrote {given.target}: {size:,} parameters")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = options.parser(
         "convert",
-        "Convert released checkpoints of language models to fairseq's and back.",
+        "Convert released checkpoints of language models to fairseq's and back, and sharded checkpoints "
+        "to one file.",
         "from-released RELEASE CHECKPOINT.pt --data DATA/prepared",
     )
     directions = parser.add_subparsers(dest="direction", required=True)
@@ -64,6 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="model-parallel shards (a folder only)",
     )
     back.set_defaults(convert=convert_to_released)
+    whole = directions.add_parser("consolidate", help="from shards to one file")
+    whole.add_argument("source", type=Path, help="a checkpoint of ddp_backend=fully_sharded")
+    whole.add_argument("target", type=Path, help="the checkpoint to write")
+    whole.set_defaults(convert=consolidate)
     return parser
 
 

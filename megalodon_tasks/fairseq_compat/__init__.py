@@ -31,6 +31,8 @@ def install() -> None:
         optimizer_settings,
         processes,
         safe_globals,
+        sharded_checkpoints,
+        sharded_tensors,
         training_settings,
         trusted_components,
     )
@@ -45,6 +47,8 @@ def install() -> None:
         jobs,
         gather_before_save,
         best_checkpoint,
+        sharded_tensors,
+        sharded_checkpoints,
         divergence,
         epoch_position,
         optimizer_settings,

@@ -13,9 +13,8 @@ from fairseq import utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat import sharded_tensors
 from megalodon_tasks.fairseq_compat.patching import replace, training_modules
-
-_NEED_GPUS = ("slowmo", "fully_sharded")
 
 
 def install() -> None:
@@ -28,6 +27,7 @@ def install() -> None:
 def _install_in_training() -> None:
     for train in training_modules():
         replace(train, "add_defaults", _then_check)
+        sharded_tensors.install_in(train)
 
 
 def _then_install(stock: Callable) -> Callable:
@@ -62,11 +62,28 @@ def check_settings(cfg: Any) -> None:
             "common.fp16=true (--fp16, --memory-efficient-fp16) needs a GPU; on a CPU leave it out, or "
             "use common.bf16=true (--bf16)"
         )
-    if parallel.distributed_world_size > 1 and not on_gpu and parallel.ddp_backend in _NEED_GPUS:
+    if parallel.distributed_world_size > 1 and not on_gpu and parallel.ddp_backend == "slowmo":
         raise UserError(
-            f"distributed_training.ddp_backend={parallel.ddp_backend} needs a GPU for each process; on "
-            "CPUs set distributed_training.ddp_backend=legacy_ddp (--ddp-backend legacy_ddp)"
+            "distributed_training.ddp_backend=slowmo needs a GPU for each process; on CPUs set "
+            "distributed_training.ddp_backend=legacy_ddp (--ddp-backend legacy_ddp)"
         )
+    if parallel.ddp_backend == sharded_tensors.FULLY_SHARDED:
+        _check_sharding(cfg)
+
+
+def _check_sharding(cfg: Any) -> None:
+    parallel = cfg.distributed_training
+    refused = {
+        "ema.store_ema": cfg.ema.store_ema,
+        "distributed_training.cpu_offload": parallel.cpu_offload,
+        "distributed_training.zero_sharding": parallel.zero_sharding != "none",
+        "optimization.use_bmuf": cfg.optimization.use_bmuf,
+    }
+    for name in (name for name, given in refused.items() if given):
+        raise UserError(
+            f"{name} does not go with distributed_training.ddp_backend=fully_sharded; leave it out"
+        )
+    cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True  # each reads its shards
 
 
 def _with_refusals(stock: Callable) -> Callable:

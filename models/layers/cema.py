@@ -8,6 +8,7 @@ once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex c
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ class ComplexEMA(WithoutDecay):
     ``memory``: None starts as the released code does, where every component forgets within about 3.5
     steps.  A number of steps spreads the time constants of each feature's components from
     ``SHORTEST_MEMORY`` to that number (see :meth:`reset_parameters`).
+
+    The parameters keep float32 when a model is cast to 16 bits: rounded to bf16, a decay |q| above 0.996
+    would be 1.  They are few, and the output has the dtype of the input.
     """
 
     # Weight decay would pull these logits to arbitrary rates and angles.
@@ -82,6 +86,14 @@ class ComplexEMA(WithoutDecay):
         # |q| = 1 - sigmoid(alpha) * sigmoid(delta), eq. 2
         share_RN = forgotten_RN / torch.sigmoid(self.alpha[..., 0].double())
         self.delta.copy_(torch.logit(share_RN.clamp(max=1 - 1e-3))[..., None])
+
+    def _apply(self, fn: Callable, *args: Any, **options: Any) -> nn.Module:
+        def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            rounded = result.dtype.itemsize < min(tensor.dtype.itemsize, torch.float32.itemsize)
+            return tensor.to(result.device) if rounded else result
+
+        return super()._apply(without_rounding, *args, **options)
 
     @property
     def causal(self) -> bool:
