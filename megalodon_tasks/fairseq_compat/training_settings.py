@@ -13,7 +13,7 @@ from fairseq import utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import sharded_tensors
+from megalodon_tasks.fairseq_compat import precision, sharded_tensors
 from megalodon_tasks.fairseq_compat.patching import replace, training_modules
 
 
@@ -57,11 +57,7 @@ def check_settings(cfg: Any) -> None:
     if common.tpu and importlib.util.find_spec("torch_xla") is None:
         raise UserError("common.tpu=true (--tpu) needs torch_xla, which is missing; leave it out")
     on_gpu = torch.cuda.is_available() and not common.cpu
-    if common.fp16 and not on_gpu and not common.fp16_no_flatten_grads:
-        raise UserError(
-            "common.fp16=true (--fp16, --memory-efficient-fp16) needs a GPU; on a CPU leave it out, or "
-            "use common.bf16=true (--bf16)"
-        )
+    precision.check_settings(common, on_gpu)
     if parallel.distributed_world_size > 1 and not on_gpu and parallel.ddp_backend == "slowmo":
         raise UserError(
             "distributed_training.ddp_backend=slowmo needs a GPU for each process; on CPUs set "
@@ -96,7 +92,7 @@ def _with_refusals(stock: Callable) -> Callable:
                 raise
             raise UserError(
                 f"optimizer {self.cfg.optimizer._name} cannot train in this precision ({error}); use "
-                "common.bf16=true (--bf16), or common.fp16_no_flatten_grads=true with plain fp16"
+                "common.bf16=true (--bf16) or common.fp16=true (--fp16)"
             ) from error
 
     return build_optimizer

@@ -90,8 +90,8 @@ class ComplexEMA(WithoutDecay):
     def _apply(self, fn: Callable, *args: Any, **options: Any) -> nn.Module:
         def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
-            rounded = result.dtype.itemsize < min(tensor.dtype.itemsize, torch.float32.itemsize)
-            return tensor.to(result.device) if rounded else result
+            half = result.is_floating_point() and result.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(result.device, torch.float32) if half else result
 
         return super()._apply(without_rounding, *args, **options)
 
