@@ -79,6 +79,10 @@ class MegalodonConfig:
         default=False,
         metadata=_help("store only the input of each block, recompute it in the backward pass"),
     )
+    compile_blocks: bool = field(
+        default=False,
+        metadata=_help("training: torch.compile of the blocks, minutes at the start of a run"),
+    )
     causal: bool = field(
         default=False,
         metadata=_help("causal CEMA, attention and timestep norm instead of bidirectional ones"),

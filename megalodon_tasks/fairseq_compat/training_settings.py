@@ -5,6 +5,9 @@ device that there is not.
 """
 
 import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +68,12 @@ def check_settings(cfg: Any) -> None:
         )
     if parallel.ddp_backend == sharded_tensors.FULLY_SHARDED:
         _check_sharding(cfg)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if getattr(cfg.model, "compile_blocks", False) and not on_gpu and not shutil.which(compiler):
+        raise UserError(
+            f"model.compile_blocks=true needs a C++ compiler on a CPU, and there is no {compiler}; "
+            "install one, name it in the environment variable CXX, or leave the setting out"
+        )
 
 
 def _check_sharding(cfg: Any) -> None:

@@ -153,7 +153,8 @@ def config_to_released(model: CausalLM) -> dict[str, object]:
             "CEMA, so this model cannot be converted"
         )
     only_here = {
-        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations", "drop_path",
+        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations",
+        "compile_blocks", "drop_path",
     }  # fmt: skip
     values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
     return {

@@ -70,7 +70,13 @@ def test_each_changed_setting_is_a_reason(overrides, reason):
 
 @pytest.mark.parametrize(
     "override",
-    ["dataset.num_workers=0", "optimization.update_freq=[2]", "model.checkpoint_activations=true"],
+    [
+        "dataset.num_workers=0",
+        "optimization.update_freq=[2]",
+        "model.checkpoint_activations=true",
+        "model.compile_blocks=true",
+        "task.peak_flops=1e12",
+    ],
 )
 def test_settings_without_effect_are_none(override):
     assert judged(result_of(), override)["comparable"] is True

@@ -182,6 +182,34 @@ def test_what_does_not_go_with_shards_is_refused(trained, tmp_path, setting, nam
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--bf16", "--fp16"])
+def test_16_bits_with_shards(trained, tmp_path, flag):
+    """Masters are compared: they add what a rounded parameter hides."""
+    data = trained / "corpus" / "bin"
+    sharded = start(data, tmp_path / "two", 2, *SHARDED, flag, "--fp32-reduce-scatter")
+    train(data, tmp_path / "one", *FOUR, flag)
+    finish(sharded)
+    one, two = (last(tmp_path / name)["last_optimizer_state"]["masters"] for name in ("one", "two"))
+    assert len(one) == len(two)
+    for actual, expected in zip(two, one, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.slow
+def test_shared_sequences_with_shards(trained, tmp_path):
+    data = trained / "corpus" / "bin"
+    shared = ("--effective-batch", "2", "--tokens-per-sample", "16")
+    parallel = start(
+        data, tmp_path / "two", 2, *SHARDED, *shared, "--chunk-parallel", "2", "--bf16"
+    )
+    train(data, tmp_path / "one", *shared, "--bf16")
+    finish(parallel)
+    one, two = (last(tmp_path / name)["last_optimizer_state"]["masters"] for name in ("one", "two"))
+    for actual, expected in zip(two, one, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["one", "two"])
 def test_two_processes_resume_whole_and_sharded_checkpoints(trained, tmp_path, before):
     data = trained / "corpus" / "bin"
