@@ -91,7 +91,7 @@ def measure(name: str, repeats: int, changes: dict[str, object]) -> dict[str, ob
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print the cases."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure compiled blocks.")
     parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--repeats", type=int, default=7, help="steps of each (default: 7)")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed")

@@ -89,7 +89,8 @@ def _skipping_overflow(stock: Callable) -> Callable:
         except _Overflow as overflow:
             logger.info(f"gradient overflow, the update is skipped: {overflow}")
             self.zero_grad()
-            scale = self.optimizer.scaler.loss_scale
+            optimizer: Any = self.optimizer
+            scale = optimizer.scaler.loss_scale
             metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
             metrics.log_stop_time("train_wall")
             return None
