@@ -83,6 +83,8 @@ def _check_sharding(cfg: Any) -> None:
         "distributed_training.cpu_offload": parallel.cpu_offload,
         "distributed_training.zero_sharding": parallel.zero_sharding != "none",
         "optimization.use_bmuf": cfg.optimization.use_bmuf,
+        # it reads CEMA's parameters before the layer that gathers them is called
+        "task.chunk_parallel": getattr(cfg.task, "chunk_parallel", 1) > 1,
     }
     for name in (name for name, given in refused.items() if given):
         raise UserError(

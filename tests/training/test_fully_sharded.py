@@ -164,7 +164,7 @@ def test_bad_shards_are_refused(trained, tmp_path, monkeypatch, spoil, message):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", ["../shards/6", "/tmp/x", "shards/../../x", "shards/6/x", 3])
+@pytest.mark.parametrize("name", ["../shards/6", "/etc/x", "shards/../../x", "shards/6/x", 3])
 def test_shards_lie_beside_their_checkpoint(trained, tmp_path, name):
     state = torch.load(trained / "two" / "checkpoint_last.pt") | {"shards": name}
     torch.save(state, tmp_path / "checkpoint_last.pt")
@@ -173,12 +173,16 @@ def test_shards_lie_beside_their_checkpoint(trained, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("setting", "name"),
-    [("--store-ema", "ema.store_ema"), ("--cpu-offload", "distributed_training.cpu_offload")],
+    ("settings", "name"),
+    [
+        (["--store-ema"], "ema.store_ema"),
+        (["--cpu-offload"], "distributed_training.cpu_offload"),
+        (["--chunk-parallel", "2"], "task.chunk_parallel"),
+    ],
 )
-def test_what_does_not_go_with_shards_is_refused(trained, tmp_path, setting, name):
+def test_what_does_not_go_with_shards_is_refused(trained, tmp_path, settings, name):
     with pytest.raises(UserError, match=f"{name} does not go with .*fully_sharded"):
-        train(trained / "corpus" / "bin", tmp_path, *SHARDED, setting)
+        train(trained / "corpus" / "bin", tmp_path, *SHARDED, *settings)
 
 
 @pytest.mark.slow
@@ -191,20 +195,6 @@ def test_16_bits_with_shards(trained, tmp_path, flag):
     finish(sharded)
     one, two = (last(tmp_path / name)["last_optimizer_state"]["masters"] for name in ("one", "two"))
     assert len(one) == len(two)
-    for actual, expected in zip(two, one, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.02)
-
-
-@pytest.mark.slow
-def test_shared_sequences_with_shards(trained, tmp_path):
-    data = trained / "corpus" / "bin"
-    shared = ("--effective-batch", "2", "--tokens-per-sample", "16")
-    parallel = start(
-        data, tmp_path / "two", 2, *SHARDED, *shared, "--chunk-parallel", "2", "--bf16"
-    )
-    train(data, tmp_path / "one", *shared, "--bf16")
-    finish(parallel)
-    one, two = (last(tmp_path / name)["last_optimizer_state"]["masters"] for name in ("one", "two"))
     for actual, expected in zip(two, one, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.02)
 
