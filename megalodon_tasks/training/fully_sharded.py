@@ -2,7 +2,8 @@
 
 ``distributed_training.ddp_backend=fully_sharded`` needs fairscale in fairseq, which is no longer
 developed.  The patch shards with torch instead: each block of a Megalodon is gathered for the time in
-which it computes, all else (embedding, output, last norm) for the time of a forward and backward pass.
+which it computes, all else (embedding, output, last norm, the decoder of an encoder-decoder) for the
+time of a forward and backward pass.
 ``no_reshard_after_forward`` keeps blocks gathered in between, ``fp32_reduce_scatter`` adds gradients in
 float32.  Activation checkpointing is the model's own (``model.checkpoint_activations``).
 
@@ -57,11 +58,13 @@ def shard(
         reduce_dtype=torch.float32 if fp32_reduce else None, cast_forward_inputs=False
     )
     options: dict[str, Any] = {"mesh": mesh_of_all(device.type), "mp_policy": policy}
-    for block in [module for module in model.modules() if isinstance(module, MegalodonBlock)]:
-        for layer in [module for module in block.modules() if isinstance(module, ComplexEMA)]:
-            if len({p.dtype for p in block.parameters()}) > 1:  # a unit has one dtype
-                fully_shard(layer, reshard_after_forward=not keep_gathered, **options)
-        fully_shard(block, reshard_after_forward=not keep_gathered, **options)
+    modules = list(model.modules())
+    mixed = len({p.dtype for p in model.parameters()}) > 1
+    units = [m for m in modules if mixed and isinstance(m, ComplexEMA)]  # a unit has one dtype
+    # blocks with cross attention read the source outside of their own forward pass
+    units += [m for m in modules if type(m) is MegalodonBlock]
+    for unit in units:
+        fully_shard(unit, reshard_after_forward=not keep_gathered, **options)
     fully_shard(model, **options)
     for module in model.modules():
         if isinstance(module, WithoutDecay):
