@@ -112,7 +112,7 @@ def sent_table(name: str) -> str:
         "data: gradients, summed": block,
         "data, sharded: parameters gathered twice, gradients scattered": 3 * block // 2,
         "pipeline: activations at a boundary; their gradients": 2 * width,
-        "tensor: six and five activations forward and backward": 11 * width // 2,
+        "tensor: activations, six times forward and five backward": 11 * width // 2,
     }
     return markdown(["what", "bytes"], ([what, f"{size:,}"] for what, size in rows.items()))
 

@@ -111,7 +111,7 @@ def test_saved_activations(changes, pieces, group_of_one):
 
 
 def test_saved_activations_of_the_kernels_for_gpus():
-    """Within 3 %, with what RMSNorm saves in addition on a CPU, where PyTorch has no one kernel for it."""
+    """Within 3 %, with the copy that RMSNorm saves on a CPU, where PyTorch has no kernel for it."""
     pytest.importorskip("triton")
     model, found = Model(config(num_layers=1, swiglu=True), VOCABULARY), []
     lm = language_model(model)
