@@ -78,6 +78,10 @@ def scaling_table(
     return markdown(head, lines)
 
 
+def _short(context: int) -> str:
+    return f"{context >> 20}M" if context >= 1 << 20 else f"{context >> 10}K"
+
+
 def _line(model: Model, training: Training, plan: Plan, device: Device) -> list[str]:
     plan = simulator.fastest(model, training, plan, device)
     memory = simulator.memory(model, training, plan)
@@ -86,7 +90,7 @@ def _line(model: Model, training: Training, plan: Plan, device: Device) -> list[
     fits = "" if memory.total <= device.memory else " (too much)"
     return [
         describe(plan),
-        f"{training.context // 1024}K",
+        _short(training.context),
         str(plan.devices),
         f"{tokens // plan.devices:,}",
         "yes" if plan.checkpoint else "no",
