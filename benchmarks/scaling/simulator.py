@@ -189,14 +189,6 @@ def _per_batch(waits: dict[str, float], batches: int) -> float:
     return sum(waits[name] for name in ("chunk", "tensor", "sharded")) / batches
 
 
-def operations(model: Model, training: Training) -> float:
-    """Return the operations of an update on all devices, without what is recomputed."""
-    whole = Microbatch(training.sequences, training.context, training.precision.bytes_each)
-    blocks = costs.block_ops(model.config, whole)
-    total = model.config.num_layers * sum(op.both.operations for op in blocks)
-    return total + sum(op.both.operations for op in costs.end_ops(model, whole))
-
-
 def fastest(model: Model, training: Training, plan: Plan, device: Device) -> Plan:
     """Return the plan without recomputing if its activations fit in the device's memory, else with."""
     plain = replace(plan, checkpoint=False)
