@@ -39,7 +39,7 @@ format: venv  ## format the code and fix what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-tables: venv  ## rewrite the tables of numbers in the READMEs from recipes/*.csv
+tables: venv  ## rewrite the tables of numbers in the READMEs and docs/
 	@$(VENV)/bin/python -m tools.tables
 
 clean:  ## remove caches and build leftovers (.venv, data and results stay)

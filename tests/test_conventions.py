@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
-FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
+FOLDERS = (*SHIPPED, "benchmarks", "docs", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
 LEAVES = {"errors", "files", "signals"}

@@ -4,6 +4,7 @@
     megalodon convert to-released CHECKPOINT.pt TARGET [--shards N]
     megalodon convert to-hf CHECKPOINT.pt FOLDER [--data DIR]
     megalodon convert from-hf FOLDER CHECKPOINT.pt --data DIR
+    megalodon convert consolidate CHECKPOINT.pt TARGET.pt          # of sharded training, to one file
 
 SOURCE and TARGET are what ``megalodon_tasks.models.released.files`` reads and writes: the release's
 folder (with its model-parallel shards), a safetensors file, or a torch file.  FOLDER is one that
@@ -21,6 +22,7 @@ from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.tokenizers import corpus_tokenizer
 from megalodon_tasks.evaluation import hf_folder
 from megalodon_tasks.evaluation.checkpoint import (
+    consolidated,
     data_of,
     read_language_model,
     untrained_checkpoint,
@@ -65,11 +67,21 @@ def convert_to_released(given: argparse.Namespace) -> None:
     print(f"wrote {given.target}: {len(tensors)} tensors")
 
 
+def consolidate(given: argparse.Namespace) -> None:
+    """Make one ordinary file of a checkpoint with sharded tensors."""
+    checkpoint = consolidated(given.source)
+    given.target.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(given.target, checkpoint)
+    size = sum(tensor.numel() for tensor in checkpoint["model"].values())
+    print(f"wrote {given.target}: {size:,} parameters")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = options.parser(
         "convert",
-        "Convert language models between fairseq's checkpoints, the release and Hugging Face.",
+        "Convert language models between fairseq's checkpoints, the release and Hugging Face, and "
+        "sharded checkpoints to one file.",
         "from-released RELEASE CHECKPOINT.pt --data DATA/prepared",
     )
     directions = parser.add_subparsers(dest="direction", required=True)
@@ -100,6 +112,10 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument("target", type=Path, help="the folder to write")
     out.add_argument("--data", type=Path, help="prepared data (default: as in training)")
     out.set_defaults(convert=to_hf)
+    whole = directions.add_parser("consolidate", help="from shards to one file")
+    whole.add_argument("source", type=Path, help="a checkpoint of ddp_backend=fully_sharded")
+    whole.add_argument("target", type=Path, help="the checkpoint to write")
+    whole.set_defaults(convert=consolidate)
     return parser
 
 

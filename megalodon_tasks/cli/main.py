@@ -19,6 +19,7 @@ INTERRUPTED = exit_status(signal.SIGINT)
 COMMANDS = {
     "prepare": "check a data set and bring it into the form that training reads",
     "train": "train a recipe with fairseq and hydra",
+    "slurm": "train a recipe as a job of SLURM, on one machine or several",
     "evaluate": "evaluate a classifier, or a language model as in validation",
     "evaluate-lm": "evaluate a language model on documents of any length",
     "lm-eval": "evaluate a language model on tasks of lm-evaluation-harness",
