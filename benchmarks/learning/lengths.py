@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.learning.reading import Finished, Measured
-from benchmarks.learning.tasks import ABLATIONS, TASKS, Task
+from benchmarks.learning.tasks import ABLATIONS, MODELS, TASKS, Task
 from megalodon_tasks.cli import prepare
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.manifest import is_prepared
@@ -126,5 +126,5 @@ def lengths_table(points: Sequence[AtLength]) -> list[list[str]]:
             digits = 1 if "%" in series[0].unit else 3
             cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "not measured")
         seeds = str(len({point.seed for point in series}))
-        lines.append([TASKS[task].title, model, series[0].unit, seeds, *cells])
+        lines.append([TASKS[task].title, MODELS[model].title, series[0].unit, seeds, *cells])
     return lines

@@ -183,7 +183,7 @@ def test_lengths_are_means_over_seeds(tmp_path):
         for factor in (1, 2, 8)
     ]
     assert lengths_table(points)[1] == [
-        TASKS["listops"].title, "mega", "accuracy, %", "2", "47.5", "46.5", "not measured", "40.5",
+        TASKS["listops"].title, "Mega", "accuracy, %", "2", "47.5", "46.5", "not measured", "40.5",
     ]  # fmt: skip
     assert imread(pictures.draw_lengths(points, tmp_path)).std() > 0
     assert pictures.draw_lengths([], tmp_path) is None
