@@ -13,7 +13,9 @@ from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs.figures import STYLES
 from megalodon_tasks.runs.learning_curves import draw_panels
 
-STYLE_OF = dict(zip(MODELS, STYLES, strict=False))
+# all three of marker, line and shade differ between architectures
+_PLACES = {"megalodon": 0, "mega": 5, "transformer": 10, "megalodon-chunk": 15, "mega-chunk": 17}
+STYLE_OF = {name: STYLES[_PLACES[name]] for name in MODELS}
 
 
 def draw_curves(
