@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -29,9 +30,11 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words of each command in the shell blocks of a document."""
     for block in BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
-            for command in re.split(r"&&|\|\|?|;", line.removeprefix("$ ")):
-                if words := shlex.split(command, comments=True):
-                    yield words
+            lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="&|;")
+            lexer.whitespace_split = True
+            for joins, words in itertools.groupby(lexer, key=lambda word: set(word) <= set("&|;")):
+                if not joins:
+                    yield list(words)
 
 
 def is_ours(word: str) -> bool:
@@ -61,6 +64,10 @@ def wrong_words(words: list[str]) -> Iterator[str]:
     if subcommand not in COMMANDS:
         yield f"megalodon {subcommand}"
         return
+    if "--" in others:
+        where = others.index("--")
+        yield from wrong_words(["train", *others[where + 1 :]])
+        others = others[:where]
     second = others[:1] if subcommand in ("prepare", "convert") else []
     if subcommand == "prepare" and second[0] not in MODULES:
         yield f"recipe {second[0]}"
@@ -118,6 +125,8 @@ def test_readme_states_the_two_commands():
         ("megalodon prepare lra/text DATA OUT --subset --generate", ["--generate"]),
         ("megalodon prepare lra/texts DATA OUT", ["recipe lra/texts"]),
         ("megalodon trian --data DATA", ["megalodon trian"]),
+        ("megalodon slurm --nodes 2 -- --data DATA --lost", ["--lost"]),
+        ("awk '{a; b}' | make tset", ["tset"]),
         ("x --config-dir models \\\n --config-name lost", ["configuration models/lost.yaml"]),
     ],
 )
