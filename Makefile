@@ -25,7 +25,9 @@ demo: venv  ## generate short ListOps data, train a small Megalodon, evaluate it
 test: lint  ## formatter, linter, type check and the fast tests
 	@$(PYTEST) -n $(WORKERS) --dist loadgroup
 
-test-slow: venv  ## the tests marked slow
+test-slow: venv  ## the tests marked slow; installs the extra "eval" that some of them need
+	@$(VENV)/bin/pip show --quiet lm-eval transformers 2>/dev/null || $(VENV)/bin/pip install --quiet \
+		--constraint constraints.txt --no-build-isolation --editable '.[eval]'
 	@$(PYTEST) -m slow
 
 lint: venv  ## check format, style and types
@@ -37,7 +39,7 @@ format: venv  ## format the code and fix what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-tables: venv  ## rewrite the tables of numbers in the READMEs from recipes/*.csv
+tables: venv  ## rewrite the tables of numbers in the READMEs and docs/
 	@$(VENV)/bin/python -m tools.tables
 
 clean:  ## remove caches and build leftovers (.venv, data and results stay)

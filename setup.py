@@ -59,6 +59,8 @@ setup(
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.31", "build>=1.2"),
             *("onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"),
         ],
+        "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=5.24,<6"],
+        "hf": ["transformers>=5.24,<6"],
         "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "slurm": ["hydra-submitit-launcher>=1.2"],
         "tensorboard": ["tensorboard>=2.16"],

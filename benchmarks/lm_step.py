@@ -37,13 +37,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.model_flops import matmul_flops_per_second, training_flops_per_token, wait
+from benchmarks.matrix_rate import matmul_flops_per_second, wait
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.presets import LM_PRESETS
 from megalodon_tasks.models.state import StackState, map_state, reorder_state
 from megalodon_tasks.models.transformer import TransformerConfig, TransformerStack
+from megalodon_tasks.training.model_flops import training_flops
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def paper(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]
     bars = []
     for (length, name), step in steps.items():
         per_second = tokens / step.median
-        mfu = training_flops_per_token(models[name], length) * per_second / rate
+        mfu = training_flops(models[name], length) * per_second / rate
         speed = {"tokens_per_s": round(per_second), "mfu": float(f"{mfu:.3g}")}
         bars.append({"length": length, "model": name} | speed)
     print("\n".join(drawn(bars)))

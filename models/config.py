@@ -66,6 +66,10 @@ class EncoderConfig:
         default=False,
         metadata=_help("store only the input of each block, recompute it in the backward pass"),
     )
+    compile_blocks: bool = field(
+        default=False,
+        metadata=_help("training: torch.compile of the blocks, minutes at the start of a run"),
+    )
 
     def validate(self) -> None:
         """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""

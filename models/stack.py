@@ -1,6 +1,8 @@
 """The unified encoder/decoder: the same blocks, causal or bidirectional, and a norm at the end."""
 
-from typing import ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +14,10 @@ from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.norms import TimeNorm, build_norm
 from megalodon_tasks.models.state import BlockState, StackState
 
+# Graphs that blocks are compiled to before more kinds of calls run uncompiled.  drop_path makes one for
+# each block, and different lengths of sequences two or three.
+GRAPHS = 128
+
 
 class MegalodonStack(nn.Module):
     """Map vectors to vectors, as a decoder (``config.causal``) or an encoder.
@@ -21,6 +27,9 @@ class MegalodonStack(nn.Module):
 
     With ``config.checkpoint_activations`` training stores only the input of each block and recomputes
     the block in the backward pass, with the same dropout: the same gradients in less memory.
+
+    With ``config.compile_blocks`` training runs the blocks through ``torch.compile``, one graph for all
+    of them where they differ only in their parameters; evaluation, where shapes vary, does not.
     """
 
     block_type: ClassVar[type[nn.Module]] = MegalodonBlock
@@ -30,6 +39,7 @@ class MegalodonStack(nn.Module):
         config.validate()
         self.causal = config.causal
         self.checkpoint_activations = config.checkpoint_activations
+        self.compile_blocks = config.compile_blocks
         self.blocks = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
         self.norm = self.build_norm(config)
         # What a state holds besides the open chunk: moments of norms, and moving averages.
@@ -65,9 +75,10 @@ class MegalodonStack(nn.Module):
         self, block: nn.Module, *inputs: torch.Tensor | BlockState | None
     ) -> tuple[torch.Tensor, BlockState | None]:
         """Call a block of this stack, with its activations stored or to be recomputed."""
+        run = _compiled() if self.compile_blocks and self.training else _run
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+            return checkpoint(run, block, *inputs, use_reentrant=False)
+        return run(block, *inputs)
 
     def check_state(self, state: StackState | None) -> None:
         """Raise ``ValueError`` for a state that cannot be of this stack."""
@@ -89,3 +100,17 @@ class MegalodonStack(nn.Module):
                 f"the state is of another architecture than {type(self).__name__}; pass a state that "
                 "this model returned"
             )
+
+
+def _run(
+    block: MegalodonBlock, *inputs: torch.Tensor | BlockState | None
+) -> tuple[torch.Tensor, BlockState | None]:
+    return block(*inputs)
+
+
+@functools.cache
+def _compiled() -> Callable:
+    """Compile the call of a block, for all models of this process."""
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    return torch.compile(_run)

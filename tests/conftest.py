@@ -7,6 +7,9 @@ import signal
 import pytest
 import torch
 
+# Before anything imports huggingface_hub: no test downloads.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Interpret Triton's kernels unless a GPU is there and its tests are asked for (-m gpu).

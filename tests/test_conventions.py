@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
-FOLDERS = (*SHIPPED, "benchmarks", "tests", "tools", ".ci")
+FOLDERS = (*SHIPPED, "benchmarks", "docs", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
 LEAVES = {"errors", "files", "signals"}
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "training": {"runs", "data", "models", "fairseq_compat", *LEAVES},
     "recipes": {"training", "data", "models", *LEAVES},
     "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
-    "cli": {"evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
+    "hf": {"data", "models", *LEAVES},
+    "cli": {"hf", "evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
 }
 # These look back, to register everything and to start the command.
 LOOK_BACK = {"__init__", "registration", "__main__"}

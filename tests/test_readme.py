@@ -19,6 +19,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -64,7 +65,7 @@ def wrong_words(words: list[str]) -> Iterator[str]:
     if subcommand == "prepare" and second[0] not in MODULES:
         yield f"recipe {second[0]}"
         return
-    known = set(re.findall(r"--[a-z][a-z-]*", help_of(subcommand, *second))) | {"--demo"}
+    known = set(re.findall(r"--[a-z][a-z_-]*", help_of(subcommand, *second))) | {"--demo"}
     yield from (w for w in others if w.startswith("--") and w.split("=")[0] not in known)
 
 

@@ -117,10 +117,12 @@ pip_install() {
         --constraint constraints.txt "$@"
 }
 
-# Install fairseq: a wheel where one exists for this Python, else the source.  Without a compiler its
+# Install fairseq unless it is there: a wheel where one exists for this Python, else the source.  Without a compiler its
 # setup.py skips the extensions in the same way as for its documentation.
 install_fairseq() {
-    if pip_install --only-binary ve-fairseq ve-fairseq; then
+    if "$VENV/bin/python" -W ignore -c 'import fairseq.data.data_utils_fast' 2>/dev/null; then
+        return
+    elif pip_install --only-binary ve-fairseq ve-fairseq; then
         return
     elif compiles_extensions; then
         pip_install --no-build-isolation fairseq-fixed

@@ -1,4 +1,4 @@
-"""Write the tables of numbers in the READMEs: ``python -m tools.tables``, or ``make tables``.
+"""Write the tables of numbers in the documentation: ``python -m tools.tables``, or ``make tables``.
 
 A table stands between two lines, and everything between them is rewritten:
 
@@ -6,7 +6,8 @@ A table stands between two lines, and everything between them is rewritten:
     <!-- end of table -->
 
 ``results PREFIX`` has this project's recipes whose id begins so, from ``recipes/results.csv``;
-``published PREFIX`` has what all systems published, from ``recipes/published.csv``.
+``published PREFIX`` has what all systems published, from ``recipes/published.csv``;
+``scaling``, ``scaling_sent`` and ``scaling_work`` of a model are computed by ``benchmarks.scaling``.
 """
 
 import csv
@@ -14,9 +15,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.scaling.tables import scaling_table, sent_table, work_table
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
-READMES = [ROOT / "README.md", *sorted(RECIPES.glob("*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    *sorted(RECIPES.glob("*/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) ?(\S*) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 _CHUNKED = re.compile(r"-chunk(\d+)$")
@@ -27,6 +34,7 @@ _METRICS = {
     "bits_per_byte": "bits per byte",
     "bleu": "BLEU",
     "exact": "% exact",
+    "mt_bench": "MT-Bench",
 }
 
 Row = dict[str, str]
@@ -92,16 +100,22 @@ def _value(row: Row) -> str:
     return row["value"] or "-"
 
 
-TABLES = {"results": results_table, "published": published_table}
+TABLES = {
+    "results": results_table,
+    "published": published_table,
+    "scaling": scaling_table,
+    "scaling_sent": sent_table,
+    "scaling_work": work_table,
+}
 
 
 def current(text: str) -> str:
-    """Return ``text`` with every table as the CSV files have it now."""
+    """Return ``text`` with every table as the CSV files, or the simulator, have it now."""
     return _BLOCK.sub(lambda match: match[1] + TABLES[match[2]](match[3]), text)
 
 
 def main() -> None:
-    """Rewrite the READMEs whose tables are not current, and name them."""
+    """Rewrite the documents whose tables are not current, and name them."""
     for readme in READMES:
         text = readme.read_text(encoding="utf-8")
         if current(text) != text:

@@ -12,15 +12,18 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
 
-# PyTorch has a fused kernel for equal widths of keys and values only.  Padding the narrower keys is
-# slower than the unfused form, but does not hold the Q x S weights, which matters from here on.
+# PyTorch has a fused kernel for equal widths of keys and values only.  The unfused form holds the Q x S
+# weights.  Beyond LONG keys that is too much: ROWS queries at a time are attended from, and the backward
+# pass computes their weights again.
 LONG = 2048
+ROWS = 512
 
 
 def chunk_attention_torch(
@@ -147,6 +150,8 @@ def _fused(
     q, k, v = (tensor.to(wide).transpose(1, 2) for tensor in (q_NQHK, k_NSHK, v_NSHV))
     missing = v.shape[-1] - q.shape[-1]
     if missing > 0 and k.shape[-2] > LONG:
+        if data_is_at_hand(q_NQHK):
+            return _by_rows(q, k, v, seen, causal).transpose(1, 2)
         q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
     elif missing > 0 and q.device.type == "cpu" and wide.itemsize >= 4:
         return _unfused(q, k, v, seen, causal).transpose(1, 2)
@@ -156,6 +161,31 @@ def _fused(
     return y[..., : v_NSHV.shape[-1]].transpose(1, 2)
 
 
+def _by_rows(
+    q_NHQK: torch.Tensor,
+    k_NHSK: torch.Tensor,
+    v_NHSV: torch.Tensor,
+    seen: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attend without temperature from ``ROWS`` queries at a time; return (N, H, Q, V).
+
+    seen: bool, broadcastable to (N, H, Q, S), or None for all.  causal: instead of ``seen``, and Q = S.
+    """
+    outputs = []
+    for start in range(0, q_NHQK.shape[2], ROWS):
+        q_NHRK = q_NHQK[:, :, start : start + ROWS]
+        stop = start + q_NHRK.shape[2]
+        k, v, mask = k_NHSK, v_NHSV, seen
+        if causal:
+            k, v = k[:, :, :stop], v[:, :, :stop]
+        elif seen is not None and seen.shape[-2] > 1:
+            mask = seen[..., start:stop, :]
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        outputs.append(checkpoint(_unfused, q_NHRK, k, v, mask, causal, **options))
+    return torch.cat(outputs, dim=2)
+
+
 def _unfused(
     q_NHQK: torch.Tensor,
     k_NHSK: torch.Tensor,
@@ -163,13 +193,15 @@ def _unfused(
     seen: torch.Tensor | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Compute equation 9 with all scores; each query sees a key.
+    """Compute equation 9 with all scores, from the last Q of S steps if causal; each query sees a key.
 
     PyTorch's own unfused form first copies queries and keys, and looks for queries that see no key.
     """
     scores_NHQS = q_NHQK @ k_NHSK.mT
     if causal:
-        seen = torch.ones(scores_NHQS.shape[-2:], dtype=torch.bool, device=q_NHQK.device).tril()
+        queries, keys = scores_NHQS.shape[-2:]
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=q_NHQK.device)
+        seen = seen.tril(keys - queries)
     if seen is not None:
         scores_NHQS = scores_NHQS.masked_fill(~seen, -torch.inf)
     return scores_NHQS.softmax(-1) @ v_NHSV

@@ -616,9 +616,10 @@ static void finish(const struct call *call, int64_t K, int64_t channel, int64_t 
         call->grad_omega[split * D + channel + lane] = kernel[STEPS - 1][lane];
     for (int64_t n = 0; n < N; n++) {
         finish_component(call, sums, K, kernel, channel, n, gradients);
-        for (int64_t i = 0; i < 5; i++)
-            for (int64_t lane = 0; lane < lanes; lane++)
-                call->grad_coefficients[((split * 5 + i) * D + channel + lane) * N + n] = gradients[i][lane];
+        for (int64_t i = 0; i < 5; i++) {
+            double *row = call->grad_coefficients + ((split * 5 + i) * D + channel) * N + n;
+            for (int64_t lane = 0; lane < lanes; lane++) row[lane * N] = gradients[i][lane];
+        }
     }
 }
 

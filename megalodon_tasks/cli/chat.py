@@ -20,10 +20,9 @@ from megalodon_tasks.data.conversations import (
     Template,
     template_of,
 )
-from megalodon_tasks.data.corpus import Corpus, read_corpus
-from megalodon_tasks.data.tokenizers import tokenizer_of
+from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.evaluation import checkpoint, sampling
+from megalodon_tasks.evaluation import checkpoint, sampling, text_model
 from megalodon_tasks.evaluation.chat import Chat
 
 PROMPT = "> "
@@ -34,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "chat", "Answer each line of standard input.", "SAVE/checkpoint_best.pt --temperature 0.7"
     )
-    options.add_checkpoint(parser)
+    options.add_checkpoint(parser, "a checkpoint, a release, or a folder of Hugging Face")
     options.add_drawing(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is to know beforehand")
     parser.add_argument(
@@ -45,15 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_template(corpus: Corpus, file: Path | None) -> Template:
-    """Return the template of ``file`` or of the data; raise :class:`UserError` if there is none."""
-    template = template_of(corpus) if file is None else Template.read(file)
-    if template is None:
+def find_template(given: argparse.Namespace) -> Template:
+    """Return the template that is named, or that of the data; raise :class:`UserError` without one."""
+    if given.template is not None:
+        return Template.read(given.template)
+    if given.data is None and not text_model.is_of_fairseq(given.checkpoint):
         raise UserError(
-            f"{corpus.folder} does not hold conversations, so it has no template: train on what "
-            "megalodon prepare lm/instruct made, or name a file by --template"
+            f"{given.checkpoint} does not say which template its conversations had; name a file by "
+            "--template, or the prepared conversations by --data"
         )
-    return template
+    return template_of(read_corpus(given.data or checkpoint.data_of(given.checkpoint)))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,13 +63,12 @@ def main(arguments: Sequence[str]) -> None:
     if given.system is not None and not given.system.strip():
         raise UserError("--system is an empty text; leave it out")
     device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device)
-    corpus = read_corpus(Path(trained.cfg.task.data))
-    tokenizer = tokenizer_of(corpus.folder, corpus.tokenizer, trained.task.source_dictionary)
-    encoder = ConversationEncoder(find_template(corpus, given.template), tokenizer)
+    loaded = text_model.load(given.checkpoint, given.data, device)
+    tokenizer = loaded.tokenizer
+    encoder = ConversationEncoder(find_template(given), tokenizer)
     generator = torch.Generator().manual_seed(given.seed)
     chat = Chat(
-        trained.language_model, tokenizer, lambda scores_V: choice.draw(scores_V, generator),
+        loaded.model, tokenizer, lambda scores_V: choice.draw(scores_V, generator),
         most=given.tokens, piece=given.piece,
     )  # fmt: skip
     before = [] if given.system is None else [Message(SYSTEM, given.system)]

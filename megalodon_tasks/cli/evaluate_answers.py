@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.cli.chat import find_template
+from megalodon_tasks.data.conversations import template_of
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.preparing import progress_bar
-from megalodon_tasks.data.tokenizers import tokenizer_of
+from megalodon_tasks.data.tokenizers import corpus_tokenizer
 from megalodon_tasks.evaluation import checkpoint, exact_answers
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs import comparability, results
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     device = torch.device("cpu") if given.cpu else None
     trained = checkpoint.load(given.checkpoint, given.data, device)
     corpus = read_corpus(Path(trained.cfg.task.data))
-    find_template(corpus, None)  # raises for data of another kind
-    tokenizer = tokenizer_of(corpus.folder, corpus.tokenizer, trained.task.source_dictionary)
+    template_of(corpus)  # raises for a corpus without answers
+    tokenizer = corpus_tokenizer(corpus)
     split, model = corpus.split(given.split), trained.language_model
     found = exact_answers.answer_all(model, tokenizer, split, given.tokens)
     answers = [*progress_bar(found, total=len(split.sizes) // 2, label=given.split, unit="answer")]

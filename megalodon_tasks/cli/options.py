@@ -39,10 +39,12 @@ def chunk_size(text: str) -> int | str:
     return int(text)
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint and the data to read it with."""
+def add_checkpoint(
+    parser: argparse.ArgumentParser, what: str = "a file that a training run wrote"
+) -> None:
+    """Add the checkpoint, which is ``what``, and the data to read it with."""
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a file that a training run wrote")
+    add("checkpoint", type=Path, help=what)
     add("--data", type=Path, help="folder of the prepared data (default: as in training)")
 
 

@@ -23,6 +23,7 @@ from megalodon_tasks import errors
 from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.training import trace
 from megalodon_tasks.training.console import FILE_ONLY
 
 logger = logging.getLogger("megalodon_tasks.cli.train")
@@ -107,6 +108,7 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
     def run_with_messages(cfg: Any) -> float:
         try:
             with errors.user_errors():
+                trace.request(cfg)
                 return run(cfg)
         except Exception as error:
             message = None if errors.debugging() else errors.user_message(error)

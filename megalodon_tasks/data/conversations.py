@@ -210,7 +210,12 @@ class ConversationForm(CorpusForm):
         return {**super().details(), "template": dict(self.template)}
 
 
-def template_of(corpus: Corpus) -> Template | None:
-    """Return the template of a corpus of conversations, None for any other corpus."""
+def template_of(corpus: Corpus) -> Template:
+    """Return the template of a corpus of conversations; raise ``ValueError`` for any other corpus."""
     texts = corpus.manifest.form.get("template") if corpus.manifest else None
-    return None if texts is None else Template(texts, f"the template of {corpus.folder}")
+    if texts is None:
+        raise ValueError(
+            f"{corpus.folder} does not hold conversations; prepare some with "
+            "megalodon prepare lm/instruct"
+        )
+    return Template(texts, f"the template of {corpus.folder}")

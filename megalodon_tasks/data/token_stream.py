@@ -127,10 +127,7 @@ def open_stream(
             f"task.documents=corpus: split {split!r} of {folder} has {len(parts)} parts, and {MANIFEST} "
             f"describes only the first; move {parts[1].name}.idx away, or choose line or blank"
         )
-    if answers_only and template_of(corpus) is None:
-        raise ValueError(
-            f"task.answers_only=true: {folder} does not hold conversations; prepare them with "
-            "megalodon prepare lm/instruct, or leave it out"
-        )
+    if answers_only:
+        template_of(corpus)  # raises for a corpus without answers
     name = f"split {split!r} of {folder}"
     return TokenStream(parts, dictionary, name, documents, answers_only)

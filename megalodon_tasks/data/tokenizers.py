@@ -18,7 +18,8 @@ import sentencepiece
 from fairseq.data import Dictionary
 from fairseq.data.encoders.byte_utils import BYTE_TO_BCHAR, SPACE, SPACE_ESCAPE
 
-from megalodon_tasks.data.corpus import DICTIONARY, CorpusForm
+from megalodon_tasks.data.corpus import DICTIONARY, Corpus, CorpusForm
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.manifest import sha256_of
 from megalodon_tasks.files import atomic_file
 
@@ -231,21 +232,25 @@ class WordTokenizer:
             yield "\n" if token == self.eos else f"{self._dictionary[token]} "
 
 
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, ...]:
+    """Write the dictionary, and the model of SentencePiece, into ``folder``; return their names."""
+    if not (folder / DICTIONARY).is_file():
+        with atomic_file(folder / DICTIONARY, "w") as stream:
+            tokenizer.dictionary().save(stream)
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return (DICTIONARY,)
+    if tokenizer.model != folder / MODEL_FILE:
+        shutil.copyfile(tokenizer.model, folder / MODEL_FILE)
+    return DICTIONARY, MODEL_FILE
+
+
 def with_tokenizer(form: CorpusForm, tokenizer: Tokenizer, inside: Path) -> CorpusForm:
-    """Add ``tokenizer`` to ``form``; write its dictionary and its model, if any, into ``inside``."""
-    dictionary, files = tokenizer.dictionary(), [DICTIONARY]
-    if not (inside / DICTIONARY).is_file():
-        with atomic_file(inside / DICTIONARY, "w") as stream:
-            dictionary.save(stream)
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        files.append(MODEL_FILE)
-        if tokenizer.model != inside / MODEL_FILE:
-            shutil.copyfile(tokenizer.model, inside / MODEL_FILE)
+    """Add ``tokenizer`` to ``form``, and its files to the folder ``inside``."""
     return replace(
         form,
         tokenizer=tokenizer.description(),
-        symbols=len(dictionary),
-        extra_files=tuple(files),
+        symbols=len(tokenizer.dictionary()),
+        extra_files=save_tokenizer(tokenizer, inside),
     )
 
 
@@ -269,3 +274,9 @@ def tokenizer_of(folder: Path, description: dict[str, Any], dictionary: Dictiona
             "prepare the data again"
         )
     return result
+
+
+def corpus_tokenizer(corpus: Corpus) -> Tokenizer:
+    """Return the tokenizer of a corpus; raise what :func:`tokenizer_of` raises."""
+    dictionary = read_dictionary(corpus.folder / DICTIONARY)
+    return tokenizer_of(corpus.folder, corpus.tokenizer, dictionary)

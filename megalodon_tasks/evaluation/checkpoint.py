@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.models import MODEL_REGISTRY
@@ -19,6 +19,7 @@ from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.divergence import finite
+from megalodon_tasks.fairseq_compat.sharded_checkpoints import FOLDER, with_shards
 from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
@@ -230,18 +231,47 @@ def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, 
     return settings
 
 
+def consolidated(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with sharded tensors as fairseq would have written it from one process.
+
+    Raises ``ValueError`` if it has no shards, or they are missing or damaged.
+    """
+    state = _read(path)
+    if FOLDER not in state:
+        raise ValueError(
+            f"{path}: holds all its tensors already, so there is nothing to consolidate"
+        )
+    whole: Any = utils.move_to_cpu(with_shards(path, state))
+    return whole
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint")
+    return read_tensors(path)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = with_shards(path, _read(path))
+    weights = state["model"] if {"cfg", "model"} <= set(state) else {}
+    if not weights or not all(name.startswith(PREFIX) for name in weights):
+        raise ValueError(f"{path} holds no language model of this project")
+    return state
+
+
+def data_of(path: Path) -> Path:
+    """Return the folder of the data that the language model in ``path`` was trained on."""
+    return Path(_read_state(path)["cfg"]["task"]["data"])
+
+
 def read_language_model(path: Path) -> CausalLM:
     """Read the language model of a checkpoint; needs neither its task nor its data.
 
     Raises ``ValueError`` if the checkpoint holds another model or architecture, or an adaptive embedding
     and softmax.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such checkpoint")
-    state = read_tensors(path)
-    weights = state["model"] if {"cfg", "model"} <= set(state) else {}
-    if not weights or not all(name.startswith(PREFIX) for name in weights):
-        raise ValueError(f"{path} holds no language model of this project")
+    state = _read_state(path)
+    weights = state["model"]
     settings = state["cfg"]["model"]
     registered = MODEL_REGISTRY.get(settings["_name"])
     if getattr(registered, "stack_type", None) is not MegalodonStack:

@@ -40,8 +40,8 @@ def answer_all(
         for prompt, expected in zip(items[::2], items[1::2], strict=True):
             answer = [*chat.answer(prompt)]
             exact = chat.ended and answer == expected[:-1].tolist()
-            texts = ("".join(tokenizer.stream(text)) for text in (prompt, expected, answer))
-            yield Answer(*texts, exact)
+            shown = ["".join(tokenizer.stream(text)) for text in (prompt, expected, answer)]
+            yield Answer(shown[0], shown[1], shown[2], exact)
 
 
 def answer_bits(model: LanguageModel, split: CorpusSplit, end_token: int) -> float:

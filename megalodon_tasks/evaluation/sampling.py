@@ -7,6 +7,7 @@ import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
 from megalodon_tasks.models.decoding import Decoder, OrdinaryDecoder, decoder_for
+from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState
 
@@ -73,10 +74,11 @@ def read(
     Returns the scores of the next token, (1, 1, V), and the state.
     """
     tokens_1L = tokens_L.to(next(model.parameters()).device)[None]
+    before: StackState | RowStates | None = state
     for part in tokens_1L[:, :-1].split(piece, dim=1):
         if part.shape[1]:
-            _, state = model.features(part, state)
-    return model(tokens_1L[:, -1:], state)
+            _, before = model.features(part, before)
+    return model(tokens_1L[:, -1:], before)
 
 
 @torch.inference_mode()

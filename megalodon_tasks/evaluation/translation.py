@@ -38,7 +38,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Score:
-    """loss: bits per token of the references.  exact: share of equal sentences.  Both in percent."""
+    """loss: bits per token of the references.  exact: percentage of equal sentences.  bleu: 0 to 100."""
 
     loss: float
     bleu: float

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.sharded_checkpoints import write_shards
+from megalodon_tasks.fairseq_compat.sharded_tensors import is_sharded, total_norm
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def _checked_step(stock: Callable) -> Callable:
 def _norm(trainer: Trainer) -> torch.Tensor:
     """Return the sum of the norms of all parameters, which is finite if they are; () float32."""
     parameters = [p.detach() for p in trainer.get_model().parameters() if p.numel()]
+    if is_sharded(trainer):
+        return total_norm(parameters)
     # the device is not waited for: the number is looked at in the next update
     return torch.stack([n.float() for n in torch._foreach_norm(parameters)]).sum()
 
@@ -148,7 +152,8 @@ def _message(trainer: Trainer, samples: list[dict[str, Any]], cause: str) -> str
     update, ids = trainer.get_num_updates() + (not after), memory["ids"] if after else _ids(samples)
     lines = [
         f"{folder}: training diverged at update {update}: a {cause} is not finite",
-        _first_module(trainer, samples),
+        # the processes would have to look for it together
+        *([] if is_sharded(trainer) else [_first_module(trainer, samples)]),
         _items(ids),
         _written_aside(trainer, folder / DIVERGED, update),
     ]
@@ -181,6 +186,8 @@ def _written_aside(trainer: Trainer, path: Path, update: int) -> str:
         return "nothing is saved (checkpoint.no_save)"
     try:
         trainer.consolidate_optimizer()
+        if is_sharded(trainer):
+            write_shards(trainer, path.parent)
         trainer.save_checkpoint(str(path), {"diverged": update})
     except (OSError, RuntimeError, UserError) as error:
         return f"the state could not be written to {path.name} ({error})"

@@ -13,7 +13,8 @@ TRAINING_FILE = os.path.join("fairseq_cli", "train.py")
 def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
     """Replace the function ``owner.name`` by ``build(original)``; repeating the call does nothing.
 
-    The original stays reachable as ``owner.name.__wrapped__``.
+    The original stays reachable as ``owner.name.__wrapped__``.  One that a class inherits is replaced
+    for that class only.
     """
     original = getattr(owner, name)
     builders = getattr(original, "patched_by", ())
@@ -22,7 +23,7 @@ def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> 
         return
     patched: Any = functools.wraps(original)(build(original))
     patched.patched_by = (*builders, builder)
-    is_static = isinstance(owner, type) and isinstance(vars(owner)[name], staticmethod)
+    is_static = isinstance(owner, type) and isinstance(vars(owner).get(name), staticmethod)
     setattr(owner, name, staticmethod(patched) if is_static else patched)
 
 

@@ -19,6 +19,10 @@ KNOWN = [
     ("'pin_memory' argument is set as true but no accelerator is found", UserWarning),
     # fairseq/modules/multihead_attention.py mixes bool and float masks
     ("Support for mismatched key_padding_mask and", UserWarning),
+    # torch/distributed/checkpoint/utils.py, where one process reads what several wrote
+    ("torch.distributed is disabled, unavailable or uninitialized, assuming", UserWarning),
+    # torch/_inductor/lowering.py, which leaves the complex states of CEMA to its operators
+    ("Torchinductor does not support code generation for complex operators", UserWarning),
     # fairseq/dataclass/utils.py is written for hydra 1.0
     ("hydra.experimental.initialize() is no longer experimental", UserWarning),
     ("hydra.experimental.compose() is no longer experimental", UserWarning),

@@ -5,6 +5,9 @@ device that there is not.
 """
 
 import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +16,8 @@ from fairseq import utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat import precision, sharded_tensors
 from megalodon_tasks.fairseq_compat.patching import replace, training_modules
-
-_NEED_GPUS = ("slowmo", "fully_sharded")
 
 
 def install() -> None:
@@ -28,6 +30,7 @@ def install() -> None:
 def _install_in_training() -> None:
     for train in training_modules():
         replace(train, "add_defaults", _then_check)
+        sharded_tensors.install_in(train)
 
 
 def _then_install(stock: Callable) -> Callable:
@@ -57,16 +60,37 @@ def check_settings(cfg: Any) -> None:
     if common.tpu and importlib.util.find_spec("torch_xla") is None:
         raise UserError("common.tpu=true (--tpu) needs torch_xla, which is missing; leave it out")
     on_gpu = torch.cuda.is_available() and not common.cpu
-    if common.fp16 and not on_gpu and not common.fp16_no_flatten_grads:
+    precision.check_settings(common, on_gpu)
+    if parallel.distributed_world_size > 1 and not on_gpu and parallel.ddp_backend == "slowmo":
         raise UserError(
-            "common.fp16=true (--fp16, --memory-efficient-fp16) needs a GPU; on a CPU leave it out, or "
-            "use common.bf16=true (--bf16)"
+            "distributed_training.ddp_backend=slowmo needs a GPU for each process; on CPUs set "
+            "distributed_training.ddp_backend=legacy_ddp (--ddp-backend legacy_ddp)"
         )
-    if parallel.distributed_world_size > 1 and not on_gpu and parallel.ddp_backend in _NEED_GPUS:
+    if parallel.ddp_backend == sharded_tensors.FULLY_SHARDED:
+        _check_sharding(cfg)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if getattr(cfg.model, "compile_blocks", False) and not on_gpu and not shutil.which(compiler):
         raise UserError(
-            f"distributed_training.ddp_backend={parallel.ddp_backend} needs a GPU for each process; on "
-            "CPUs set distributed_training.ddp_backend=legacy_ddp (--ddp-backend legacy_ddp)"
+            f"model.compile_blocks=true needs a C++ compiler on a CPU, and there is no {compiler}; "
+            "install one, name it in the environment variable CXX, or leave the setting out"
         )
+
+
+def _check_sharding(cfg: Any) -> None:
+    parallel = cfg.distributed_training
+    refused = {
+        "ema.store_ema": cfg.ema.store_ema,
+        "distributed_training.cpu_offload": parallel.cpu_offload,
+        "distributed_training.zero_sharding": parallel.zero_sharding != "none",
+        "optimization.use_bmuf": cfg.optimization.use_bmuf,
+        # it reads CEMA's parameters before the layer that gathers them is called
+        "task.chunk_parallel": getattr(cfg.task, "chunk_parallel", 1) > 1,
+    }
+    for name in (name for name, given in refused.items() if given):
+        raise UserError(
+            f"{name} does not go with distributed_training.ddp_backend=fully_sharded; leave it out"
+        )
+    cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True  # each reads its shards
 
 
 def _with_refusals(stock: Callable) -> Callable:
@@ -79,7 +103,7 @@ def _with_refusals(stock: Callable) -> Callable:
                 raise
             raise UserError(
                 f"optimizer {self.cfg.optimizer._name} cannot train in this precision ({error}); use "
-                "common.bf16=true (--bf16), or common.fp16_no_flatten_grads=true with plain fp16"
+                "common.bf16=true (--bf16) or common.fp16=true (--fp16)"
             ) from error
 
     return build_optimizer

@@ -23,8 +23,9 @@ _SECTIONS = ("task", "model", "criterion", "optimization", "optimizer", "lr_sche
 # The batch is compared as a whole, so update_freq may differ.
 _WITHOUT_EFFECT = {
     "data", "effective_batch", "seed", "vocabulary", "classes", "checkpoint_activations", "update_freq",
-    "stop_time_hours", "train_subset", "valid_subset", "rebuild_batches", "eval_mode", "eval_streams",
-    "eval_multiple", "eval_chunk_size", "ema_fp32", "ema_seed_model", "ema_update_freq",
+    "compile_blocks", "stop_time_hours", "peak_flops", "train_subset", "valid_subset", "rebuild_batches",
+    "eval_mode", "eval_streams", "eval_multiple", "eval_chunk_size", "ema_fp32", "ema_seed_model",
+    "ema_update_freq",
 }  # fmt: skip
 _PRECISIONS = {"fp16": "float16", "memory_efficient_fp16": "float16", "bf16": "bfloat16"}
 

@@ -20,7 +20,10 @@ A ``start`` line has ``format`` (version of this file), ``params`` (number of pa
 Measurements have fairseq's names: ``loss``, ``lr``, ``gnorm`` (gradient norm), ``wps`` (tokens per
 second), ``ups`` (updates per second), ``wall`` (seconds of all attempts of this run, without what was
 lost when one was killed) and the metrics of the task.  Added to them
-are ``samples_per_second``, ``host_peak_bytes`` and, on a GPU, ``device_peak_bytes``.  JSON has no NaN:
+are ``samples_per_second``, ``host_peak_bytes`` and, on a GPU, ``device_peak_bytes``; in ``train_inner``
+also ``model_flops_per_second`` of the first process, for models of this project
+(``training/model_flops.py``), and ``mfu``, its share of the most that the device can do, where that is
+known or given (``task.peak_flops``).  JSON has no NaN:
 such a value is null, and ``not_finite`` maps its name to ``nan``, ``inf`` or ``-inf``.
 """
 

@@ -26,8 +26,35 @@ from megalodon_tasks.fairseq_compat.patching import replace
 from megalodon_tasks.runs import record
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.training.effective_batch import batch_record
+from megalodon_tasks.training.model_flops import FlopCounter, peak_flops
 
 logger = logging.getLogger(__name__)
+
+
+class _Utilisation:
+    """What relates the speed of a training to its device; set when the training starts.
+
+    counter: of the model's operations.  peak: of the device in a second, if known.  step: updates when
+    the counter was last read.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.counter = FlopCounter(trainer.get_model())
+        given = getattr(trainer.cfg.task, "peak_flops", None)
+        self.peak = given or peak_flops(trainer.device)
+        self.step = trainer.get_num_updates()
+
+    def read(self, step: int, updates_per_second: float) -> dict[str, float]:
+        """Return what is recorded of the updates since the last call."""
+        operations, updates = self.counter.take(), step - self.step
+        self.step = step
+        if operations == 0 or updates < 1:
+            return {}
+        speed = operations / updates * updates_per_second
+        return {"model_flops_per_second": speed} | ({"mfu": speed / self.peak} if self.peak else {})
+
+
+_utilisation: _Utilisation | None = None
 
 
 def install() -> None:
@@ -49,6 +76,8 @@ def _recording_start(stock: Callable) -> Callable:
                 "data": describe_data(trainer.cfg.task.get("data") or ""),
                 "config": _plain(trainer.cfg),
             }
+            global _utilisation
+            _utilisation = _Utilisation(trainer)
             step, epoch = trainer.get_num_updates(), epoch_iterator.next_epoch_idx
             _append(cfg.save_dir, {"event": "start", "step": step, "epoch": epoch, **start})
         return extra_state, epoch_iterator
@@ -114,6 +143,8 @@ class RecordingBar(progress_bar.BaseProgressBar):
         values = {k: v for k, v in ((k, _number(v)) for k, v in stats.items()) if v is not None}
         if values.get("wpb") and {"wps", "bsz"} <= values.keys():
             values["samples_per_second"] = values["wps"] * values["bsz"] / values["wpb"]
+        if event["event"] == "train_inner" and _utilisation and step and "ups" in values:
+            values |= _utilisation.read(step, values["ups"])
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, else KiB
         values["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self._measure_device()

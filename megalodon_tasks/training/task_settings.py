@@ -33,6 +33,13 @@ class TaskSettings(FairseqDataclass):
             "next such update ends the run"
         },
     )
+    peak_flops: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "floating-point operations a second of one device, for mfu in metrics.jsonl; "
+            "default: known for some GPUs"
+        },
+    )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")

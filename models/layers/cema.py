@@ -8,6 +8,7 @@ once the phase is moved into eta.  Legend: B batch, L length, D dim, h complex c
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ class ComplexEMA(WithoutDecay):
     ``memory``: None starts as the released code does, where every component forgets within about 3.5
     steps.  A number of steps spreads the time constants of each feature's components from
     ``SHORTEST_MEMORY`` to that number (see :meth:`reset_parameters`).
+
+    The parameters keep float32 when a model is cast to 16 bits: rounded to bf16, a decay |q| above 0.996
+    would be 1.  They are few, and the output has the dtype of the input.
     """
 
     # Weight decay would pull these logits to arbitrary rates and angles.
@@ -80,6 +84,14 @@ class ComplexEMA(WithoutDecay):
     def arguments(self) -> tuple[torch.Tensor, ...]:
         """Return the alpha, delta, theta, gamma and omega of :func:`cema`."""
         return self.alpha, self.delta, self.theta, self.gamma, self.omega
+
+    def _apply(self, fn: Callable, *args: Any, **options: Any) -> nn.Module:
+        def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            half = result.is_floating_point() and result.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(result.device, torch.float32) if half else result
+
+        return super()._apply(without_rounding, *args, **options)
 
     @property
     def causal(self) -> bool:

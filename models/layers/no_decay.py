@@ -16,7 +16,8 @@ class WithoutDecay(nn.Module):
 
     undecayed: ClassVar[tuple[str, ...]] = ()
 
-    def _tag(self) -> None:
+    def tag(self) -> None:
+        """Tag the parameters that there are now."""
         for name in self.undecayed:
             parameter = self._parameters.get(name)
             if parameter is not None:
@@ -25,18 +26,18 @@ class WithoutDecay(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter, as attributes of a module are when they are set."""
         super().register_parameter(name, param)
-        self._tag()
+        self.tag()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled module."""
         super().__setstate__(state)
-        self._tag()
+        self.tag()
 
     def _apply(self, *args: Any, **options: Any) -> nn.Module:
         module = super()._apply(*args, **options)
-        self._tag()
+        self.tag()
         return module
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._tag()
+        self.tag()

@@ -37,7 +37,7 @@ def read_released(source: Path, config: Path | None = None) -> tuple[Tensors, di
     that is missing, damaged, or would run code, and a shard that is missing.
     """
     if source.is_dir():
-        tensors, included = _read_folder(source), None
+        tensors, included = read_weights(source), None
         config = config or source / CONFIG
     elif source.is_file():
         tensors, included = _read_file(source)
@@ -51,7 +51,13 @@ def read_released(source: Path, config: Path | None = None) -> tuple[Tensors, di
         raise ValueError(
             f"{config} is missing: the model's configuration as JSON; name it by --config"
         )
-    return tensors, _model_settings(_read_json(config))
+    settings = _model_settings(read_json(config))
+    if "model_type" in settings:
+        raise ValueError(
+            f"{config} has model_type={settings['model_type']!r}: a model in the form of Hugging Face, "
+            "not a release; megalodon convert from-hf reads those of type 'megalodon'"
+        )
+    return tensors, settings
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -73,7 +79,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a torch file of plain tensors ({reason})") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of settings.  Raises ``ValueError`` naming the file if it is anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -89,7 +96,7 @@ def _model_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
     if path.suffix == ".safetensors":
-        return _read_safetensors(path), None
+        return read_safetensors(path), None
     content = read_tensors(path)
     if isinstance(content, dict) and {"config", "state"} <= content.keys():
         return content["state"], _model_settings(content["config"])
@@ -98,14 +105,16 @@ def _read_file(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
     return content, None
 
 
-def _read_safetensors(path: Path) -> Tensors:
+def read_safetensors(path: Path) -> Tensors:
+    """Read the tensors of a file by name.  Raises ``ValueError`` naming the file if it is damaged."""
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
-def _read_folder(folder: Path) -> Tensors:
+def read_weights(folder: Path) -> Tensors:
+    """Read the tensors of a folder by name.  Raises what :func:`read_released` raises."""
     if (folder / "consolidated.pth").is_file():
         return _read_file(folder / "consolidated.pth")[0]
     shards = {int(m[1]): p for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name))}
@@ -116,7 +125,7 @@ def _read_folder(folder: Path) -> Tensors:
         return _read_indexed(folder)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return _read_safetensors(files[0])
+        return read_safetensors(files[0])
     holds = f"{len(files)} .safetensors files without {_INDEX}" if files else "no checkpoint"
     raise ValueError(f"{folder} holds {holds}; expected consolidated*.pth or .safetensors")
 
@@ -124,7 +133,7 @@ def _read_folder(folder: Path) -> Tensors:
 def _check_shards(folder: Path, shards: Mapping[int, Path]) -> None:
     count = max(shards) + 1
     if (folder / CONSOLIDATION).is_file():
-        recorded = _read_json(folder / CONSOLIDATION).get("model_parallel_size", count)
+        recorded = read_json(folder / CONSOLIDATION).get("model_parallel_size", count)
         if not isinstance(recorded, int):
             raise ValueError(
                 f"{folder / CONSOLIDATION}: model_parallel_size={recorded!r} is not a whole number"
@@ -143,7 +152,7 @@ def _check_shards(folder: Path, shards: Mapping[int, Path]) -> None:
 
 
 def _read_indexed(folder: Path) -> Tensors:
-    names = _read_json(folder / _INDEX).get("weight_map", {})
+    names = read_json(folder / _INDEX).get("weight_map", {})
     files = sorted(set(names.values()))
     for name in files:
         if Path(name).name != name:
@@ -155,7 +164,7 @@ def _read_indexed(folder: Path) -> Tensors:
         raise ValueError(f"{folder / _INDEX} lists files that are missing: {', '.join(missing)}")
     tensors: Tensors = {}
     for name in files:
-        tensors.update(_read_safetensors(folder / name))
+        tensors.update(read_safetensors(folder / name))
     return tensors
 
 
@@ -170,15 +179,15 @@ def write_released(target: Path, tensors: Tensors, config: dict[str, Any], shard
         if shards != 1:
             raise ValueError(f"{target} is one file; name a folder for {shards} shards")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(target.with_suffix(".json"), config)
+        write_json(target.with_suffix(".json"), config)
         write_tensors(target, tensors)
         return
     parts = split_shards(tensors, shards) if shards > 1 else [tensors]
     target.mkdir(parents=True, exist_ok=True)
-    _write_json(target / CONFIG, {"model": config})
+    write_json(target / CONFIG, {"model": config})
     dtypes = {tensor.dtype for tensor in tensors.values()} - {tensors["rope.freqs"].dtype}
     dtype = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(next(iter(dtypes), None), "fp32")
-    _write_json(target / CONSOLIDATION, {"model_parallel_size": shards, "dtype": dtype})
+    write_json(target / CONSOLIDATION, {"model_parallel_size": shards, "dtype": dtype})
     for rank, part in enumerate(parts):
         name = "consolidated.pth" if shards == 1 else f"consolidated.{rank:02d}.pth"
         write_tensors(target / name, part)
@@ -188,11 +197,12 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write a safetensors or torch file, by the suffix of ``path``."""
     with atomic_file(path) as stream:
         if path.suffix == ".safetensors":
-            stream.write(safetensors.torch.save(content))
+            stream.write(safetensors.torch.save(content, {"format": "pt"}))
         else:
             torch.save(content, stream)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object of settings; the file appears once it is complete."""
     with atomic_file(path, "w") as stream:
         json.dump(content, stream, indent=1, allow_nan=False)

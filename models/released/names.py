@@ -158,8 +158,8 @@ def config_to_released(model: CausalLM) -> dict[str, object]:
             "CEMA, so this model cannot be converted"
         )
     only_here = {
-        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations", "drop_path",
-        *ABLATIONS,
+        "causal", "cema_activation", "cema_init", "cema_memory", "checkpoint_activations",
+        "compile_blocks", "drop_path", *ABLATIONS,
     }  # fmt: skip
     values = {f.name: getattr(model.config, f.name) for f in fields(MegalodonConfig)}
     return {

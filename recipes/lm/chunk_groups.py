@@ -73,13 +73,22 @@ def piece_of_batch(
 
 
 def check_settings(
-    size: int, tokens_per_sample: int, documents: str, chunk_size: int | None
+    size: int,
+    tokens_per_sample: int,
+    documents: str,
+    chunk_size: int | None,
+    compile_blocks: bool = False,
 ) -> None:
     """Raise ``ValueError`` unless sequences of these settings can be divided over ``size`` processes."""
     if size < 1:
         raise ValueError(f"task.chunk_parallel={size} must be at least 1")
     if size == 1:
         return
+    if compile_blocks:
+        raise ValueError(
+            f"model.compile_blocks=true with task.chunk_parallel={size}: blocks that exchange states "
+            "with other processes are not compiled; leave out one of them"
+        )
     if documents != "none":
         raise ValueError(
             f"task.documents={documents} with task.chunk_parallel={size}: documents that are kept apart "

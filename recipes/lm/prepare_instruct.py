@@ -17,8 +17,7 @@ from megalodon_tasks.data.conversations import (
     Template,
     parse_conversation,
 )
-from megalodon_tasks.data.corpus import DICTIONARY, SPLITS, Document, read_corpus
-from megalodon_tasks.data.dictionary import read_dictionary
+from megalodon_tasks.data.corpus import SPLITS, Document, read_corpus
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin
@@ -27,7 +26,7 @@ from megalodon_tasks.data.tokenizers import (
     ByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
-    tokenizer_of,
+    corpus_tokenizer,
     with_tokenizer,
 )
 from megalodon_tasks.recipes.lm import prepare_text, text_files
@@ -61,8 +60,7 @@ def find_tokenizer(vocabulary: Path | None, source: Path) -> Tokenizer:
         return ByteTokenizer()
     if vocabulary.is_file():
         return SentencePieceTokenizer(vocabulary)
-    corpus = read_corpus(vocabulary)
-    return tokenizer_of(corpus.folder, corpus.tokenizer, read_dictionary(vocabulary / DICTIONARY))
+    return corpus_tokenizer(read_corpus(vocabulary))
 
 
 def prepare(

@@ -240,7 +240,11 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
             check_recorded(cfg, "vocabulary", self.dictionary.symbols, VOCABULARY_REMEDY)
             task = self.cfg
             check_settings(
-                task.chunk_parallel, task.tokens_per_sample, task.documents, cfg.chunk_size
+                task.chunk_parallel,
+                task.tokens_per_sample,
+                task.documents,
+                cfg.chunk_size,
+                cfg.compile_blocks,
             )
             if from_checkpoint and self.cfg.eval_chunk_size is not None:
                 with open_dict(cfg):

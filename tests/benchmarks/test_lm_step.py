@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.lm_step import TINY, Sizes, main, paper_model, read, transformer
-from benchmarks.model_flops import training_flops_per_token
 from megalodon_tasks.models.language_model import CausalLM
+from megalodon_tasks.training.model_flops import training_flops
 
 
 def test_every_measurement_prints_a_line(capsys):
@@ -64,7 +64,7 @@ def test_a_preset_is_built_and_its_work_is_counted():
         ours, theirs = CausalLM(config, vocab), transformer(config, vocab)
     for lm in (ours, theirs):
         parameters = sum(p.numel() for p in lm.parameters()) - vocab * config.model_dim
-        short, long = (training_flops_per_token(lm, n) / (6 * parameters) for n in (4096, 32768))
+        short, long = (training_flops(lm, n) / (6 * parameters) for n in (4096, 32768))
         assert 0.99 < short < 1.4
         assert (long == short) == (lm is ours)
     # 32 layers, queries and values 4,096 wide each, half of the keys seen on average

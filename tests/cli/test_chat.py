@@ -140,7 +140,7 @@ def test_each_line_is_answered_alike_in_one_run_and_with_a_system_message(
 def test_a_model_of_text_chats_with_a_template_by_name(monkeypatch, capfd, tmp_path):
     data = write_corpus(tmp_path)
     write_checkpoint(tmp_path / "checkpoint.pt", data)
-    with pytest.raises(UserError, match="does not hold conversations, so it has no template"):
+    with pytest.raises(UserError, match="data does not hold conversations; prepare some with"):
         main(["chat", str(tmp_path / "checkpoint.pt"), "--cpu"])
     (tmp_path / "t.json").write_text(json.dumps(CHATML))
     more = ["--template", str(tmp_path / "t.json")]

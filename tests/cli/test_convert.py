@@ -245,3 +245,56 @@ def test_what_has_no_released_form_is_refused(tmp_path, golden):
     with pytest.raises(UserError, match="3 shards do not divide"):
         main(["convert", "to-released", str(tmp_path / "fine.pt"), target, "--shards", "3"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "sentencepiece"])
+def test_hugging_face_and_back(tokens, tmp_path):
+    data = write_corpus(tmp_path / "c", "--tokens", tokens, "--pieces", "280")
+    model = write_checkpoint(tmp_path / "a.pt", data, {"bytes": 260, "sentencepiece": 384}[tokens])
+    main(["convert", "to-hf", str(tmp_path / "a.pt"), str(tmp_path / "hf")])
+    back = tmp_path / "b.pt"
+    main(["convert", "from-hf", str(tmp_path / "hf"), str(back), "--data", str(data)])
+    lm = load(back, device=torch.device("cpu")).language_model
+    assert lm.config == model.config
+    assert all(torch.equal(lm.state_dict()[n], t) for n, t in model.state_dict().items())
+
+
+def edited(folder, **settings):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_bad_folders_of_hugging_face_are_refused(golden, data, tmp_path):
+    corpus = write_corpus(tmp_path / "c")
+    write_checkpoint(tmp_path / "a.pt", corpus)
+    folder, target = tmp_path / "hf", str(tmp_path / "out.pt")
+    main(["convert", "to-hf", str(tmp_path / "a.pt"), str(folder)])
+    back = ["convert", "from-hf", str(folder), target, "--data"]
+    with pytest.raises(UserError, match="has 40 symbols, the checkpoint 260"):
+        main([*back, str(data)])
+    edited(folder, num_layers=9)
+    with pytest.raises(UserError, match=r"does not fit config.json(?s:.*)stack.blocks.8"):
+        main([*back, str(corpus)])
+    edited(folder, num_layers=2, model_type="llama")
+    for direction in ("from-hf", "from-released"):
+        with pytest.raises(UserError, match="model_type='llama'"):
+            main(["convert", direction, str(folder), target, "--data", str(corpus)])
+    (folder / "model.safetensors").unlink()
+    edited(folder, model_type="megalodon")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        main([*back, str(corpus)])
+    with pytest.raises(UserError, match="has no config.json with model_type='megalodon'"):
+        main(
+            [
+                "convert",
+                "from-hf",
+                str(write_release(tmp_path / "r", golden)),
+                target,
+                "--data",
+                "x",
+            ]
+        )
+    other = write_corpus(tmp_path / "p", "--tokens", "sentencepiece", "--pieces", "280")
+    with pytest.raises(UserError, match="the model has 260 symbols, its tokenizer"):
+        main(["convert", "to-hf", str(tmp_path / "a.pt"), str(folder), "--data", str(other)])
+    assert not (tmp_path / "out.pt").exists()

@@ -60,8 +60,23 @@ def test_mixed_types_follow_v(backend):
 @pytest.mark.parametrize("causal", [False, True])
 def test_torch_widths_of_keys_and_values(monkeypatch, key, value, long, causal):
     monkeypatch.setattr(torch_op, "LONG", 2 if long else 2048)
+    monkeypatch.setattr(torch_op, "ROWS", 3)
     case = Attention(2, 11, "right", key=key, value=value, chunk_size=4, causal=causal)
     assert_matches_reference(case, "torch", torch.float64)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_holds_no_weights_of_long_chunks(causal):
+    length = 2 * torch_op.ROWS + torch_op.LONG
+    q, k, v = (torch.randn(1, length, 1, width, requires_grad=True) for width in (2, 2, 4))
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        y, _ = chunk_attention(q, k, v, chunk_size=length, causal=causal, backend="torch")
+    assert max(sizes) < length**2 / 100
+    truth, _ = chunk_attention(q, k, v, chunk_size=length, causal=causal, backend="reference")
+    assert_close("y", y, truth, 1e-5)
 
 
 @each([Attention(1, 40, chunk_size=None)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import cross_attention
+from megalodon_tasks.cuda_ops.attention import torch_op
 from megalodon_tasks.cuda_ops.attention.cross import reference
 from tests.cuda_ops.cases import (
     FLOAT,
@@ -32,7 +33,7 @@ TILES = (1, 33), (33, 1), (16, 40), (40, 16), (31, 33), (32, 32), (65, 17)
             for mask in ("none", "right", "left", "random")
             for dropout_p in (0.0, 0.4, 1.0)
         ),
-        # PyTorch's fused kernel is used from 2048 keys on.
+        # Beyond 2048 keys the torch backend takes some queries at a time.
         CrossAttention(1, 2051, "right", queries=3, heads=1),
     ],
     "reference",
@@ -41,6 +42,16 @@ TILES = (1, 33), (33, 1), (16, 40), (40, 16), (31, 33), (32, 32), (65, 17)
 )
 def test_torch(case, backend, dtype):
     assert_matches_reference(case, backend, dtype)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 7])
+@pytest.mark.parametrize("mask", ["none", "right", "random"])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_long_sources_in_rows_of_queries(monkeypatch, queries, mask, dropout_p):
+    monkeypatch.setattr(torch_op, "LONG", 2)
+    monkeypatch.setattr(torch_op, "ROWS", 3)
+    case = CrossAttention(2, 11, mask, queries=queries, dropout_p=dropout_p)
+    assert_matches_reference(case, "torch", DOUBLE)
 
 
 @each(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalodon_tasks.models.config import MegalodonConfig
-from megalodon_tasks.models.stack import MegalodonStack
+from megalodon_tasks.models.stack import MegalodonStack, _compiled
 from megalodon_tasks.models.state import detach_state, reorder_state
 
 B, L, D = 2, 23, 16
@@ -131,3 +131,48 @@ def test_state_of_another_model_is_refused():
         make_stack(causal=True)(make_input(), state=state)
     with pytest.raises(ValueError, match="bidirectional stack carries no state"):
         make_stack()(make_input(), state=state)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The blocks that a stand-in for torch.compile ran."""
+    ran = []
+
+    def stand_in(function):
+        return lambda block, *inputs: ran.append(block) or function(block, *inputs)
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    _compiled.cache_clear()
+    yield ran
+    _compiled.cache_clear()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_blocks_are_compiled_in_training_only(compiled, checkpointed):
+    settings = {"chunk_size": 8, "checkpoint_activations": checkpointed}
+    stack, plain = make_stack(compile_blocks=True, **settings), make_stack(**settings)
+    x = make_input()
+    assert torch.equal(stack(x)[0], plain(x)[0])
+    assert compiled == []
+    assert torch.equal(stack.train()(x)[0], plain.train()(x)[0])
+    assert compiled == list(stack.blocks)
+    assert stack.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"causal": True}, {"drop_path": 0.2, "num_layers": 3}])
+def test_compiled_blocks_compute_the_same(changes):
+    compiled, plain = (
+        make_stack(chunk_size=8, compile_blocks=c, **changes).float().train() for c in (True, False)
+    )
+    x = make_input().float()
+    results = []
+    for stack in (compiled, plain):
+        torch.manual_seed(1)
+        if "drop_path" in changes:  # random numbers differ
+            assert stack(x)[0].isfinite().all()
+            return
+        y = stack(x)[0]
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(stack.parameters()))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

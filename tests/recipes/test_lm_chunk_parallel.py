@@ -75,6 +75,10 @@ def test_an_update_is_that_of_one_process(tmp_path, arguments, processes):
         ),
         (("--chunk-parallel", "2"), "chunk_parallel=2 does not divide the number of processes, 1"),
         (("--chunk-parallel", "0"), "chunk_parallel=0 must be at least 1"),
+        (
+            ("--chunk-parallel", "2", "--compile-blocks"),
+            "compile_blocks=true with task.chunk_parallel=2",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused(tmp_path, arguments, message):

@@ -80,7 +80,13 @@ def test_another_architecture_is_the_first_reason():
 
 @pytest.mark.parametrize(
     "override",
-    ["dataset.num_workers=0", "optimization.update_freq=[2]", "model.checkpoint_activations=true"],
+    [
+        "dataset.num_workers=0",
+        "optimization.update_freq=[2]",
+        "model.checkpoint_activations=true",
+        "model.compile_blocks=true",
+        "task.peak_flops=1e12",
+    ],
 )
 def test_settings_without_effect_are_none(override):
     assert judged(result_of(), override)["comparable"] is True
