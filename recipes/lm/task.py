@@ -244,7 +244,7 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
                 task.tokens_per_sample,
                 task.documents,
                 cfg.chunk_size,
-                cfg.compile_blocks,
+                getattr(cfg, "compile_blocks", False),  # not in earlier checkpoints
             )
             if from_checkpoint and self.cfg.eval_chunk_size is not None:
                 with open_dict(cfg):
