@@ -150,6 +150,16 @@ def test_a_model_of_text_chats_with_a_template_by_name(monkeypatch, capfd, tmp_p
         main(["chat", str(tmp_path / "checkpoint.pt"), "--cpu", *more])
 
 
+def test_a_release_answers_as_its_checkpoint(monkeypatch, capfd, data, checkpoint, tmp_path):
+    folder = tmp_path / "release"
+    assert main(["convert", "to-released", str(checkpoint), str(folder)]) == 0
+    capfd.readouterr()
+    expected = chatted(monkeypatch, capfd, checkpoint, "why\n").out
+    assert chatted(monkeypatch, capfd, folder, "why\n", "--data", str(data)).out == expected
+    with pytest.raises(UserError, match="is a release, which has no tokenizer"):
+        main(["chat", str(folder), "--cpu"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
