@@ -7,6 +7,7 @@ that it trained, which counts towards ``optimization.stop_time_hours`` (trainer.
 """
 
 import ast
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fairseq.file_io import PathManager
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.best_checkpoint import forget_scores
-from megalodon_tasks.fairseq_compat.checkpoint_errors import is_whole
+from megalodon_tasks.fairseq_compat.checkpoint_errors import READING_ERRORS
 
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file
 _RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
@@ -83,18 +84,23 @@ def check_vocabulary(path: str, model: Any) -> None:
     fairseq compares the shapes of tensors only.  model: the settings of the new model.  Checkpoints and
     models that do not record their vocabulary pass.  Raises :class:`UserError`.
     """
-    if not is_whole(path):
-        return
-    saved = torch.load(path, map_location="cpu", mmap=True).get("cfg") or {}
-    known, found = (
-        dict(settings or {}).get("vocabulary") for settings in (saved.get("model"), model)
-    )
+    try:
+        saved = torch.load(path, map_location="cpu", mmap=True)["cfg"]["model"]
+    except READING_ERRORS:
+        return  # fairseq reads the file next, and its error is explained there
+    known, found = _vocabulary(saved), _vocabulary(model)
     if None not in (known, found) and known != found:
         raise UserError(
             f"checkpoint.finetune_from_model={path}: the checkpoint was trained with the vocabulary "
             f"{known}, the data has {found} (how many symbols, and a digest of them in their order): "
             "prepare the data with the vocabulary of the checkpoint"
         )
+
+
+def _vocabulary(model: Any) -> str | None:
+    """Return what the settings of a model record; those of an old-style model are a namespace."""
+    settings = vars(model) if isinstance(model, Namespace) else model
+    return settings.get("vocabulary")
 
 
 def is_another_run(cfg: Any, suffix: str) -> bool:
