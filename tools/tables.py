@@ -75,10 +75,12 @@ def results_table(prefix: str) -> str:
 
 
 def _recipe(identity: str) -> str:
-    """Name the script and what is given to it, such as ``lra/listops.sh --demo``."""
-    name, _, variant = identity.partition("-")
-    option = {"": "", "demo": " --demo"}.get(variant)
-    return f"`{name}.sh{option}`" if option is not None else f"`{name}.sh`, {variant}"
+    """Name the script and what is given to it, such as ``lra/listops.sh --demo``, and another model."""
+    name, *variants = identity.split("-")
+    option = ""
+    if variants[:1] == ["demo"]:
+        option, variants = " --demo", variants[1:]
+    return ", ".join([f"`{name}.sh{option}`", *variants])
 
 
 def published_table(prefix: str) -> str:

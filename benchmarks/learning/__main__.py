@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.learning import pictures, reading, runner, tables
 from benchmarks.learning.lengths import evaluate_lengths, lengths_table
+from benchmarks.learning.speed import measure_speed
 from benchmarks.learning.tasks import MODELS, TASKS
 from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
@@ -66,11 +67,12 @@ def report(save: Path, output: Path) -> None:
     if not results:
         raise UserError(f"{save}: no run is done; leave out --report-only")
     output.mkdir(parents=True, exist_ok=True)
+    speeds = measure_speed(save, results)
     points = evaluate_lengths(save, results)
     tables.write_runs(results, output)
     tables.write_curves(results, output)
-    tables.write_tables(results, lengths_table(points), output)
-    pictures.draw_curves(results, output)
+    tables.write_tables(results, speeds, lengths_table(points), output)
+    pictures.draw_curves(results, speeds, output)
     pictures.draw_lengths(points, output)
     print((output / "table.md").read_text(encoding="utf-8"))
     print(f"written to {output}")

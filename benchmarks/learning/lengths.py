@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.learning.reading import Finished, Measured
-from benchmarks.learning.tasks import ABLATIONS, TASKS, Task
+from benchmarks.learning.tasks import ABLATIONS, MODELS, TASKS, Task
 from megalodon_tasks.cli import prepare
 from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.manifest import is_prepared
@@ -22,7 +22,7 @@ from megalodon_tasks.runs.record import append
 
 FACTORS = (1, 2, 4, 8)
 FILE = "lengths.jsonl"
-LISTOPS = "--generate --train 1 --valid 1 --test 1000 --max-depth 10 --max-args 5 --seed 1"
+LISTOPS = "--generate --train 1 --valid 1 --test 500 --max-depth 12 --max-args 5 --seed 1"
 PIECE = 512  # bytes that are read at a time
 
 
@@ -51,6 +51,8 @@ def evaluate_lengths(save: Path, results: Sequence[Measured]) -> list[AtLength]:
         for run in result.runs:
             identity = (result.task, result.model, result.rate, run.seed)
             recorded = [p for p in known if (p.task, p.model, p.rate, p.seed) == identity]
+            if not recorded and not run.checkpoint.is_file():
+                continue
             for point in recorded or _evaluate(save, run, identity):
                 points.append(point)
                 if not recorded:
@@ -67,7 +69,7 @@ def read_lengths(file: Path) -> list[AtLength]:
 def _evaluate(save: Path, run: Finished, identity: tuple[str, str, str, int]) -> list[AtLength]:
     """Evaluate the best checkpoint of a run at all lengths."""
     task = TASKS[identity[0]]
-    best = run.point.folder / "checkpoint_best.pt"
+    best = run.checkpoint
     print(f"lengths: {', '.join(map(str, identity))}", flush=True)
     found = (
         _classified(save, run, task, best) if task.recipe == "lra/listops" else _read(task, best)
@@ -124,5 +126,5 @@ def lengths_table(points: Sequence[AtLength]) -> list[list[str]]:
             digits = 1 if "%" in series[0].unit else 3
             cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "not measured")
         seeds = str(len({point.seed for point in series}))
-        lines.append([TASKS[task].title, model, series[0].unit, seeds, *cells])
+        lines.append([TASKS[task].title, MODELS[model].title, series[0].unit, seeds, *cells])
     return lines

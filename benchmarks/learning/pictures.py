@@ -1,22 +1,30 @@
 """Draw the comparison.  Line style, marker and lightness tell the models apart without colour."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from benchmarks.learning.lengths import AtLength
 from benchmarks.learning.reading import Measured
+from benchmarks.learning.speed import Speed
 from benchmarks.learning.tasks import MODELS, TASKS
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs.figures import STYLES
 from megalodon_tasks.runs.learning_curves import draw_panels
 
-STYLE_OF = dict(zip(MODELS, STYLES, strict=False))
+# all three of marker, line and shade differ between architectures
+_PLACES = {"megalodon": 0, "mega": 5, "transformer": 10, "megalodon-chunk": 15, "mega-chunk": 17}
+STYLE_OF = {name: STYLES[_PLACES[name]] for name in MODELS}
 
 
-def draw_curves(results: Sequence[Measured], output: Path) -> Path | None:
-    """Write ``learning_curves.png``: for each task, validation against updates and against seconds."""
+def draw_curves(
+    results: Sequence[Measured], speeds: Mapping[tuple[str, str], Speed], output: Path
+) -> Path | None:
+    """Write ``learning_curves.png``: for each task, validation against updates and against seconds.
+
+    Seconds are updates times the time of an update in ``speeds``.
+    """
     by_task: dict[str, list[Measured]] = {}
     for result in results:
         if result.model in MODELS:
@@ -32,7 +40,9 @@ def draw_curves(results: Sequence[Measured], output: Path) -> Path | None:
             {result.title: [run.recorded for run in result.runs] for result in models},
             start["config"]["checkpoint"]["best_checkpoint_metric"],
             [STYLE_OF[result.model] for result in models],
+            {r.title: speeds[task, r.model].seconds for r in models if (task, r.model) in speeds},
         )
+        seconds.set_xlabel("seconds of one core")
         updates.set_title(TASKS[task].title, loc="left", fontsize="medium")
         seconds.legend(
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small"

@@ -26,6 +26,11 @@ class Finished:
     recorded: Run
 
     @property
+    def checkpoint(self) -> Path:
+        """The file of the best checkpoint, which may have been removed."""
+        return self.point.folder / "checkpoint_best.pt"
+
+    @property
     def rate(self) -> str:
         """The learning rate."""
         return self.point.settings[RATE].strip("[]")

@@ -7,11 +7,11 @@ The first seed is trained at every rate of the grid.  The others are trained at 
 validation is the best.  An ablation has the rate of the model that it changes.
 """
 
-import contextlib
 import itertools
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +47,7 @@ class Plan:
     ablations: Sequence[str]
     workers: int
     processes: list[subprocess.Popen] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def models_of(self, task: str) -> list[str]:
         """Return the models of this comparison that are trained on ``task``."""
@@ -95,26 +96,18 @@ def _run_all(plan: Plan, jobs: Sequence[tuple[str, str]], bar: tqdm) -> list[str
     if not jobs:
         return []
     at_a_time = min(len(jobs), plan.workers)
-    with _stopped_on_error(plan), ThreadPoolExecutor(at_a_time) as pool:
-        workers = plan.workers // at_a_time
+    workers = plan.workers // at_a_time
+    with ThreadPoolExecutor(at_a_time) as pool:
         futures = [pool.submit(_run_model, plan, task, name, workers) for task, name in jobs]
         try:
             _follow(plan, futures, bar)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # the sweeps save and stop, and the pool waits for them; a repetition resumes them
+            plan.stopped.set()
+            for process in plan.processes:
+                process.terminate()
             raise
         return [error for future in futures if (error := future.result())]
-
-
-@contextlib.contextmanager
-def _stopped_on_error(plan: Plan) -> Iterator[None]:
-    """Stop the sweeps when this process is interrupted; they save, and a repetition resumes them."""
-    try:
-        yield
-    except BaseException:
-        for process in plan.processes:
-            process.terminate()
-        raise
 
 
 def _follow(plan: Plan, futures: Sequence[Future], bar: tqdm) -> None:
@@ -154,8 +147,9 @@ def _run_model(plan: Plan, task: str, name: str, workers: int) -> str | None:
     if error := _sweep(plan, task, name, grid, [first], workers):
         return error
     best = chosen_rate(folder)
-    assert best is not None, f"{folder}: the sweep ended well, and no run is done"
-    return _sweep(plan, task, name, [best], seeds, workers) if len(seeds) > 1 else None
+    if best is None:  # stopped
+        return None
+    return _sweep(plan, task, name, [best], seeds, workers)
 
 
 def _sweep(
@@ -164,7 +158,7 @@ def _sweep(
     """Run ``megalodon sweep``; return what to tell the user if it failed."""
     folder, log = plan.save / task / name, plan.save / task / f"{name}.log"
     overrides = TASKS[task].overrides(name, plan.scale)
-    if _is_done(folder, overrides, rates, seeds):
+    if plan.stopped.is_set() or _is_done(folder, overrides, rates, seeds):
         return None
     words = ["sweep", TASKS[task].recipe, str(plan.data(task)), str(folder), "--demo"]
     words += ["--workers", str(max(1, workers)), "--threads", "1", "--seeds", *seeds]
@@ -176,6 +170,8 @@ def _sweep(
             _megalodon(*words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         plan.processes.append(process)
+        if plan.stopped.is_set():  # while this one was started
+            process.terminate()
         status = process.wait()
     return f"{task}, {name}: megalodon sweep ended with {status}; see {log}" if status else None
 

@@ -1,17 +1,18 @@
 """Write the comparison as CSV and Markdown."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.reading import Measured
+from benchmarks.learning.speed import Speed
 from benchmarks.learning.tasks import ABLATIONS, MODELS, TASKS
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.runs.learning_curves import seconds_at
 
 NOT_MEASURED = "not measured"
-UNITS = {"accuracy": "accuracy, %", "bits_per_byte": "bits per byte"}
+UNITS = {"accuracy": "%", "bits_per_byte": "bits per byte"}
 DIGITS = {"accuracy": 1, "bits_per_byte": 3}
 
 
@@ -62,16 +63,24 @@ def _write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[Any]]) 
         csv.writer(stream, lineterminator="\n").writerows([head, *lines])
 
 
-def comparison(results: Sequence[Measured], tasks: Sequence[str] = tuple(TASKS)) -> list[list[str]]:
-    """Return the head and a line for each model on each task, measured or not."""
+def comparison(
+    results: Sequence[Measured], speeds: Mapping[tuple[str, str], Speed]
+) -> list[list[str]]:
+    """Return the head and a line for each model on each task, or one for a task without any result."""
     found = {(result.task, result.model): result for result in results}
-    lines = [["task", "model", "test", "±", "seeds", "rate", "updates"]]
-    lines[0] += ["parameters", "tokens/s", "memory, GB"]
-    for task in tasks:
-        for model in TASKS[task].models:
-            result = found.get((task, model))
-            name = [TASKS[task].title, MODELS[model].title]
-            lines.append(name + (_cells(result) if result else [NOT_MEASURED] + [""] * 7))
+    lines = [["task", "model", "test", "±", "seeds", "rate", "updates", "parameters"]]
+    lines[0] += ["memory, GB", "ms an update", "tokens/s"]
+    for name, task in TASKS.items():
+        models = [model for model in task.models if (name, model) in found]
+        if not models:
+            lines.append([task.title, "all", NOT_MEASURED] + [""] * 8)
+        for model in task.models if models else ():
+            cells = [NOT_MEASURED] + [""] * 8
+            if model in models:
+                speed = speeds.get((name, model))
+                times = [f"{1000 * speed.seconds:.1f}", f"{speed.tokens:,.0f}"] if speed else []
+                cells = _cells(found[name, model]) + (times or [NOT_MEASURED] * 2)
+            lines.append([task.title, MODELS[model].title, *cells])
     return lines
 
 
@@ -101,7 +110,7 @@ def _cells(result: Measured) -> list[str]:
         f"{updates:,}",
         *(
             NOT_MEASURED if (value := row.mean(name)) is None else f"{value:,.{digits}f}"
-            for name, digits in (("params", 0), ("tokens_per_s", 0), ("peak_memory_gb", 2))
+            for name, digits in (("params", 0), ("peak_memory_gb", 2))
         ),
     ]
 
@@ -118,15 +127,24 @@ def machines(results: Sequence[Measured]) -> list[str]:
     return list(dict.fromkeys(str(start["device"]) for start in starts if "device" in start))
 
 
-def write_tables(results: Sequence[Measured], lengths: list[list[str]], output: Path) -> None:
+def write_tables(
+    results: Sequence[Measured],
+    speeds: Mapping[tuple[str, str], Speed],
+    lengths: list[list[str]],
+    output: Path,
+) -> None:
     """Write ``table.csv``, ``ablations.csv``, ``lengths.csv`` and ``table.md``, with all three."""
-    parts = {"table": comparison(results), "ablations": ablations(results), "lengths": lengths}
+    compared = comparison(results, speeds)
+    parts = {"table": compared, "ablations": ablations(results), "lengths": lengths}
     titles = {
         "table": "Test split, mean and deviation over seeds",
         "ablations": "Megalodon without one of its ideas, at the rate chosen for Megalodon",
         "lengths": "Lengths that were not trained on, mean over seeds",
     }
-    text = [f"Measured on: {', '.join(machines(results))}.\n"]
+    text = [
+        f"Measured on: {', '.join(machines(results))}.  Times are CPU time of one thread, forward and "
+        "backward, all models in turn on the same batches.\n"
+    ]
     for name, (head, *lines) in parts.items():
         _write_csv(output / f"{name}.csv", head, lines)
         body = markdown([head, *lines]) if lines else f"{NOT_MEASURED}\n"

@@ -90,6 +90,11 @@ class Task:
         return fields
 
 
+def _groups(number: int) -> dict[str, str]:
+    """Return the setting of Megalodon's norm over time, as the demos had it when they were compared."""
+    return {"model.norm_num_groups": str(number)}
+
+
 TASKS = {
     "listops": Task(
         "ListOps, 9 to 61 symbols",
@@ -113,6 +118,7 @@ TASKS = {
         chunk=56,
         positions=196,
         mega_ffn_dims=(56, 60),
+        settings={"model.cema_init": "spread", "model.cema_memory": "64", **_groups(4)},
     ),
     "digits": Task(
         "Digits, 8 x 8 pixels",
@@ -124,6 +130,7 @@ TASKS = {
         chunk=32,
         positions=64,
         mega_ffn_dims=(92, 96),
+        settings={"model.cema_init": "released", **_groups(6)},
     ),
     "text": Task(
         "Text, passages of 256 bytes",

@@ -88,19 +88,23 @@ def draw_panels(
     curves: Mapping[str, Sequence[Run]],
     metric: str,
     styles: Sequence[Mapping[str, object]] = STYLES,
+    pace: Mapping[str, float] | None = None,
 ) -> None:
     """Draw ``metric`` in validation: a line is the mean of its runs, a band their range.
 
     panels: against updates, and against seconds.  curves: label -> runs that differ only in the seed;
     so many as there are styles are drawn.  The label of a line adds the number of runs and their median
-    tokens a second in training, where recorded.
+    tokens a second in training, where recorded.  pace: label -> seconds of an update, in place of the
+    time and speed that the runs recorded.
     """
     against_updates, against_seconds = panels
     for style, (label, runs) in zip(styles, curves.items(), strict=False):
         steps, seconds, values = mean_and_range(runs, metric)
         if not len(steps):
             continue
-        style = {**style, "label": _described(label, runs)}
+        if pace is not None:
+            seconds = steps * pace.get(label, np.nan)
+        style = {**style, "label": _described(label, runs, with_speed=pace is None)}
         _draw(against_updates, steps, values, style)
         _draw(against_seconds, seconds, values, style)
     against_updates.set(xlabel="updates", ylabel=LABELS.get(metric, f"validation {metric}"))
@@ -110,9 +114,9 @@ def draw_panels(
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _described(label: str, runs: Sequence[Run]) -> str:
+def _described(label: str, runs: Sequence[Run], with_speed: bool) -> str:
     speeds = [line["wps"] for run in runs for line in run.train_inner.values() if line.get("wps")]
-    speed = f", {np.median(speeds):,.0f} tokens/s" if speeds else ""
+    speed = f", {np.median(speeds):,.0f} tokens/s" if speeds and with_speed else ""
     return f"{label} ({len(runs)} run{'s' * (len(runs) > 1)}{speed})"
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import pytest
@@ -13,6 +14,7 @@ from matplotlib.image import imread
 from benchmarks.learning import pictures, reading, runner, tables
 from benchmarks.learning.__main__ import main
 from benchmarks.learning.lengths import AtLength, lengths_table
+from benchmarks.learning.speed import Speed
 from benchmarks.learning.tasks import ABLATIONS, MODELS, TASKS
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.errors import UserError
@@ -126,16 +128,18 @@ def save(tmp_path):
 
 def test_a_table_has_what_was_measured_and_says_what_was_not(save):
     results = list(reading.measured(save))
-    head, *lines = tables.comparison(results)
+    speeds = {("digits", "megalodon"): Speed("megalodon", 0.0125, 500.0)}
+    head, *lines = tables.comparison(results, speeds)
     found = {(line[0], line[1]): dict(zip(head[2:], line[2:], strict=True)) for line in lines}
-    assert len(lines) == sum(len(task.models) for task in TASKS.values())
+    assert len(lines) == 2 * len(MODELS) + len(TASKS) - 2
     assert found[TASKS["digits"].title, "Megalodon"] == {
-        "test": "92.0 accuracy, %", "±": "2.8", "seeds": "2", "rate": "0.01", "updates": "20",
-        "parameters": "1,000", "tokens/s": "500", "memory, GB": "1.00",
+        "test": "92.0 %", "±": "2.8", "seeds": "2", "rate": "0.01", "updates": "20",
+        "parameters": "1,000", "memory, GB": "1.00", "ms an update": "12.5", "tokens/s": "500",
     }  # fmt: skip
     assert found[TASKS["digits"].title, "Transformer"]["±"] == ""
+    assert found[TASKS["digits"].title, "Transformer"]["tokens/s"] == "not measured"
     assert found[TASKS["digits"].title, "Mega"]["test"] == "not measured"
-    assert found[TASKS["text"].title, "Mega"]["test"] == "not measured"
+    assert found[TASKS["text"].title, "all"]["test"] == "not measured"
 
 
 def test_ablations_stand_beside_megalodon(save):
@@ -145,7 +149,7 @@ def test_ablations_stand_beside_megalodon(save):
         *(f"Megalodon, {name}" for name in ABLATIONS),
     ]
     values = {line[1]: line[2] for line in lines}
-    assert values["Megalodon, no EMA"] == "52.0 accuracy, %"
+    assert values["Megalodon, no EMA"] == "52.0 %"
     assert values["Megalodon, real EMA"] == "not measured"
 
 
@@ -164,7 +168,7 @@ def test_files_hold_every_run_and_every_point(save, capsys):
     assert curves[0]["seconds"] == "2.5"
     assert "a card" in (save / "out" / "table.md").read_text()
     assert imread(save / "out" / "learning_curves.png").std() > 0
-    assert "92.0 accuracy" in capsys.readouterr().out
+    assert "92.0 %" in capsys.readouterr().out
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
@@ -179,7 +183,7 @@ def test_lengths_are_means_over_seeds(tmp_path):
         for factor in (1, 2, 8)
     ]
     assert lengths_table(points)[1] == [
-        TASKS["listops"].title, "mega", "accuracy, %", "2", "47.5", "46.5", "not measured", "40.5",
+        TASKS["listops"].title, "Mega", "accuracy, %", "2", "47.5", "46.5", "not measured", "40.5",
     ]  # fmt: skip
     assert imread(pictures.draw_lengths(points, tmp_path)).std() > 0
     assert pictures.draw_lengths([], tmp_path) is None
@@ -199,6 +203,26 @@ def test_an_ablation_of_a_model_that_is_not_trained_is_a_failure(tmp_path):
     errors = runner.run(plan)
     assert len(errors) == len(ABLATIONS)
     assert "megalodon is not trained on it" in errors[0]
+
+
+def test_an_interruption_ends_the_sweeps(tmp_path, monkeypatch):
+    plan = runner.Plan(
+        tmp_path, ["digits"], ["megalodon", "mega", "transformer"], [1], [1.0],
+        scale=1.0, ablations=[], workers=2,
+    )  # fmt: skip
+    endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(runner, "_megalodon", lambda *words: endless)
+
+    def interrupt(*_):
+        while len(plan.processes) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_follow", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(plan)
+    assert all(process.poll() is not None for process in plan.processes)
+    assert len(plan.processes) == 2  # the third is not started
 
 
 @pytest.mark.slow

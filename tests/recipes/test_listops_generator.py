@@ -243,6 +243,15 @@ def test_expressions_too_rare_to_wait_for_are_reported(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_units_may_hold_no_expression(tmp_path, monkeypatch):
+    """As with rare lengths, of which a unit draws too few to find one."""
+    monkeypatch.setattr(listops_generator, "_MOST_CANDIDATES", 20)
+    rare = Settings(train=3, valid=1, test=1, grammar=Grammar(20, 30, max_depth=3, max_args=5))
+    assert generate(tmp_path, rare)
+    lines = b"".join(read(tmp_path).values()).splitlines()
+    assert len(set(lines)) == 1 + rare.total  # with the header
+
+
 def test_number_of_distinct_expressions():
     grammar = Grammar(0, 8, 3, 3)
     # depth 3, by hand: 10 digits; over digits 4 * (10^2 + 10^3); of length 7 also one operator with
