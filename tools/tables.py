@@ -34,6 +34,7 @@ _METRICS = {
     "bits_per_byte": "bits per byte",
     "bleu": "BLEU",
     "exact": "% exact",
+    "mt_bench": "MT-Bench",
 }
 
 Row = dict[str, str]

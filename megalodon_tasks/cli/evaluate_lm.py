@@ -16,18 +16,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.data.corpus import Corpus, SplitInfo, read_corpus
-from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context
+from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
+from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context, shuffled
 from megalodon_tasks.evaluation.long_context import Totals
+from megalodon_tasks.evaluation.shuffled import ShuffledSplit
 from megalodon_tasks.runs import comparability, results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
 PROGRESS_VERSION = 2
 PIECE = 2048
+ORDER_SEED = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--context", type=positive, metavar="N",
         help="cut each document or stream after every N tokens and read each part from an empty state",
+    )  # fmt: skip
+    add(
+        "--concatenate", type=positive, nargs="?", const=shuffled.LENGTH, metavar="N",
+        help="join the documents in a random order and read parts of N tokens, as figure 5 of the paper "
+        "(default: %(const)s)",
+    )  # fmt: skip
+    add(
+        "--order-seed", type=int, metavar="SEED",
+        help=f"equal seeds give equal orders of --concatenate (default: {ORDER_SEED})",
     )  # fmt: skip
     add(
         "--first-context", type=positive, default=long_context.FIRST_CONTEXT,
@@ -99,7 +111,7 @@ def add_dynamic(parser: argparse.ArgumentParser) -> None:
 def describe(record: dict[str, Any], info: SplitInfo, totals: Totals) -> list[str]:
     """Return the lines to print: published numbers, all measures, and the context table."""
     lines = results.summary(record, results.published(record["benchmark"]))
-    cut = record["segments"] or record["segment_tokens"]
+    cut = record["segments"] or record["segment_tokens"] or record["concatenated"]
     lines.append(
         f"{totals.documents:,} {'parts' if cut else 'documents'}, {totals.tokens:,} tokens"
     )
@@ -137,6 +149,27 @@ def dynamic_rule(given: argparse.Namespace) -> dynamic.Rule | None:
     chosen = {name: getattr(given, name) for name in ("decay", "epsilon")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return dynamic.Rule(given.dynamic, **chosen)
+
+
+def text_and_parts(
+    given: argparse.Namespace, split: CorpusSplit
+) -> tuple[CorpusSplit | ShuffledSplit, np.ndarray]:
+    """Return what is read, and where its parts begin and the last one ends, (parts + 1,) int64.
+
+    Sets the default of --order-seed.  Raises ``ValueError`` for options that exclude each other.
+    """
+    if given.concatenate is None:
+        if given.order_seed is not None:
+            raise ValueError(f"--order-seed {given.order_seed} has no effect without --concatenate")
+        return split, language_model.divide(split.offsets, given.segments, given.context)
+    for name, value in {"--segments": given.segments, "--context": given.context}.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} {value} does not go with --concatenate, which makes other parts"
+            )
+    given.order_seed = ORDER_SEED if given.order_seed is None else given.order_seed
+    text = ShuffledSplit(split, given.order_seed)
+    return text, language_model.divide(text.offsets, 1, given.concatenate)
 
 
 def build_adaptation(
@@ -184,6 +217,8 @@ def build_record(
         "piece": given.piece,
         "segments": given.segments,
         "segment_tokens": given.context,
+        "concatenated": given.concatenate,
+        "order_seed": given.order_seed,
     }
 
 
@@ -198,7 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     model, end_token = trained.language_model, trained.task.source_dictionary.eos()
     corpus = read_corpus(Path(trained.cfg.task.data))
     split = corpus.split(given.split)
-    offsets = language_model.divide(split.offsets, given.segments, given.context)
+    text, offsets = text_and_parts(given, split)
     metric = language_model.choose_metric(given.metric, split)
     compressed = language_model.compressed_sizes(corpus, split) if given.compressors else None
     file = given.results or given.checkpoint.parent / RESULTS
@@ -212,12 +247,13 @@ def main(arguments: Sequence[str]) -> None:
     adaptation, dynamic_settings = build_adaptation(given, rule, trained, corpus, source)
     identity = [
         *source, given.split, given.segments, given.context, given.first_context, dynamic_settings,
+        given.concatenate, given.order_seed,
     ]  # fmt: skip
     progress = language_model.Progress(
         output / f"evaluation-{given.split}.progress.pt", fingerprint(identity)
     )
     totals = language_model.evaluate(
-        model, split, offsets, given.piece, end_token, progress, given.first_context, adaptation
+        model, text, offsets, given.piece, end_token, progress, given.first_context, adaptation
     )
     record = {
         "benchmark": given.recipe or trained.cfg.task._name,
@@ -229,9 +265,12 @@ def main(arguments: Sequence[str]) -> None:
     if compressed is not None:
         record["compressors"] = compressed
     append(file, record)
-    long_context.write_csv(totals.bands, output / "context_length.csv")
-    title = f"{record['benchmark']}, {given.split}"
-    long_context.draw(totals.bands, title, output / "context_length.png")
+    curve = output / ("context_length_joined" if given.concatenate else "context_length")
+    title = (
+        f"{record['benchmark']}, {given.split}{', documents joined' if given.concatenate else ''}"
+    )
+    long_context.write_csv(totals.bands, curve.with_suffix(".csv"))
+    long_context.draw(totals.bands, title, curve.with_suffix(".png"))
     progress.remove()
     print("\n".join(describe(record, split.info, totals)))
-    print(f"recorded in {file}; curve in {output / 'context_length.png'} and .csv")
+    print(f"recorded in {file}; curve in {curve.with_suffix('.png')} and .csv")

@@ -39,10 +39,12 @@ def chunk_size(text: str) -> int | str:
     return int(text)
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint and the data to read it with."""
+def add_checkpoint(
+    parser: argparse.ArgumentParser, what: str = "a file that a training run wrote"
+) -> None:
+    """Add the checkpoint, which is ``what``, and the data to read it with."""
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a file that a training run wrote")
+    add("checkpoint", type=Path, help=what)
     add("--data", type=Path, help="folder of the prepared data (default: as in training)")
 
 
@@ -53,6 +55,23 @@ def add_chunk_size(parser: argparse.ArgumentParser) -> None:
         help="steps in an attention chunk, or full for no chunks (default: "
         "task.eval_chunk_size, else as in training)",
     )  # fmt: skip
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """Add how text is drawn from a model."""
+    add, positive = parser.add_argument, at_least(1)
+    add("--tokens", type=positive, default=500, help="stop after so many (default: %(default)s)")
+    add(
+        "--temperature", type=float, default=1.0, help="0 takes the likeliest (default: %(default)s)"
+    )  # fmt: skip
+    add("--top-k", type=int, default=0, help="draw from the so many likeliest (default: all)")
+    add(
+        "--top-p", type=float, default=1.0,
+        help="draw from the fewest with this probability together",
+    )  # fmt: skip
+    add("--seed", type=int, default=1, help="equal seeds give equal text (default: %(default)s)")
+    add("--piece", type=positive, default=4096, help="tokens of the prompt read at a time")
+    add("--cpu", action="store_true", help="do not use a GPU")
 
 
 def add_result(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ MODULES = {
     "lm/enwik8": "lm.prepare_enwik8",
     "lm/pg19": "lm.prepare_pg19",
     "lm/text": "lm.prepare_text",
+    "lm/instruct": "lm.prepare_instruct",
     "translation/wmt16_en_de": "translation.prepare_pairs",
 }
 _PATHS = "--contour-length 2 --num-distractors 0 --marker-radius 1 --continuity 20 --distinct"
@@ -51,6 +52,7 @@ DEMOS = {
     "lm/wikitext103": "lm.python_topics RAW --words; lm/wikitext103",
     "lm/enwik8": "lm.python_topics RAW; lm/text --name python-topics",
     "lm/pg19": "lm.python_topics RAW; lm/text --name python-topics --tokens sentencepiece --pieces 1000",
+    "lm/instruct": "lm.demo_instructions RAW; lm/instruct",
     "translation/wmt16_en_de": "translation.demo_numbers RAW; translation/wmt16_en_de --train train "
     "--valid valid --test test test1",
 }

@@ -32,20 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--prompt-file", help="a file with the text to continue, - for standard input"
     )
-    add, positive = parser.add_argument, options.at_least(1)
-    add("--tokens", type=positive, default=500, help="stop after so many (default: %(default)s)")
-    add(
-        "--temperature", type=float, default=1.0, help="0 takes the likeliest (default: %(default)s)"
-    )  # fmt: skip
-    add("--top-k", type=int, default=0, help="draw from the so many likeliest (default: all)")
-    add(
-        "--top-p", type=float, default=1.0,
-        help="draw from the fewest with this probability together",
-    )  # fmt: skip
-    add("--seed", type=int, default=1, help="equal seeds give equal text (default: %(default)s)")
-    add("--piece", type=positive, default=4096, help="tokens of the prompt read at a time")
-    add("--past-end", action="store_true", help="continue with another document at the end of one")
-    add("--cpu", action="store_true", help="do not use a GPU")
+    options.add_drawing(parser)
+    parser.add_argument(
+        "--past-end", action="store_true", help="continue with another document at the end of one"
+    )
     return parser
 
 

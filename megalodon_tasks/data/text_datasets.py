@@ -19,7 +19,7 @@ from megalodon_tasks.data.epoch_dataset import EpochDataset
 from megalodon_tasks.data.token_stream import TokenStream
 from megalodon_tasks.errors import user_errors
 
-BREAK_MODES = ("none", "complete", "eos")
+BREAK_MODES = ("none", "complete", "documents", "eos")
 # Distinguish these uses of a seed from others; any constants will do.
 _CUT, _ORDER = 0xB10C, 0x0DE2
 
@@ -78,12 +78,14 @@ class TextDataset(EpochDataset):
         """Make a batch; ``{}`` of no samples, which fairseq asks for when processes have uneven shares.
 
         ``net_input``: ``src_tokens`` (B, L) int64 padded on the right, ``src_lengths`` (B,), and where
-        documents are kept apart ``document_starts`` (B, L) bool.  ``target``: (B, L) int64, padded.
+        documents are kept apart ``document_starts`` (B, L) bool.  ``target``: (B, L) int64, padded, of
+        which ``ntokens`` are not padding.
         ``begins`` and ``ends``: whether these are the first and last blocks of their rows.
         """
         if not samples:
             return {}
         lengths = [len(sample["target"]) for sample in samples]
+        target_BL = self._padded([sample["target"] for sample in samples])
         net_input = {
             "src_tokens": self._padded([sample["source"] for sample in samples]),
             "src_lengths": torch.tensor(lengths, dtype=torch.int64),
@@ -96,9 +98,9 @@ class TextDataset(EpochDataset):
         return {
             "id": torch.tensor([sample["block"].id for sample in samples], dtype=torch.int64),
             "net_input": net_input,
-            "target": self._padded([sample["target"] for sample in samples]),
+            "target": target_BL,
             "nsentences": len(samples),
-            "ntokens": sum(lengths),
+            "ntokens": int((target_BL != self.stream.pad).sum()),
             "begins": samples[0]["block"].begins,
             "ends": samples[0]["block"].ends,
         }
@@ -115,8 +117,9 @@ class BlockDataset(TextDataset):
     """Blocks of the stream, each read by itself.
 
     ``break_mode``: ``none`` cuts anywhere; ``complete`` fills a block with whole lines (a line longer
-    than a block is cut); ``eos`` makes each line a block.  ``shuffle``: in random order, which like
-    the cut depends only on (seed, epoch); otherwise from the first to the last.
+    than a block is cut), ``documents`` with whole documents; ``eos`` makes each line a block.
+    ``shuffle``: in random order, which like the cut depends only on (seed, epoch); otherwise from the
+    first to the last.
     """
 
     def __init__(
@@ -132,6 +135,10 @@ class BlockDataset(TextDataset):
             raise ValueError(
                 f"task.sample_break_mode={break_mode!r} is unknown; choose one of "
                 f"{', '.join(BREAK_MODES)} (task.documents keeps documents apart)"
+            )
+        if break_mode == "documents" and not len(stream.document_starts):
+            raise ValueError(
+                "task.sample_break_mode=documents needs task.documents, which says where they begin"
             )
         self.break_mode, self.shuffle = break_mode, shuffle
         self.edges = self._cut()
@@ -151,17 +158,29 @@ class BlockDataset(TextDataset):
         """Return where blocks begin and end, (blocks + 1,) int64."""
         if self.break_mode == "eos":
             return np.unique(np.concatenate(([0], self.stream.line_ends)))
+        documents = self.break_mode == "documents"
+        ends = self.stream.document_starts if documents else self.stream.line_ends
         total, edges = len(self.stream), [0]
         for length in self.length.draw(self.seed, self.epoch):
             stop = min(edges[-1] + length, total)
-            if self.break_mode == "complete" and stop < total:
-                lines = np.searchsorted(self.stream.line_ends, stop, side="right")
-                whole = int(self.stream.line_ends[lines - 1]) if lines else 0
+            if self.break_mode != "none" and stop < total:
+                count = np.searchsorted(ends, stop, side="right")
+                whole = int(ends[count - 1]) if count else 0
+                if documents and whole <= edges[-1]:
+                    self._refuse_long_document(edges[-1], length)
                 stop = whole if whole > edges[-1] else stop
             edges.append(stop)
             if stop == total:
                 return np.array(edges)
         raise AssertionError("the lengths of blocks have no end")
+
+    def _refuse_long_document(self, start: int, length: int) -> None:
+        later = self.stream.document_starts[self.stream.document_starts > start]
+        size = int(later[0] if len(later) else len(self.stream)) - start
+        raise ValueError(
+            f"{self.stream.name}: a document of {size} tokens is longer than a block of {length}; raise "
+            "task.tokens_per_sample, or read with task.stream=true, which carries the state along"
+        )
 
     def __len__(self) -> int:
         return len(self.edges) - 1

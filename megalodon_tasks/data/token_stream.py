@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 
+from megalodon_tasks.data.conversations import is_answer, template_of
 from megalodon_tasks.data.corpus import CorpusSplit, read_corpus
 from megalodon_tasks.data.manifest import MANIFEST
 
@@ -20,7 +21,8 @@ class TokenStream:
 
     ``parts``: the split, or its parts one after the other.  ``name``: the split in messages.
     ``line_ends``: (lines,) int64, where each line ends.  ``document_starts``: increasing positions at
-    which a document begins; empty with documents ``none``.
+    which a document begins; empty with documents ``none``.  ``answers_only``: targets that belong to no
+    answer of a conversation are padding.
     """
 
     def __init__(
@@ -29,12 +31,13 @@ class TokenStream:
         dictionary: Dictionary,
         name: str = "tokens",
         documents: str = "none",
+        answers_only: bool = False,
     ) -> None:
         if documents not in DOCUMENTS:
             raise ValueError(
                 f"task.documents={documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}"
             )
-        self.parts, self.name = parts, name
+        self.parts, self.name, self.answers_only = parts, name, answers_only
         self.vocab_size, self.eos, self.pad = len(dictionary), dictionary.eos(), dictionary.pad()
         sizes = np.concatenate([part.sizes for part in parts])
         self.line_ends = np.cumsum(sizes)
@@ -78,12 +81,16 @@ class TokenStream:
     def source_and_target(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what stands before each of the tokens ``start`` to ``stop``, and these; both int64.
 
-        Before the first token of all, and of each document, stands EOS.
+        Before the first token of all, and of each document, stands EOS.  With ``answers_only`` other
+        targets are padding.
         """
         target = self.read(start, stop)
         previous = self.read(start - 1, start) if start else target.new_tensor([self.eos])
         source = torch.cat((previous, target))[:-1]
         source[self.starts_between(start, stop)] = self.eos
+        if self.answers_only:
+            items = np.searchsorted(self.line_ends, np.arange(start, stop), side="right")
+            target = target.masked_fill(torch.from_numpy(~is_answer(items)), self.pad)
         return source, target
 
     def starts_between(self, start: int, stop: int) -> np.ndarray:
@@ -93,12 +100,18 @@ class TokenStream:
 
 
 def open_stream(
-    folder: Path, split: str, dictionary: Dictionary, documents: str = "none", combine: bool = False
+    folder: Path,
+    split: str,
+    dictionary: Dictionary,
+    documents: str = "none",
+    combine: bool = False,
+    answers_only: bool = False,
 ) -> TokenStream:
     """Open a split of ``folder``; with ``combine`` also ``split1``, ``split2`` and so on.
 
-    Raises ``ValueError`` where files are missing, empty or damaged, and with documents ``corpus`` where
-    the manifest is missing or describes only the first part.
+    Raises ``ValueError`` where files are missing, empty or damaged, with documents ``corpus`` where
+    the manifest is missing or describes only the first part, and with ``answers_only`` for data that is
+    not of conversations.
     """
     corpus = read_corpus(folder)
     parts = [corpus.split(split)]
@@ -114,4 +127,7 @@ def open_stream(
             f"task.documents=corpus: split {split!r} of {folder} has {len(parts)} parts, and {MANIFEST} "
             f"describes only the first; move {parts[1].name}.idx away, or choose line or blank"
         )
-    return TokenStream(parts, dictionary, f"split {split!r} of {folder}", documents)
+    if answers_only:
+        template_of(corpus)  # raises for a corpus without answers
+    name = f"split {split!r} of {folder}"
+    return TokenStream(parts, dictionary, name, documents, answers_only)

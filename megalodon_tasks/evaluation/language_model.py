@@ -27,6 +27,7 @@ from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.evaluation.dynamic import Adaptation
 from megalodon_tasks.evaluation.long_context import Position, Totals, counted_from, read_document
+from megalodon_tasks.evaluation.shuffled import ShuffledSplit
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.signals import is_repeated
@@ -123,8 +124,8 @@ def deferred_interrupt() -> Iterator[threading.Event]:
 
 
 def evaluate(
-    model: LanguageModel, split: CorpusSplit, offsets: np.ndarray, piece: int, end_token: int,
-    progress: Progress, first_context: int, adaptation: Adaptation | None = None,
+    model: LanguageModel, split: CorpusSplit | ShuffledSplit, offsets: np.ndarray, piece: int,
+    end_token: int, progress: Progress, first_context: int, adaptation: Adaptation | None = None,
 ) -> Totals:  # fmt: skip
     """Read the parts of ``split`` that lie between ``offsets`` (parts + 1,), each from an empty state.
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from megalodon_tasks.data.tokenizers import Tokenizer
-from megalodon_tasks.models.decoding import decoder_for
+from megalodon_tasks.models.decoding import Decoder, OrdinaryDecoder, decoder_for
+from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import LanguageModel
+from megalodon_tasks.models.state import StackState
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,43 @@ def generate(
 ) -> Iterator[int]:
     """Yield tokens that follow ``prompt``, without end.
 
-    prompt: (L,) int64, L at least 1; read in pieces of ``piece`` tokens.  allowed: (V,) bool, tokens
-    that may be drawn.  ``choose`` draws from scores (V,).
+    prompt, piece: as in :func:`read`.  choose, allowed: as in :func:`draw`.
     Raises ``ValueError`` for a token that is not in the model's vocabulary, a model in training mode,
     and scores that are not finite.
     """
-    device = next(model.parameters()).device
-    state = None
-    prompt_1L = prompt.to(device)[None]
-    for part in prompt_1L[:, :-1].split(piece, dim=1):
+    scores_11V, state = read(model, prompt, None, piece)
+    yield from draw(decoder_for(model, state), scores_11V, choose, allowed)
+
+
+@torch.inference_mode()
+def read(
+    model: LanguageModel, tokens_L: torch.Tensor, state: StackState | None, piece: int
+) -> tuple[torch.Tensor, StackState]:
+    """Read ``tokens``, (L,) int64 with L at least 1, in pieces of ``piece`` tokens after ``state``.
+
+    Returns the scores of the next token, (1, 1, V), and the state.
+    """
+    tokens_1L = tokens_L.to(next(model.parameters()).device)[None]
+    before: StackState | RowStates | None = state
+    for part in tokens_1L[:, :-1].split(piece, dim=1):
         if part.shape[1]:
-            _, state = model.features(part, state)
-    scores_11V, state = model(prompt_1L[:, -1:], state)
-    decoder = decoder_for(model, state)
+            _, before = model.features(part, before)
+    return model(tokens_1L[:, -1:], before)
+
+
+@torch.inference_mode()
+def draw(
+    decoder: Decoder | OrdinaryDecoder,
+    scores_11V: torch.Tensor,
+    choose: Callable[[torch.Tensor], int | torch.Tensor],
+    allowed: torch.Tensor,
+) -> Iterator[int]:
+    """Yield tokens without end, the first from ``scores``; a token is read when the next is asked for.
+
+    ``choose`` draws from scores (V,).  allowed: (V,) bool, tokens that may be drawn.
+    Raises ``ValueError`` for scores that are not finite.
+    """
+    device = scores_11V.device
     while True:
         scores_V = scores_11V[0, 0].float().cpu()
         if not scores_V.isfinite().all():

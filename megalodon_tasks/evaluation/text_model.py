@@ -37,7 +37,7 @@ def load(
     tokenizer, and one whose tokenizer has another number of symbols.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if _is_of_fairseq(source):
+    if is_of_fairseq(source):
         trained = checkpoint.load(source, data, device, chunk_size=chunk_size)
         return TextModel(trained.language_model, load_tokenizer(source, data))
     if chunk_size is not None:
@@ -61,7 +61,7 @@ def load_tokenizer(source: Path, data: Path | None = None) -> Tokenizer:
     """Load the tokenizer alone; arguments and errors are those of :func:`load`."""
     if data is None and hf_folder.is_folder(source):
         return hf_folder.read_tokenizer(source)
-    if data is None and not _is_of_fairseq(source):
+    if data is None and not is_of_fairseq(source):
         raise ValueError(
             f"{source} is a release, which has no tokenizer: name the prepared data of its vocabulary "
             "by --data"
@@ -69,7 +69,11 @@ def load_tokenizer(source: Path, data: Path | None = None) -> Tokenizer:
     return corpus_tokenizer(read_corpus(data or checkpoint.data_of(source)))
 
 
-def _is_of_fairseq(source: Path) -> bool:
+def is_of_fairseq(source: Path) -> bool:
+    """Return whether ``source`` is a checkpoint of a training run, which says what data it is of.
+
+    Raises ``ValueError`` if it does not exist.
+    """
     if not source.is_file():
         if not source.is_dir():
             raise ValueError(f"{source}: there is no such checkpoint or folder")

@@ -58,6 +58,8 @@ def _with_clean_start(stock: Callable) -> Callable:
         suffix, schedule = trainer.checkpoint_suffix, trainer.cfg.lr_scheduler._name
         restoring.check_settings(cfg, suffix, schedule)
         another_run = restoring.is_another_run(cfg, suffix)
+        if another_run and cfg.finetune_from_model is not None:
+            restoring.check_vocabulary(cfg.finetune_from_model, trainer.cfg.model)
         if trainer.data_parallel_rank == 0 and not cfg.no_save:
             _claim(Path(cfg.save_dir))
         extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)

@@ -7,13 +7,16 @@ that it trained, which counts towards ``optimization.stop_time_hours`` (trainer.
 """
 
 import ast
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairseq.file_io import PathManager
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.best_checkpoint import forget_scores
+from megalodon_tasks.fairseq_compat.checkpoint_errors import READING_ERRORS
 
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file
 _RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
@@ -73,6 +76,31 @@ def _check_file(name: str, value: str, save_dir: str) -> None:
     near = Path(save_dir, value)
     advice = f"did you mean {near}?" if near.is_file() else "name a checkpoint, or leave it out"
     raise UserError(f"checkpoint.{name}={value}: there is no such file; {advice}")
+
+
+def check_vocabulary(path: str, model: Any) -> None:
+    """Refuse a checkpoint to start from whose tokens have other numbers than those of the data.
+
+    fairseq compares the shapes of tensors only.  model: the settings of the new model.  Checkpoints and
+    models that do not record their vocabulary pass.  Raises :class:`UserError`.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", mmap=True)["cfg"]["model"]
+    except READING_ERRORS:
+        return  # fairseq reads the file next, and its error is explained there
+    known, found = _vocabulary(saved), _vocabulary(model)
+    if None not in (known, found) and known != found:
+        raise UserError(
+            f"checkpoint.finetune_from_model={path}: the checkpoint was trained with the vocabulary "
+            f"{known}, the data has {found} (how many symbols, and a digest of them in their order): "
+            "prepare the data with the vocabulary of the checkpoint"
+        )
+
+
+def _vocabulary(model: Any) -> str | None:
+    """Return what the settings of a model record; those of an old-style model are a namespace."""
+    settings = vars(model) if isinstance(model, Namespace) else model
+    return settings.get("vocabulary")
 
 
 def is_another_run(cfg: Any, suffix: str) -> bool:

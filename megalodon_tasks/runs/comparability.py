@@ -188,6 +188,8 @@ def _reasons_in_evaluation(result: Mapping[str, Any], chunk_size: int | None) ->
         yield results.DYNAMIC
     if context := result.get("segment_tokens"):
         yield f"context cut after {context:,} tokens"
+    if length := result.get("concatenated"):
+        yield f"documents shuffled and joined up to {length:,} tokens"
     if result["evaluation_chunk_size"] != chunk_size:
         other = "trained with" if chunk_size == result["chunk_size"] else "published:"
         yield (

@@ -57,7 +57,10 @@ class MegalodonLanguageModelingConfig(TaskSettings):
     )
     sample_break_mode: str = field(
         default="none",
-        metadata={"help": "blocks: cut anywhere (none), fill with whole lines (complete), or eos"},
+        metadata={
+            "help": "blocks: cut anywhere (none), fill with whole lines (complete) or whole documents "
+            "(documents), or eos"
+        },
     )
     stream: bool = field(
         default=False,
@@ -69,6 +72,10 @@ class MegalodonLanguageModelingConfig(TaskSettings):
             "help": "keep documents apart: line (each line is one), blank (divided by empty lines), "
             "corpus (as the recipe's preparation recorded them: articles, books)"
         },
+    )
+    answers_only: bool = field(
+        default=False,
+        metadata={"help": "data of lm/instruct: only the tokens of answers are learned and scored"},
     )
     eval_mode: str = field(
         default="stream",
@@ -124,7 +131,9 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
         """Load a split.  Raises :class:`UserError` where it is missing, empty or damaged."""
         cfg = self.cfg
         folder = Path(cfg.data).absolute()
-        stream = open_stream(folder, split, self.dictionary, cfg.documents, combine)
+        stream = open_stream(
+            folder, split, self.dictionary, cfg.documents, combine, cfg.answers_only
+        )
         training = split == cfg.train_subset
         length = BlockLength(cfg.tokens_per_sample, cfg.block_multiple_min, cfg.block_multiple_max)
         if not training:
@@ -235,7 +244,7 @@ class MegalodonLanguageModelingTask(NewBatchesEachEpoch, LanguageModelInference)
                 task.tokens_per_sample,
                 task.documents,
                 cfg.chunk_size,
-                cfg.compile_blocks,
+                getattr(cfg, "compile_blocks", False),  # not in earlier checkpoints
             )
             if from_checkpoint and self.cfg.eval_chunk_size is not None:
                 with open_dict(cfg):

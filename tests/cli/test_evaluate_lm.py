@@ -21,6 +21,7 @@ from megalodon_tasks.data.manifest import MANIFEST, sha256_of
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import language_model
 from megalodon_tasks.evaluation.long_context import Position
+from megalodon_tasks.evaluation.shuffled import ShuffledSplit
 from tests.cli.language_models import CHUNK, LENGTHS, TEXT, write_checkpoint, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,50 @@ def test_context_cuts_documents_into_parts_read_from_an_empty_state(
     assert record["nll"] == pytest.approx(nll, rel=1e-6)
     assert (record["n"], record["segment_tokens"]) == (count, 26) == (parts, 26)
     assert f"{parts} parts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("length", "parts"), [(100, 8), (2_000_000, 1)])
+def test_documents_are_joined_in_an_order_that_the_result_records(
+    checkpoint, data, length, parts, capsys
+):
+    joined = ["--concatenate", str(length), "--piece", "7", "--order-seed"]
+    records = {seed: evaluated(checkpoint, *joined, seed) for seed in ("1", "2", "3")}
+    again = evaluated(checkpoint, *joined[:-1], "--metric", "perplexity")
+    assert again["nll"] == records["1"]["nll"]
+    assert len({record["nll"] for record in records.values()}) > 1
+    model = write_checkpoint(checkpoint.parent / "same.pt", data)
+    for seed, record in records.items():
+        split = ShuffledSplit(read_corpus(data).split("test"), int(seed))
+        stream = split.tokens(0, 10**6)
+        nll, before = 0.0, 2
+        for part in torch.from_numpy(stream).split(length):
+            with torch.no_grad():
+                scores, _ = model(torch.cat((torch.tensor([before]), part[:-1]))[None])
+            nll += torch.nn.functional.cross_entropy(scores[0], part, reduction="sum").item()
+            before = int(part[-1])
+        assert record["nll"] == pytest.approx(nll, rel=1e-6)
+        assert (record["n"], record["tokens"]) == (parts, len(stream))
+        assert (record["concatenated"], record["order_seed"]) == (length, int(seed))
+        assert "documents shuffled and joined" in record["comparable"]
+    assert f"{parts} parts" in capsys.readouterr().out
+    for ending in (".csv", ".png"):
+        assert (checkpoint.parent / f"context_length_joined{ending}").is_file()
+
+
+def test_joined_documents_are_those_of_the_split_each_whole(data):
+    split = read_corpus(data).split("test")
+    found = {}
+    for seed in range(6):
+        shuffled = ShuffledSplit(split, seed)
+        stream = shuffled.tokens(0, split.info.tokens)
+        pieces = [shuffled.tokens(start, start + 7) for start in range(0, len(stream), 7)]
+        assert np.concatenate(pieces).tolist() == stream.tolist()
+        texts = np.split(stream, shuffled.offsets[1:-1])
+        found[tuple(len(text) for text in texts)] = {tuple(text) for text in texts}
+    assert len(found) > 2
+    assert set(map(frozenset, found.values())) == {
+        frozenset(map(tuple, np.split(split.tokens(0, split.info.tokens), split.offsets[1:-1])))
+    }
 
 
 def test_compressors_stand_beside(checkpoint, capsys):
@@ -307,6 +352,10 @@ def test_statistics_of_other_settings_are_refused(checkpoint):
     ("arguments", "message"),
     [
         (["--segments", "0"], "--segments 0 must be between 1 and"),
+        (["--order-seed", "0"], "--order-seed 0 has no effect without --concatenate"),
+        (["--concatenate", "--segments", "3"], "--segments 3 does not go with --concatenate"),
+        (["--concatenate", "9", "--context", "5"], "--context 5 does not go with --concatenate"),
+        (["--concatenate", "--split", "valid"], "split 'valid' of .* has one document"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--data", "nowhere"], "nowhere"),
     ],

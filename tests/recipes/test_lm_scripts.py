@@ -23,3 +23,11 @@ def test_demo_learns(tmp_path, name):
     for file in ("context_length.csv", "context_length.png", "training_curve.png"):
         assert (tmp_path / "run" / file).stat().st_size > 100
     assert "a sample at temperature 0.7:" in printed
+
+
+@pytest.mark.slow
+def test_instructions_are_followed_on_unseen_words(tmp_path):
+    printed, (record,) = run_demo(ROOT / "recipes" / "lm" / "instruct.sh", tmp_path)
+    assert (record["metric"], record["split"]) == ("exact", "test")
+    assert record["value"] >= 95.0
+    assert f"answers in {tmp_path / 'run' / 'answers-test.tsv'}" in printed

@@ -64,6 +64,14 @@ def test_training_learns(data, run):
     assert state["cfg"]["model"]["vocabulary"].startswith("16:")
 
 
+def test_a_checkpoint_from_before_a_setting_is_loaded(run, tmp_path):
+    state = torch.load(run)
+    del state["cfg"]["model"]["compile_blocks"]
+    torch.save(state, tmp_path / "earlier.pt")
+    weights = load(tmp_path / "earlier.pt")[0].state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in state["model"].items())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

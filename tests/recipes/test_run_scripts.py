@@ -22,6 +22,11 @@ METRICS = {
     "lm/pg19": "word_perplexity",
 }
 TRANSLATION = "translation/wmt16_en_de"
+OTHERS = {
+    **dict.fromkeys(METRICS, "evaluate-lm"),
+    TRANSLATION: "evaluate-translation",
+    "lm/instruct": "evaluate-answers",
+}
 TRAIN, EVALUATE, REPORT = "train", "evaluate", "report"
 
 
@@ -30,7 +35,7 @@ def names(calls):
 
 
 def test_all_recipes_have_a_script():
-    assert len(SCRIPTS) == len(list(RECIPES.glob("*/*_demo.yaml"))) == 12
+    assert len(SCRIPTS) == len(list(RECIPES.glob("*/*_demo.yaml"))) == 13
 
 
 def test_does_everything_in_order(script):
@@ -62,8 +67,7 @@ def test_every_script_trains_and_evaluates_its_recipe(script, recipe):
     assert option(train, "--config-dir") == str(SCRIPTS[recipe].parent)
     assert option(train, "--config-name") == SCRIPTS[recipe].stem
     assert train[-1] == "model.chunk_size=128"
-    others = dict.fromkeys(METRICS, "evaluate-lm") | {TRANSLATION: "evaluate-translation"}
-    assert evaluate[:2] == [others.get(recipe, EVALUATE), "run/checkpoint_best.pt"]
+    assert evaluate[:2] == [OTHERS.get(recipe, EVALUATE), "run/checkpoint_best.pt"]
     assert (option(evaluate, "--recipe"), option(evaluate, "--split")) == (recipe, "test")
     if recipe in METRICS:
         assert option(evaluate, "--metric") == METRICS[recipe]

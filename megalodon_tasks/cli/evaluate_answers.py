@@ -1,0 +1,75 @@
+"""Evaluate a model that was tuned on instructions: ``megalodon evaluate-answers CHECKPOINT``.
+
+Holds each conversation of a split with the model, which always takes the likeliest token, counts the
+answers that are exactly those of the data, writes all of them, and appends the result to
+``results.jsonl``.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megalodon_tasks.cli import options
+from megalodon_tasks.data.conversations import template_of
+from megalodon_tasks.data.corpus import read_corpus
+from megalodon_tasks.data.preparing import progress_bar
+from megalodon_tasks.data.tokenizers import corpus_tokenizer
+from megalodon_tasks.evaluation import checkpoint, exact_answers
+from megalodon_tasks.files import atomic_file
+from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.runs.record import RESULTS, append
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = options.parser(
+        "evaluate-answers",
+        "Answer the questions of conversations and count the exact answers.",
+        "SAVE/checkpoint_best.pt",
+    )
+    options.add_checkpoint(parser)
+    options.add_result(parser)
+    parser.add_argument(
+        "--tokens", type=options.at_least(1), default=500,
+        help="most tokens of an answer (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer, print and record."""
+    given = build_parser().parse_args(arguments)
+    device = torch.device("cpu") if given.cpu else None
+    trained = checkpoint.load(given.checkpoint, given.data, device)
+    corpus = read_corpus(Path(trained.cfg.task.data))
+    template_of(corpus)  # raises for a corpus without answers
+    tokenizer = corpus_tokenizer(corpus)
+    split, model = corpus.split(given.split), trained.language_model
+    found = exact_answers.answer_all(model, tokenizer, split, given.tokens)
+    answers = [*progress_bar(found, total=len(split.sizes) // 2, label=given.split, unit="answer")]
+    exact = 100 * sum(answer.exact for answer in answers) / len(answers)
+    file = given.results or given.checkpoint.parent / RESULTS
+    record = {
+        "benchmark": given.recipe or trained.cfg.task._name,
+        "split": given.split,
+        "metric": "exact",
+        "value": exact,
+        "loss": exact_answers.answer_bits(model, split, tokenizer.eos),
+        "n": len(answers),
+        "best_constant": None,
+        "measures": {"exact": exact},
+        "most_tokens": given.tokens,
+        **trained.provenance(file),
+    }
+    record |= comparability.judge(record, trained.cfg)
+    table = file.parent / f"answers-{given.split}.tsv"
+    with atomic_file(table, "w") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(exact_answers.Answer._fields)
+        writer.writerows(answers)
+    append(file, record)
+    print("\n".join(results.summary(record, results.published(record["benchmark"]))))
+    print(f"recorded in {file}; answers in {table}")
