@@ -113,7 +113,10 @@ class TrainStep:
     """One optimizer step of one model on one fixed batch, timed."""
 
     def __init__(
-        self, model: nn.Module, batch: tuple[dict[str, torch.Tensor], torch.Tensor], bf16: bool
+        self,
+        model: nn.Module,
+        batch: tuple[dict[str, torch.Tensor], torch.Tensor],
+        bf16: bool = False,
     ) -> None:
         self.model = model.train()
         self.bf16 = bf16

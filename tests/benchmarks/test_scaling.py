@@ -1,5 +1,7 @@
 """The simulator's arithmetic against hand counts and against the model; its tables; its command."""
 
+import sys
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -89,7 +91,8 @@ def test_operations_of_products_and_attention(changes):
 
 
 @pytest.fixture
-def group_of_one():
+def group_of_one(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()

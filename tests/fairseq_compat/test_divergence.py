@@ -1,5 +1,6 @@
 """Numbers that are not finite: named, never learned, never saved as a checkpoint, skipped if allowed."""
 
+import inspect
 import json
 import logging
 import math
@@ -172,7 +173,7 @@ def test_skipped_updates_are_counted_over_all_starts_of_a_run(tmp_path, monkeypa
 
 def test_fairseq_alone_saves_what_is_not_finite(tmp_path, monkeypatch):
     for name in ("train_step", "clip_grad_norm"):
-        monkeypatch.setattr(Trainer, name, getattr(Trainer, name).__wrapped__)
+        monkeypatch.setattr(Trainer, name, inspect.unwrap(getattr(Trainer, name)))
     at_update(monkeypatch, {6}, rate)
     runs.train(tmp_path, "--max-update", "6")
     assert not runs.state_of(tmp_path)["model"]["embed.weight"].isfinite().all()
