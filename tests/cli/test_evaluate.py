@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -187,24 +186,6 @@ def test_ctrl_c_records_nothing(run_copy, monkeypatch, capsys):
     assert main(["evaluate", str(run_copy / "checkpoint_best.pt")]) == INTERRUPTED
     assert "interrupted; nothing was recorded" in capsys.readouterr().err
     assert not (run_copy / "results.jsonl").exists()
-
-
-def test_the_table_of_results_is_complete():
-    columns = [
-        "id", "metric", "paper_value", "paper_source", "our_mean", "our_std", "seeds", "params",
-        "early_metric@epoch", "time_per_epoch", "device", "commit", "status",
-    ]  # fmt: skip
-    path = Path(megalodon_tasks.__file__).parent.parent / "recipes" / "results.csv"
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    assert reader.fieldnames == columns
-    assert len({row["id"] for row in rows}) == len(rows) > 0
-    for row in rows:
-        assert bool(row["paper_value"]) == bool(row["paper_source"])
-        assert not row["paper_value"] or float(row["paper_value"]) > 0
-        assert row["status"] in ("measured", "smoke-only", "not-run")
-        assert bool(row["our_mean"]) == (row["status"] == "measured")
 
 
 def test_files_of_the_answers_are_written_and_recorded(run_copy, capsys):

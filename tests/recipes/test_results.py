@@ -137,6 +137,12 @@ def test_status_says_whether_there_is_a_result(identity):
     row = RESULTS[identity]
     assert row["status"] in ("measured", "measured, small scale", "smoke-only", "not-run")
     assert bool(row["our_mean"]) == row["status"].startswith("measured")
+    assert list(row) == [
+        "id", "metric", "paper_value", "paper_source", "our_mean", "our_std", "seeds", "params",
+        "early_metric@epoch", "time_per_epoch", "device", "commit", "status",
+    ]  # fmt: skip
+    assert bool(row["paper_value"]) == bool(row["paper_source"])
+    assert not row["paper_value"] or float(row["paper_value"]) > 0
     if row["our_mean"]:
         assert row["seeds"]
         assert row["device"]
