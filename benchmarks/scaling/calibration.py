@@ -21,6 +21,7 @@ from benchmarks.scaling.costs import Microbatch, Model
 from benchmarks.scaling.devices import Device, Link
 from megalodon_tasks.cuda_ops import rms_norm
 from megalodon_tasks.cuda_ops.complex_ema.last_state import last_state
+from megalodon_tasks.cuda_ops.linear import linear
 from megalodon_tasks.models.chunk_parallel import ChunkParallel
 from megalodon_tasks.models.config import MegalodonConfig
 
@@ -157,7 +158,7 @@ def _kinds(
     alone = ChunkParallel(own_group)
     attention = AttentionCase("", 1, n, 1, config.z_dim, sizes.chunk, True, wide)
     functions = {
-        "products": lambda: F.linear(x_BLD, matrix_VD),
+        "products": lambda: linear(x_BLD, matrix_VD),
         "row norms": lambda: F.layer_norm(rms_norm(x_BLD, weight_D), (d,), weight_D, weight_D),
         "elementwise": lambda: F.silu(value_BLV) * gate_BLV,
         "loss": lambda: F.cross_entropy(scores, targets_BL, reduction="none"),
