@@ -37,7 +37,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.matrix_rate import matmul_flops_per_second, wait
+from benchmarks.limits import matrix_probe
+from benchmarks.timing import in_turn, wait
 from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.decoding import Decoder
 from megalodon_tasks.models.language_model import CausalLM
@@ -191,7 +192,8 @@ def paper(sizes: Sizes, repeats: int, device: torch.device) -> dict[str, object]
         for name, lm in models.items()
     }
     _in_turn(list(steps.values()), repeats, "paper")
-    rate = matmul_flops_per_second(dtype, device)
+    product = matrix_probe(device, dtype)
+    rate = product.amount / min(in_turn({"product": product.run}, 5, device)["product"])
     bars = []
     for (length, name), step in steps.items():
         per_second = tokens / step.median

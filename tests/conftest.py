@@ -3,9 +3,12 @@
 import importlib.util
 import os
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import distributed as dist
 
 # Before anything imports huggingface_hub: no test downloads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,3 +34,12 @@ def pytest_runtest_setup() -> None:
         from megalodon_tasks.fairseq_compat import third_party_warnings
 
         third_party_warnings.install()
+
+
+@pytest.fixture
+def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.ProcessGroup | None]:
+    """A gloo group of this process only, the default group while a test runs."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()

@@ -1,7 +1,5 @@
 """The simulator's arithmetic against hand counts and against the model; its tables; its command."""
 
-import sys
-
 import pytest
 import torch
 from torch import distributed as dist
@@ -88,14 +86,6 @@ def test_operations_of_products_and_attention(changes):
     attention = [op for op in ops if op.kind == "chunk_attention"]
     seen = (c.chunk_size + 1) / (2 * c.chunk_size)
     assert sum(op.forward.operations for op in attention) == pytest.approx(chunks * seen)
-
-
-@pytest.fixture
-def group_of_one(monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])

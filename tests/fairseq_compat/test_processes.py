@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from torch import distributed as dist
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat import frequent_last
@@ -114,25 +113,18 @@ def test_refuses_another_number_than_torchrun_started():
         join_launched_processes(settings(distributed_world_size=4), LAUNCHED, on_cpu=True)
 
 
-def test_the_first_process_decides_when_all_save(tmp_path, monkeypatch):
+def test_the_first_process_decides_when_all_save(group_of_one, monkeypatch):
     """On a group of this process only, which fairseq is made to count as two."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
     saved = []
     monkeypatch.setattr(checkpoint_utils, "save_checkpoint", lambda *words: saved.append(words))
     train = SimpleNamespace(validate_and_save=lambda *words: ([None], False))
     frequent_last.install(train)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
-    try:
-        trainer = SimpleNamespace(
-            data_parallel_world_size=2, device="cpu", data_parallel_process_group=dist.group.WORLD
-        )
-        task = SimpleNamespace(saves_last_often=True)
-        for _ in range(2):
-            train.validate_and_save(
-                SimpleNamespace(checkpoint=None), trainer, task, None, [], False
-            )
-    finally:
-        dist.destroy_process_group()
+    trainer = SimpleNamespace(
+        data_parallel_world_size=2, device="cpu", data_parallel_process_group=group_of_one
+    )
+    task = SimpleNamespace(saves_last_often=True)
+    for _ in range(2):
+        train.validate_and_save(SimpleNamespace(checkpoint=None), trainer, task, None, [], False)
     assert len(saved) == 1  # the second time it was not due
 
 

@@ -1,7 +1,5 @@
 """One sequence over several processes: losses, gradients and states of one process."""
 
-import sys
-
 import pytest
 import torch
 from torch import distributed as dist
@@ -201,14 +199,6 @@ def test_four_processes_equal_one(tmp_path):
     multiprocessing.set_forkserver_preload([__name__])  # imports once for all of them
     arguments = (4, tmp_path / "meeting")
     multiprocessing.start_processes(run_checks, arguments, nprocs=4, start_method="forkserver")
-
-
-@pytest.fixture
-def group_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("length", "chunk_size"), [(30, 4), (2, 4), (8, None)])
