@@ -58,7 +58,7 @@ def load(
 
 
 def load_tokenizer(source: Path, data: Path | None = None) -> Tokenizer:
-    """Load the tokenizer alone; arguments and errors are those of :func:`load`."""
+    """Load only the tokenizer; arguments and errors are those of :func:`load`."""
     if data is None and hf_folder.is_folder(source):
         return hf_folder.read_tokenizer(source)
     if data is None and not is_of_fairseq(source):
