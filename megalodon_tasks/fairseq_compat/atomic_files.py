@@ -8,6 +8,9 @@ broken ``checkpoint_last.pt``, and the run cannot resume.  The patch flushes, an
 Where the disk is full fairseq tries three times, each time after what it wrote before
 (checkpoint_utils.py:600), and ends in a traceback.  The patch tries once, removes what it wrote, and
 says which file could not be written: the checkpoints before it are whole.
+
+A save folder that vanishes in a training, as with a network drive, would be made again, empty, on
+whatever disk is below it (checkpoint_utils.py:51).  The patch ends the run instead.
 """
 
 import contextlib
@@ -32,8 +35,8 @@ def install() -> None:
     replace(PathManager, "copy", lambda stock: _atomic_copy)
     replace(checkpoint_utils, "_torch_persistent_save", _with_flush)
     replace(checkpoint_utils, "torch_persistent_save", _with_message)
-    for name in ("save_checkpoint", "verify_checkpoint_directory"):
-        replace(checkpoint_utils, name, _in_a_folder)
+    replace(checkpoint_utils, "verify_checkpoint_directory", _in_a_folder)
+    replace(checkpoint_utils, "save_checkpoint", _in_the_same_folder)
 
 
 def _atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
@@ -86,6 +89,16 @@ def _in_a_folder(stock: Callable) -> Callable:
             ) from error
 
     return use_folder
+
+
+def _in_the_same_folder(stock: Callable) -> Callable:
+    @_in_a_folder
+    def save_checkpoint(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.data_parallel_rank == 0 and not cfg.no_save:
+            os.stat(cfg.save_dir)
+        return stock(cfg, trainer, *args, **kwargs)
+
+    return save_checkpoint
 
 
 def _with_flush(stock: Callable) -> Callable:
