@@ -1,6 +1,5 @@
 """Collect the results of a sweep into a table (CSV and Markdown) and pictures."""
 
-import csv
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, write_rows
 from megalodon_tasks.runs import record, results
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
 
@@ -150,8 +149,7 @@ def markdown(sweep: Sweep, rows: list[Row]) -> str:
 def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """Write ``table.csv`` and ``table.md`` into the folder of the sweep."""
     head, lines = cells(sweep, rows)
-    with atomic_file(sweep.folder / "table.csv", "w") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([head, *lines])
+    write_rows(sweep.folder / "table.csv", head, lines)
     with atomic_file(sweep.folder / "table.md", "w") as stream:
         stream.write(markdown(sweep, rows))
 
