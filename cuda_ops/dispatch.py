@@ -54,9 +54,9 @@ BACKENDS: dict[str, dict[str, str]] = {
         "triton": "attention.triton_op:chunk_attention_triton",
     },
     "cross_attention": {
-        "reference": "attention.cross.reference:cross_attention_reference",
-        "torch": "attention.cross.torch_op:cross_attention_torch",
-        "triton": "attention.cross.triton_op:cross_attention_triton",
+        "reference": "attention.reference:cross_attention_reference",
+        "torch": "attention.torch_op:cross_attention_torch",
+        "triton": "attention.triton_op:cross_attention_triton",
     },
 }
 
