@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFo
 from megalodon_tasks.files import atomic_file, write_rows
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, state_from_plain, state_to_plain
+from megalodon_tasks.runs.figures import open_axes
 
 FIRST_CONTEXT = 1024
 COLUMNS = (
@@ -218,11 +219,8 @@ def draw(bands: Sequence[Band], title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(round(value), "")))
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(ScalarFormatter())
-    axes.set_xlabel("context length in tokens (in brackets: documents that reach its last half)")
-    axes.set_ylabel("perplexity per token")
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    label = "context length in tokens (in brackets: documents that reach its last half)"
+    open_axes(axes, which="both", xlabel=label, ylabel="perplexity per token", title=title)
     axes.legend(frameon=False)
-    axes.set_title(title)
     with atomic_file(path) as stream:
         figure.savefig(stream, dpi=150, format="png")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file, write_rows
 from megalodon_tasks.runs import record, results
+from megalodon_tasks.runs.figures import open_axes
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
 
 # Measurements beside the metric, with their digits after the point in the table.
@@ -201,8 +202,7 @@ def _draw_panel(axes: Axes, swept: str, rows: list[Row], name: str) -> None:
         errors = deviations if name == rows[0].metric else None
         axes.errorbar(positions, means, yerr=errors, capsize=3, label=label)
     axes.set_xticks(range(len(values)), values)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
 
 
 def _size(value: str) -> tuple[float, str]:

@@ -9,7 +9,6 @@ import logging
 import resource
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics, progress_bar
-from omegaconf import OmegaConf
 
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.fairseq_compat.patching import wrap
@@ -73,20 +71,13 @@ def _recording_start(stock: Callable, cfg: Any, trainer: Any, **kwargs: Any) -> 
             **asdict(batch_record(trainer.cfg, trainer.data_parallel_world_size)),
             **environment(trainer.device),
             "data": describe_data(trainer.cfg.task.get("data") or ""),
-            "config": _plain(trainer.cfg),
+            "config": record.plain_settings(trainer.cfg),
         }
         global _utilisation
         _utilisation = _Utilisation(trainer)
         step, epoch = trainer.get_num_updates(), epoch_iterator.next_epoch_idx
         _append(cfg.save_dir, {"event": "start", "step": step, "epoch": epoch, **start})
     return extra_state, epoch_iterator
-
-
-def _plain(cfg: Any) -> dict[str, Any]:
-    """Return the configuration as containers; options of an old-style model are a namespace."""
-    sections: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    sections.pop("job_logging_cfg", None)
-    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
 
 
 def _recording_bar(stock: Callable, *args: Any, **kwargs: Any) -> progress_bar.BaseProgressBar:
