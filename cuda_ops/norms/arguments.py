@@ -63,6 +63,11 @@ class SequenceNormArguments(NamedTuple):
     x: torch.Tensor  # (B, L, D)
     scale: torch.Tensor  # (D,)
     bias: torch.Tensor  # (D,)
+    padding_mask: torch.Tensor | None  # (B, L)
     groups: int
     eps: float
-    padding_mask: torch.Tensor | None  # (B, L)
+
+    @classmethod
+    def of(cls, call: NormCall) -> "SequenceNormArguments":
+        """Return those of ``call``."""
+        return cls(*call[:3], call.padding_mask, call.num_groups, call.eps)

@@ -24,7 +24,7 @@ _LEAST_FEATURES = 16
 
 def sequence_norm_native(call: NormCall) -> torch.Tensor:
     """Compute :func:`sequence_norm` in C, for x in float32, bfloat16 or float16."""
-    return sequence_norm_native_op(*call[:6])[0]
+    return sequence_norm_native_op(*SequenceNormArguments.of(call))[0]
 
 
 def timestep_norm_native(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:

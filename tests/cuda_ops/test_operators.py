@@ -43,7 +43,7 @@ def torch_operator_calls():
     yield "complex_ema.fft", "fft_convolution_op", "fft", (leaf(2, 20, 3), leaf(3, 40), True)
     yield "complex_ema.fft", "fft_block_sums_op", "fft", (leaf(2, 20, 3), leaf(3, 6, 8))
     norm = leaf(2, 20, 6), leaf(6), leaf(6)
-    yield "norms.sequence.torch_op", "sequence_norm_torch_op", "torch", (*norm, 3, 1e-5, mask)
+    yield "norms.sequence.torch_op", "sequence_norm_torch_op", "torch", (*norm, mask, 3, 1e-5)
     count, moments = (~mask).cumsum(1), (leaf(2, 3), leaf(2, 3).square().detach())
     for low in (None, torch.zeros(2, 3)):
         call = (*norm, *moments, low, count, mask, 1e-5)
@@ -61,7 +61,7 @@ def operator_calls():
             yield "complex_ema.native_op", "cema_native_op", "native", (*arguments, save)
     for length in (5, 12):
         mask, norm = make_mask("random", 2, length), (leaf(2, length, 6), leaf(6), leaf(6))
-        call = (*norm, 3, 1e-5, mask)
+        call = (*norm, mask, 3, 1e-5)
         yield "norms.sequence.triton_op", "sequence_norm_op", "triton", call
         yield "norms.native_op", "sequence_norm_native_op", "native", call
         past = torch.arange(2), *(leaf(2, 3, seed=i, dtype=torch.float64).square() for i in (3, 4))

@@ -27,7 +27,7 @@ def sequence_norm_torch(call: NormCall) -> torch.Tensor:
     """Compute a group norm over the real steps of each sequence."""
     if plain_is_needed():
         return _plain(call)
-    return sequence_norm_torch_op(*call[:6])[0]
+    return sequence_norm_torch_op(*SequenceNormArguments.of(call))[0]
 
 
 def _plain(call: NormCall) -> torch.Tensor:
@@ -51,7 +51,7 @@ def _allocate(call: SequenceNormArguments) -> _Results:
 
 
 def _forward(call: SequenceNormArguments) -> _Results:
-    x, scale, bias, num_groups, eps, padding_mask = call
+    x, scale, bias, padding_mask, num_groups, eps = call
     results = _allocate(call)
     wide = torch.promote_types(x.dtype, torch.float32)
     work = Workspace(results.y, wide)
@@ -76,7 +76,7 @@ def _forward(call: SequenceNormArguments) -> _Results:
 def _backward(
     call: SequenceNormArguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
-    x, scale, bias, _, _, padding_mask = call
+    x, scale, bias, padding_mask = call[:4]
     (grad_y,), (mean_BG1, rstd_BG1, elements_BG1) = grads, saved
     wide = torch.promote_types(x.dtype, torch.float32)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -119,7 +119,7 @@ sequence_norm_torch_op = DifferentiableOperator(
     differentiable=("y",),
     saved=("mean", "rstd", "elements"),
     gradients=("x", "scale", "bias"),
-    plain=lambda call: (_plain(NormCall(*call)),),
+    plain=lambda call: (_plain(NormCall(*call[:3], call.groups, call.eps, call.padding_mask)),),
 ).register()
 
 

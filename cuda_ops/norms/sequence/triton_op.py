@@ -26,7 +26,7 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
 
 def sequence_norm_triton(call: NormCall) -> torch.Tensor:
     """Compute :func:`sequence_norm` in Triton, for x in float32, bfloat16 or float16."""
-    return sequence_norm_op(*call[:6])[0]
+    return sequence_norm_op(*SequenceNormArguments.of(call))[0]
 
 
 class _Results(NamedTuple):
