@@ -46,7 +46,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "rms_norm": {
         "reference": "norms.rms.reference:rms_norm_reference",
         "torch": "norms.rms.torch_op:rms_norm_torch",
-        "fused": "norms.rms.fused:rms_norm_fused",
+        "fused": "norms.rms.torch_op:rms_norm_fused",
     },
     "chunk_attention": {
         "reference": "attention.reference:chunk_attention_reference",
