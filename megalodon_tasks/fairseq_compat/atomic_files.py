@@ -8,6 +8,9 @@ broken ``checkpoint_last.pt``, and the run cannot resume.  The patch flushes, an
 Where the disk is full fairseq tries three times, each time after what it wrote before
 (checkpoint_utils.py:600), and ends in a traceback.  The patch tries once, removes what it wrote, and
 says which file could not be written: the checkpoints before it are whole.
+
+A save folder that vanishes in a training, as with a network drive, would be made again, empty, on
+whatever disk is below it (checkpoint_utils.py:51).  The patch ends the run instead.
 """
 
 import contextlib
@@ -32,8 +35,8 @@ def install() -> None:
     wrap(PathManager, "copy", _atomic_copy)
     wrap(checkpoint_utils, "_torch_persistent_save", _with_flush)
     wrap(checkpoint_utils, "torch_persistent_save", _with_message)
-    for name in ("save_checkpoint", "verify_checkpoint_directory"):
-        wrap(checkpoint_utils, name, _in_a_folder)
+    wrap(checkpoint_utils, "verify_checkpoint_directory", _in_a_folder)
+    wrap(checkpoint_utils, "save_checkpoint", _in_the_same_folder)
 
 
 def _atomic_copy(stock: Callable, src_path: str, dst_path: str, overwrite: bool = False) -> bool:
@@ -80,6 +83,15 @@ def _in_a_folder(stock: Callable, place: Any, *args: Any, **kwargs: Any) -> Any:
             f"{path}: no checkpoint can be written there ({error.strerror}); name a folder that can "
             "be written, or bring it back: the same command continues from the last checkpoint in it"
         ) from error
+
+
+def _in_the_same_folder(stock: Callable, cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    def save(cfg: Any) -> Any:
+        if trainer.data_parallel_rank == 0 and not cfg.no_save:
+            os.stat(cfg.save_dir)
+        return stock(cfg, trainer, *args, **kwargs)
+
+    return _in_a_folder(save, cfg)
 
 
 def _with_flush(stock: Callable, obj: Any, f: Any) -> None:

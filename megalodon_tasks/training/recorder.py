@@ -6,6 +6,7 @@ records.  ``megalodon_tasks/runs/record.py`` describes the file.
 """
 
 import logging
+import os
 import resource
 import sys
 import time
@@ -163,6 +164,7 @@ def _number(value: Any) -> float | int | None:
 def _append(save_dir: str, line: dict[str, Any]) -> None:
     file = Path(save_dir, record.METRICS)
     try:
+        os.stat(save_dir)  # a folder that vanished is not made again
         record.append(file, line | {"time": time.time()})
     except OSError as error:  # a full disk, say: the training matters more
         logger.warning(f"{file}: a line is missing, it could not be written ({error})")
