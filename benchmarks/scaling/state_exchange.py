@@ -153,18 +153,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     args = parser.parse_args(arguments)
+    sizes = TINY if args.tiny else Sizes()
+    for count in args.processes:
+        if count < 2 or sizes.shared % (count * sizes.chunk):
+            parser.error(
+                f"{count} processes cannot share {sizes.shared} tokens in chunks of {sizes.chunk}; "
+                "give powers of 2 from 2 on"
+            )
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds} must be at least 1")
     print(
-        "| processes | update gathered | chain | only waiting gathered | chain | CPU gathered | chain |"
+        "| processes | update: gathered | chain | waiting: gathered | chain | CPU: gathered | chain |"
     )
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for count in args.processes:
         results = multiprocessing.get_context("spawn").SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (count, args.rounds, TINY if args.tiny else Sizes(), folder, results)
+            arguments = (count, args.rounds, sizes, folder, results)
             multiprocessing.spawn(_worker, arguments, nprocs=count)
-        print(
-            f"| {count} | " + " | ".join(f"{1e3 * s:.1f}" for s in results.get()) + " |", flush=True
-        )
+        columns = (f"{1e3 * seconds:.1f}" for seconds in results.get())
+        print(f"| {count} | {' | '.join(columns)} |", flush=True)
     cores = len(os.sched_getaffinity(0))
     print(json.dumps({"cores": cores, "rounds": args.rounds, "machine": platform.machine()}))
 
