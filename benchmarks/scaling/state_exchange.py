@@ -169,8 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     for count in args.processes:
         results = multiprocessing.get_context("spawn").SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (count, args.rounds, sizes, folder, results)
-            multiprocessing.spawn(_worker, arguments, nprocs=count)
+            worker = (args.rounds, sizes, folder, results)
+            multiprocessing.spawn(_worker, (count, *worker), nprocs=count)
         columns = (f"{1e3 * seconds:.1f}" for seconds in results.get())
         print(f"| {count} | {' | '.join(columns)} |", flush=True)
     cores = len(os.sched_getaffinity(0))
