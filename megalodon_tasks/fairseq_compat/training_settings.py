@@ -16,7 +16,7 @@ from fairseq import utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import precision, sharded_tensors
+from megalodon_tasks.fairseq_compat import precision, setting_values, sharded_tensors
 from megalodon_tasks.fairseq_compat.patching import replace, training_modules
 
 
@@ -31,6 +31,8 @@ def _install_in_training() -> None:
     for train in training_modules():
         replace(train, "add_defaults", _then_check)
         sharded_tensors.install_in(train)
+    if (hydra_train := sys.modules.get("fairseq_cli.hydra_train")) is not None:
+        replace(hydra_train, "add_defaults", _then_check)
 
 
 def _then_install(stock: Callable) -> Callable:
@@ -43,7 +45,7 @@ def _then_install(stock: Callable) -> Callable:
 
 def _then_check(stock: Callable) -> Callable:
     def add_defaults(cfg: Any) -> None:
-        stock(cfg)
+        setting_values.with_defaults(stock, cfg)
         check_settings(cfg)
 
     return add_defaults
