@@ -47,9 +47,9 @@ def _message_in(text: str) -> str:
 class user_errors(contextlib.ContextDecorator):
     """Turn this project's errors into UserError: ``with user_errors():`` or ``@user_errors()``.
 
-    Exception classes of this project, missing files and what a disk refuses are always translated, a
-    ``ValueError`` only if code of this project raised it: one from inside a library is a defect that
-    needs its traceback.
+    Exception classes of this project, missing files, what a disk refuses and a lack of memory are always
+    translated, a ``ValueError`` only if code of this project raised it: one from inside a library is a
+    defect that needs its traceback.
     """
 
     def __enter__(self) -> None:
@@ -68,6 +68,8 @@ class user_errors(contextlib.ContextDecorator):
             raise UserError(f"{error.filename}: there is no such file or folder") from error
         if isinstance(error, OSError) and error.filename is not None and error.errno in DISK_ERRORS:
             raise UserError(f"{error.filename}: {error.strerror}") from error
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise UserError(f"there is not enough memory ({error})") from error
         ours = type(error).__module__.split(".")[0] == _PACKAGE
         if ours or missing or (isinstance(error, ValueError) and _raised_here(traceback)):
             raise UserError(str(error)) from error

@@ -1,8 +1,15 @@
-"""Writing files: a final name only ever holds a complete file, and a folder has one writer at a time."""
+"""Reading and writing files.
+
+What is read whole is looked at first: a pipe would never end, and the size says what memory it takes.  A
+final name only ever holds a complete file, and a folder has one writer at a time.
+"""
 
 import csv
 import logging
 import os
+import stat
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +19,53 @@ from filelock import FileLock, Timeout
 
 # It reports each lock, up to the end of the process, when logging may be closed already.
 logging.getLogger("filelock").setLevel(logging.WARNING)
+
+MOST_BYTES = 1 << 30  # of a file, or a line, that is read into memory at once
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file; raise ``ValueError`` for one that is no regular file, or of over 1 GiB."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is a folder, a pipe or a device, where a file is expected")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(
+            f"{path} has {status.st_size:,} bytes, more than the {MOST_BYTES:,} that a file of its kind "
+            "may have: it is damaged or another file"
+        )
+    return path.read_bytes()
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """Read a whole file as text, with any ends of lines; raise as :func:`read_bytes` does."""
+    return read_bytes(path).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends; raise ``ValueError`` for one of 1 GiB or more."""
+    with open(path, "rb") as stream:
+        while line := stream.readline(MOST_BYTES):
+            if len(line) == MOST_BYTES:
+                raise ValueError(f"{path} has a line of {MOST_BYTES:,} bytes: it is not text")
+            yield line
+
+
+def damaged_record(path: str | os.PathLike) -> str | None:
+    """Return the name of a record in the zip archive ``path`` that is damaged; None if there is none.
+
+    Records are those that ``torch.save`` writes: not compressed, each with a checksum, at which torch
+    does not look.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if sum(record.file_size for record in records) > os.path.getsize(path):
+                return max(records, key=lambda record: record.file_size).filename  # unpacks to more
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
+        return "a record"
 
 
 @contextmanager
@@ -64,7 +118,8 @@ def inner_path(folder: Path, name: str, named_in: Path) -> Path:
     named_in: the file that says ``name``, for the message.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
+    real = Path(os.path.realpath(path))  # Path.resolve raises at a link to itself
+    if not real.is_relative_to(folder.resolve()) or Path(name).is_absolute():
         raise ValueError(
             f"{named_in} names {name!r}, which leads out of {folder}: a file may only name others in "
             "its own folder; get a whole copy of the folder"

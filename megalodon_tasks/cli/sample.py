@@ -15,6 +15,7 @@ import torch
 from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import sampling, text_model
+from megalodon_tasks.files import read_bytes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +45,7 @@ def read_prompt(prompt: str, prompt_file: str | None) -> str:
     elif prompt_file == "-":
         data, where = sys.stdin.buffer.read(), "standard input"
     else:
-        data, where = Path(prompt_file).read_bytes(), prompt_file
+        data, where = read_bytes(Path(prompt_file)), prompt_file
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ from megalodon_tasks import errors
 from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat import training_settings
 from megalodon_tasks.training import trace
 from megalodon_tasks.training.console import FILE_ONLY
 
@@ -124,6 +125,7 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, in this process."""
+    training_settings.install()  # in hydra_train too, which was imported after the plugin
     sys.argv = ["fairseq-hydra-train", *hydra_arguments(arguments)]
     if not is_multirun(arguments):
         hydra_train._hydra_main = _with_messages(hydra_train._hydra_main)

@@ -19,6 +19,7 @@ import numpy as np
 
 from megalodon_tasks.data.corpus import Corpus, CorpusForm
 from megalodon_tasks.data.tokenizers import Tokenizer
+from megalodon_tasks.files import read_bytes
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 CONTENT, END = "{content}", "</s>"
@@ -119,7 +120,7 @@ class Template:
     def read(cls, path: Path) -> "Template":
         """Read a JSON file with a text for each role."""
         try:
-            texts = json.loads(path.read_bytes())
+            texts = json.loads(read_bytes(path))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
         if not isinstance(texts, dict):

@@ -31,6 +31,7 @@ from megalodon_tasks.data.manifest import (
     refuse_incomplete,
     sha256_of,
 )
+from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.writer import Form
 
 DICTIONARY = "dict.txt"
@@ -181,6 +182,19 @@ class CorpusSplit:
                 "that has text"
             )
         self.info = info or SplitInfo(len(self.sizes), total, 1, [0])
+        self._check_info()
+
+    def _check_info(self) -> None:
+        """Raise ``ValueError`` unless the manifest says what the index says."""
+        items = self.first_items
+        described = (self.info.items, self.info.tokens, self.info.documents)
+        found = (len(self.sizes), int(self.sizes.sum()), len(items))
+        starts = [0, *items.tolist(), len(self.sizes)]
+        if described != found or starts != sorted(starts):
+            raise ValueError(
+                f"{self.folder}: the manifest says that the split {self.name!r} has {described} items, "
+                f"tokens and documents, its files have {found}; prepare the data again"
+            )
 
     @functools.cached_property
     def first_items(self) -> np.ndarray:
@@ -243,7 +257,7 @@ class Corpus:
 
     def info(self, split: str) -> SplitInfo | None:
         """Return what is known of ``split``; raise ``ValueError`` if the corpus has no such split."""
-        return SplitInfo(**self.manifest.split_counts(split)) if self.manifest else None
+        return typed(SplitInfo, self.manifest.split_counts(split)) if self.manifest else None
 
     def split(self, name: str) -> CorpusSplit:
         """Open a split; raise ``ValueError`` if it is missing or damaged."""
@@ -270,6 +284,7 @@ def read_corpus(folder: Path) -> Corpus:
     manifest = Manifest.read(folder, CorpusForm.stored_as)
     try:
         corpus = Corpus(folder, manifest)
+        corpus.tokenizer["kind"]  # raises
         for split in manifest.splits:
             corpus.info(split)
     except (KeyError, TypeError, AttributeError) as error:

@@ -1,19 +1,33 @@
 """Read fairseq's ``dict.txt``: a symbol and its count on each line."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fairseq.data import Dictionary
 
+from megalodon_tasks.errors import UserError
+from megalodon_tasks.files import read_text
+
 
 def read_dictionary(path: Path) -> Dictionary:
     """Read the dictionary in ``path``; raise ``ValueError`` naming the first line that is wrong."""
+    result = Dictionary()
+    explained(path, lambda: result.add_from_file(str(path)))
+    return result
+
+
+def explained(path: Path, read: Callable[[], None]) -> None:
+    """Call ``read``, which reads a dictionary from ``path``; raise as :func:`read_dictionary` does."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return Dictionary.load(str(path))
+        lines = read_text(path).split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}): copy it again, or prepare the data again"
         ) from None
+    try:
+        read()
+    except UserError:  # explained already
+        raise
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}, {_first_fault(lines) or error}") from None
 

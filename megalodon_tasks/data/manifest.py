@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.verified import check_changed
-from megalodon_tasks.files import atomic_file, inner_path
+from megalodon_tasks.files import atomic_file, inner_path, read_text
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # folder inside, in which the data grows until it is complete
@@ -28,6 +29,13 @@ OnBytes = Callable[[int], None]
 
 def no_progress(count: int) -> None:
     """Ignore how many bytes were read."""
+
+
+class FileRecord(TypedDict):
+    """A file as it was written."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass
@@ -52,7 +60,7 @@ class Manifest:
     benchmark: str
     source: dict[str, Any]
     splits: dict[str, dict[str, Any]]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileRecord]
     classes: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     form: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +81,7 @@ class Manifest:
         folder = Path(folder)
         content = _read_json(folder)
         try:
-            manifest = cls(folder=folder, **content)
+            manifest = typed(cls, content, folder=folder)
             manifest.classes, manifest.vocabulary = (
                 tuple(manifest.classes),
                 tuple(manifest.vocabulary),
@@ -205,7 +213,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         state = "holds no prepared data" if any(folder.iterdir()) else "is empty"
         raise ValueError(f"the data folder {folder} {state}: {MANIFEST} is missing")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); {_AGAIN}") from None
     if not isinstance(content, dict):

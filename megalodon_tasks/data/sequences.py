@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from megalodon_tasks.data.manifest import Manifest, damaged
+from megalodon_tasks.data.manifest import MANIFEST, Manifest, damaged
+from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.writer import Form
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -111,11 +112,11 @@ class DatasetSpec(Form):
         return cls(
             benchmark=manifest.benchmark,
             kind=form["input"],
-            columns={name: ColumnSpec(**column) for name, column in form["columns"].items()},
+            columns={name: typed(ColumnSpec, column) for name, column in form["columns"].items()},
             classes=manifest.classes,
             vocabulary=manifest.vocabulary,
             source=manifest.source,
-            scale=form["scale"] and ValueScale(**form["scale"]),
+            scale=None if form["scale"] is None else typed(ValueScale, form["scale"]),
         )
 
     def details(self) -> dict[str, Any]:
@@ -245,7 +246,15 @@ class PreparedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each item, (items,) int64."""
-        return self._open("labels", LABEL_DTYPE).read(0, len(self))
+        labels = self._open("labels", LABEL_DTYPE).read(0, len(self))
+        classes = len(self.spec.classes)
+        outside = ((labels < 0) | (labels >= classes)).any()
+        if outside or np.bincount(labels, minlength=classes).tolist() != self.info.class_counts:
+            raise ValueError(
+                f"{self.folder}: the labels of the split {self.name!r} are not those that {MANIFEST} "
+                "counts; prepare the data again"
+            )
+        return labels
 
     def sequence(self, column: str, index: int) -> np.ndarray:
         """Return the values of item ``index``, 1-D and read-only; ``ValueError`` if they are missing."""
@@ -253,7 +262,14 @@ class PreparedSplit:
         if offsets is None:
             length = self.spec.columns[column].length
             return values.read(index * length, (index + 1) * length)
-        return values.read(int(offsets[index]), int(offsets[index + 1]))
+        found = values.read(int(offsets[index]), int(offsets[index + 1]))
+        limit = len(self.spec.vocabulary)
+        if limit and found.max() >= limit:
+            raise ValueError(
+                f"{values.path}: item {index} has the token {found.max()}, and the vocabulary has "
+                f"{limit}; prepare the data again"
+            )
+        return found
 
     def lengths(self, column: str) -> np.ndarray:
         """Return the length of each item's sequence, (items,) int64."""
@@ -273,7 +289,14 @@ class PreparedSplit:
         }
 
     def _offsets(self, column: str) -> np.ndarray:
-        return self._open(f"{column}.offsets", OFFSET_DTYPE).read(0, len(self) + 1)
+        file = self._open(f"{column}.offsets", OFFSET_DTYPE)
+        offsets = file.read(0, len(self) + 1)
+        if offsets[0] or offsets[-1] != self.info.ends[column] or (np.diff(offsets) < 1).any():
+            raise ValueError(
+                f"{file.path}: its numbers do not rise to the end of the sequences; prepare the data "
+                "again"
+            )
+        return offsets
 
     def _open(self, part: str, dtype: np.dtype) -> ArrayFile:
         return ArrayFile(self.folder / f"{self.name}.{part}.bin", dtype)
@@ -288,11 +311,37 @@ class PreparedDataset:
         try:
             self.spec = DatasetSpec.of(self.manifest)
             self.splits = {
-                name: PreparedSplit(self.folder, name, self.spec, SplitCounts(**counts))
+                name: PreparedSplit(self.folder, name, self.spec, typed(SplitCounts, counts))
                 for name, counts in self.manifest.splits.items()
             }
+            for split in self.splits.values():
+                self._check_counts(split)
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(self.folder, error) from None
+
+    def _check_counts(self, split: PreparedSplit) -> None:
+        """Raise ``ValueError`` where the counts of a split contradict each other or its files."""
+        spec, info = self.spec, split.info
+        expected = {"labels": info.items * LABEL_DTYPE.itemsize}
+        for name, column in spec.columns.items():
+            expected[name] = info.ends[name] * column.numpy_dtype.itemsize
+            if column.length is None:
+                expected[f"{name}.offsets"] = (info.items + 1) * OFFSET_DTYPE.itemsize
+        files = self.manifest.files
+        wrong = [
+            part for part, size in expected.items()
+            if files[f"{split.name}.{part}.bin"]["bytes"] != size
+        ]  # fmt: skip
+        if (
+            wrong
+            or (len(info.class_counts), sum(info.class_counts)) != (len(spec.classes), info.items)
+            or info.max_length.keys() != spec.columns.keys()
+            or any((c.length or 0) * info.items > info.ends[n] for n, c in spec.columns.items())
+        ):
+            raise ValueError(
+                f"{self.folder}: what {MANIFEST} says of the split {split.name!r} contradicts itself"
+                f"{' or the size of ' + ', '.join(wrong) if wrong else ''}; prepare the data again"
+            )
 
     def split(self, name: str) -> PreparedSplit:
         """Return the split of this name; raise ``ValueError`` listing those there are."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalodon_tasks.data.manifest import OnBytes, no_progress, sha256_of
+from megalodon_tasks.files import read_bytes, read_lines
 
 #: More damaged items than this mean that the data itself is damaged.
 LIMIT = 100
@@ -47,18 +48,17 @@ class Origin:
         """Yield the lines of the one file, with their ends."""
         (path,) = self.paths
         status, digest, on_bytes = self.status(), hashlib.sha256(), self._first_time(on_bytes)
-        with open(path, "rb") as stream:
-            for line in stream:
-                digest.update(line)
-                on_bytes(len(line))
-                yield line
+        for line in read_lines(path):
+            digest.update(line)
+            on_bytes(len(line))
+            yield line
         self._description = {**status, "sha256": digest.hexdigest()}
 
     def contents(self, on_bytes: OnBytes = no_progress) -> Iterator[tuple[Path, bytes]]:
         """Yield each file with all that it holds."""
         status, digest, on_bytes = self.status(), hashlib.sha256(), self._first_time(on_bytes)
         for path in self.paths:
-            data = path.read_bytes()
+            data = read_bytes(path)
             if len(self.paths) > 1:
                 digest.update(f"{path.name}\0{len(data)}\0".encode())
             digest.update(data)

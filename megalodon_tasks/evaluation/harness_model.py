@@ -175,8 +175,9 @@ class MegalodonLM(TemplateLM):
 
         Raises ``ValueError`` for a ``generation_kwargs`` that is not supported.
         """
-        texts = [self._continuation(r.args[1], number) for number, r in enumerate(requests)]
-        contexts = [self.tok_encode(request.args[0]) for request in requests]
+        pairs: list[tuple[str, dict[str, Any]]] = [request.arguments for request in requests]
+        texts = [self._continuation(settings, number) for number, (_, settings) in enumerate(pairs)]
+        contexts = [self.tok_encode(context) for context, _ in pairs]
         bar = tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm)
         for numbers, last, state in self._with_contexts(contexts, [text.most for text in texts]):
             growing = [texts[number] for number in numbers]

@@ -32,6 +32,7 @@ PATCHES = (
     "optimizer_settings",
     "bf16_option",
     "training_settings",
+    "model_size",
     "processes",
     "adaptive_loss",
     "loss_in_pieces",

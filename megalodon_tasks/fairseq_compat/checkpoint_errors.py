@@ -11,7 +11,6 @@ import re
 import shlex
 import textwrap
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat.patching import wrap
+from megalodon_tasks.files import damaged_record
 
 # Differences of settings and tensors that a message lists, and characters of each.
 LISTED, LINE_LENGTH = 10, 200
@@ -84,20 +84,6 @@ def _remedy(damaged: Path) -> str:
 def is_whole(path: str | os.PathLike) -> bool:
     """Return whether the checkpoint was written to its end (torch writes zip archives)."""
     return zipfile.is_zipfile(path)
-
-
-def damaged_record(path: str | os.PathLike) -> str | None:
-    """Return the name of a record whose checksum is wrong; None if all are right or there are none.
-
-    torch writes a checksum of each record and does not look at it again.
-    """
-    if not is_whole(path):
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
-        return "a record"
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from fairseq import utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import precision, sharded_tensors
+from megalodon_tasks.fairseq_compat import precision, setting_values, sharded_tensors
 from megalodon_tasks.fairseq_compat.patching import training_modules, wrap
 
 
@@ -31,6 +31,8 @@ def _install_in_training() -> None:
     for train in training_modules():
         wrap(train, "add_defaults", _then_check)
         sharded_tensors.install_in(train)
+    if (hydra_train := sys.modules.get("fairseq_cli.hydra_train")) is not None:
+        wrap(hydra_train, "add_defaults", _then_check)
 
 
 def _then_install(stock: Callable, args: Any) -> None:
@@ -39,7 +41,7 @@ def _then_install(stock: Callable, args: Any) -> None:
 
 
 def _then_check(stock: Callable, cfg: Any) -> None:
-    stock(cfg)
+    setting_values.with_defaults(stock, cfg)
     check_settings(cfg)
 
 

@@ -13,7 +13,6 @@ commands, for files that the user made with other models of fairseq.
 """
 
 import copy
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,9 +23,9 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.fairseq_compat.model_size import count_numbers
 from megalodon_tasks.fairseq_compat.patching import wrap
 
 # Modules of fairseq whose registered classes read their settings as plain values.
@@ -41,11 +40,6 @@ ALLOWED = {
 }
 TRUST_VARIABLE = "MEGALODON_TRUST_CHECKPOINTS"
 _trusted = {__name__.split(".")[0]}
-
-# What building a model raises for sizes and types that no model can have.
-_BUILDING_ERRORS = (
-    AssertionError, OverflowError, RuntimeError, TypeError, ValueError, OmegaConfBaseException,
-)  # fmt: skip
 
 
 def install() -> None:
@@ -110,15 +104,9 @@ def check_sizes(path: str, state: Mapping[str, Any], task: Any) -> None:
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path}: holds no model: not all of its entries are tensors")
     check_depth(path, settings, len(tensors))
-    try:
-        with torch.device("meta"):
-            model = task.build_model(copy.deepcopy(settings), from_checkpoint=True)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except _BUILDING_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: no model can be built from its settings: {reason}") from error
-    needed = sum(t.numel() for t in itertools.chain(model.parameters(), model.buffers()))
+    needed = count_numbers(
+        lambda: task.build_model(copy.deepcopy(settings), from_checkpoint=True), f"{path}: "
+    )
     # a tensor may repeat its numbers (stride 0) and pretend to a size that the file does not have
     stored = sum(
         min(t.numel(), t.untyped_storage().nbytes() // t.element_size()) for t in tensors.values()

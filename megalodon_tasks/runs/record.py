@@ -32,6 +32,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.files import read_text
 
 try:
     import fcntl
@@ -224,7 +226,7 @@ def _add(run: Run, line: dict[str, Any], where: str) -> None:
 
 def _lines(file: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects in ``file``, if it exists, with their line numbers; ``damaged`` gets the others."""
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    text = read_text(file, errors="replace") if file.is_file() else ""
     for number, line in enumerate(text.split("\n"), start=1):
         if line and not line.startswith("{"):
             raise UserError(f"{file}, line {number}: not a JSON object: {line[:80]!r}")
@@ -248,6 +250,8 @@ def append(file: Path, record: dict[str, Any]) -> None:
     line = json.dumps(_finite(record), default=str, allow_nan=False).encode() + b"\n"
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{file} is a pipe or a device, where a file is expected")
         _lock(descriptor)
         # a line that a crash of the machine cut short must not swallow this one
         size = os.fstat(descriptor).st_size

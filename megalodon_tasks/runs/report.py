@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, read_bytes
 from megalodon_tasks.runs import results, sweep_table
 from megalodon_tasks.runs.figures import compare_curves
 from megalodon_tasks.runs.record import Run
@@ -69,7 +69,7 @@ def sweep_in(folder: Path, problems: list[str] | None = None) -> Sweep | None:
         name=f"{folder.name}: {sweep.recipe}",
         state=sweep.summary(),
         table=Table("", head, lines, highlighted=(swept,)),
-        pictures=[path.read_bytes() for path in sorted(folder.glob("*.png"))],
+        pictures=[read_bytes(path) for path in sorted(folder.glob("*.png"))],
     )
 
 

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.files import atomic_file, has_writer
+from megalodon_tasks.files import atomic_file, has_writer, read_text
 from megalodon_tasks.signals import is_interruption
 
 FILE = "sweep.json"
@@ -60,7 +60,7 @@ class SweepRun:
         """
         if not self.attempts_file.is_file():
             return []
-        lines = self.attempts_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_text(self.attempts_file, errors="replace").split("\n")
         return [_attempt(line) for line in lines if line]
 
     @property
@@ -190,7 +190,7 @@ def read_sweep(folder: Path) -> Sweep:
     """Read the sweep in ``folder``; raise :class:`UserError` if it holds none."""
     file = folder / FILE
     try:
-        return Sweep(folder, **json.loads(file.read_text(encoding="utf-8")))
+        return Sweep(folder, **json.loads(read_text(file)))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no sweep: {FILE} is missing") from None
     except (ValueError, TypeError) as error:

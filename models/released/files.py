@@ -11,7 +11,6 @@ The configuration is the dict itself or stands under its key ``model``.
 import itertools
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, damaged_record, read_text
 from megalodon_tasks.models.released.shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]
@@ -65,12 +64,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (record := archive.testzip()) is not None:  # torch does not look at the checksums
-                raise ValueError(
-                    f"{path} is damaged: the checksum of {record} inside it is wrong; copy it again"
-                )
+    if (record := damaged_record(path)) is not None:
+        raise ValueError(
+            f"{path} is damaged: the checksum of {record} inside it is wrong; copy it again"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files, and one for code
@@ -82,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object of settings.  Raises ``ValueError`` naming the file if it is anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

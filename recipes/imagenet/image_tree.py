@@ -22,6 +22,7 @@ from megalodon_tasks.data.manifest import MANIFEST, Manifest, OnBytes, damaged, 
 from megalodon_tasks.data.preparing import Preparation
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, check_source, is_leftover, listing
+from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.writer import Form
 from megalodon_tasks.files import inner_path, sole_writer
 
@@ -172,7 +173,7 @@ class ImageTree:
         self.classes = self.manifest.classes
         try:
             self.root = (self.folder / self.manifest.form["root"]).resolve()
-            infos = {name: SplitInfo(**counts) for name, counts in self.manifest.splits.items()}
+            infos = {n: typed(SplitInfo, counts) for n, counts in self.manifest.splits.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(self.folder, error) from None
         for info in infos.values():

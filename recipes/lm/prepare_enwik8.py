@@ -19,6 +19,7 @@ from megalodon_tasks.data.corpus import CorpusForm, Document, read_corpus
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sources import Origin
 from megalodon_tasks.data.tokenizers import ByteTokenizer, with_tokenizer
+from megalodon_tasks.files import read_bytes
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "enwik8"
@@ -46,7 +47,7 @@ def read_file(path: Path, size: int = SIZE) -> bytes:
         except (zipfile.BadZipFile, KeyError, EOFError) as error:
             raise ValueError(f"{path} is no archive that holds enwik8: {error}") from None
     else:
-        data = path.read_bytes()
+        data = read_bytes(path)
     if len(data) != size:
         raise ValueError(
             f"{path} holds {len(data):,} bytes, enwik8 has {size:,}; the copy was cut short or is of "

@@ -27,6 +27,7 @@ from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sources import Origin, check_source
 from megalodon_tasks.data.tokenizers import WordTokenizer, refuse_reserved, with_tokenizer
+from megalodon_tasks.files import read_lines
 from megalodon_tasks.recipes.lm import prepare_text, text_files
 
 NAME = "wikitext103"
@@ -121,17 +122,16 @@ def find_articles(path: Path) -> list[Article]:
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
     """Yield the text of each line without its end, and its bytes with it; raise as `find_articles`."""
-    with open(path, "rb") as stream:
-        for number, data in enumerate(stream, start=1):
-            line, damage = text_files.decoded(data)
-            where = f"{path}, line {number}"
-            if damage is not None and damage != "is empty":
-                raise ValueError(f"{where} {damage}")
-            line = line.removesuffix("\n").removesuffix("\r")
-            if "\r" in line:
-                raise ValueError(f"{where} has a line separator other than \\n")
-            refuse_reserved(line, where)
-            yield line, len(data)
+    for number, data in enumerate(read_lines(path), start=1):
+        line, damage = text_files.decoded(data)
+        where = f"{path}, line {number}"
+        if damage is not None and damage != "is empty":
+            raise ValueError(f"{where} {damage}")
+        line = line.removesuffix("\n").removesuffix("\r")
+        if "\r" in line:
+            raise ValueError(f"{where} has a line separator other than \\n")
+        refuse_reserved(line, where)
+        yield line, len(data)
 
 
 def _encode(tokenizer: WordTokenizer, article: Article) -> Document:

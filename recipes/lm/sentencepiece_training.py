@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, read_bytes
 from megalodon_tasks.recipes.lm.text_files import decoded
 
 SAMPLED_BYTES = 300_000_000
@@ -58,7 +58,7 @@ def train_model(
 def _lines(paths: Sequence[Path], limit: int) -> Iterator[str]:
     read = 0
     for path in paths:
-        data = path.read_bytes()
+        data = read_bytes(path)
         text, damage = decoded(data)
         if damage is None:
             yield from (line for line in text.splitlines() if line.strip())

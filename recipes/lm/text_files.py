@@ -8,6 +8,7 @@ import numpy as np
 from megalodon_tasks.data.corpus import Document
 from megalodon_tasks.data.sources import listing
 from megalodon_tasks.data.tokenizers import Tokenizer
+from megalodon_tasks.files import read_bytes
 
 FOLDERS = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
 WORDS_RULE = "counted between white space in the text as published"
@@ -53,7 +54,7 @@ def decoded(data: bytes) -> tuple[str, str | None]:
 
 def read_document(tokenizer: Tokenizer, path: Path) -> Document:
     """Read the file as one item that ends in the end token."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     text, damage = decoded(data)
     if damage is not None:
         return Document(str(path), bytes=len(data), damage=damage)

@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from megalodon_tasks.data.finding import folders_in, not_recognised
 from megalodon_tasks.data.sources import Origin, Rejects, check_source, listing
+from megalodon_tasks.files import read_text
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "valid", "test")
@@ -172,6 +173,6 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
 
     A byte order mark, a leading ``./`` and backslashes, which some tools write, are accepted.
     """
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "utf-8-sig").splitlines(), start=1):
         if name := line.strip().replace("\\", "/").removeprefix("./").casefold():
             yield number, name

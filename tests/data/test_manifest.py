@@ -71,7 +71,7 @@ def test_data_of_another_kind_is_refused(folder, tmp_path):
         ({"classes": None}, r"is damaged \(TypeError"),
         ({"splits": {"train": {"items": 3}}}, r"is damaged \(TypeError"),
         ({"form": {}}, r"is damaged \(KeyError: 'input'\)"),
-        ({"files": {"train.labels.bin": {}}}, r"is damaged \(KeyError: 'bytes'\)"),
+        ({"files": {"train.labels.bin": {}}}, r"is damaged \(TypeError: files is"),
         ({"surplus": 1}, r"is damaged \(TypeError"),
     ],
 )

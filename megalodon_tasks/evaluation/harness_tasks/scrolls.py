@@ -9,7 +9,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -18,7 +18,7 @@ from rouge_score.rouge_scorer import RougeScorer
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-def questions(rows: Dataset) -> Dataset:
+def questions(rows: Iterable[dict[str, Any]]) -> Dataset:
     """Return one document per question: its text as ``context``, ``question`` and all ``answers``."""
     documents: dict[str, dict[str, Any]] = {}
     for row in rows:

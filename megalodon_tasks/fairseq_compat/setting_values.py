@@ -1,0 +1,126 @@
+"""Refuse values that no setting of their kind can have, before anything is read or built.
+
+OmegaConf checks types only, and raises errors of its own where fairseq fills in the defaults of a
+component; fairseq looks up names of components without a check, takes any number, and fails, divides by
+zero or trains on NaN much later.
+"""
+
+import difflib
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megalodon_tasks.errors import UserError
+
+# What training needs one of each of; the other components may be absent.
+COMPONENTS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
+_OTHERS = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
+# Whole numbers beyond are not exact as double-precision numbers, others not finite in single precision.
+LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 3.4e38
+# Limits of single settings of fairseq's, both included.
+_LIMITS = {
+    "common.log_interval": (1, LARGEST_INTEGER),
+    "common.seed": (0, 2**32 - 1),
+    "dataset.batch_size": (1, LARGEST_INTEGER),
+    "dataset.batch_size_valid": (1, LARGEST_INTEGER),
+    "dataset.max_tokens": (1, LARGEST_INTEGER),
+    "dataset.max_tokens_valid": (1, LARGEST_INTEGER),
+    "dataset.num_workers": (0, 1024),
+    "dataset.required_batch_size_multiple": (1, LARGEST_INTEGER),
+    "optimization.update_freq": (1, LARGEST_INTEGER),
+}
+
+
+def with_defaults(add_defaults: Callable[[Any], None], cfg: Any) -> None:
+    """Fill in the defaults of the components that ``cfg`` names, and check every value.
+
+    Raises :class:`UserError` for a component that there is not, an unknown field, a value of another
+    type, an interpolation that leads nowhere, and a number that is out of range.
+    """
+    for section in COMPONENTS:
+        _check_name(section, cfg.get(section))
+    try:
+        add_defaults(cfg)
+        OmegaConf.to_container(cfg, resolve=True)
+        for section in (*COMPONENTS, *_OTHERS):
+            _check_numbers(section, cfg[section])
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, cfg)) from None
+
+
+def _check_name(section: str, part: Any) -> None:
+    known = {"task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY}}
+    names = known[section] if section in known else REGISTRIES[section]["registry"]
+    try:
+        name = part.get("_name") if isinstance(part, DictConfig) else part
+    except OmegaConfBaseException as error:
+        raise UserError(f"{section}._name: {_first_line(error)}") from None
+    if not isinstance(name, str) or name not in names:
+        near = difflib.get_close_matches(str(name), names, n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"known are {_few(names)}"
+        raise UserError(f"{section}._name={name!r}: there is no {section} of this name; {advice}")
+
+
+def _few(names: Any) -> str:
+    ours_first = sorted(names, key=lambda n: (not n.startswith("megalodon"), n))
+    more = f" and {len(ours_first) - 20} more" if len(ours_first) > 20 else ""
+    return ", ".join(ours_first[:20]) + more
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _explain(error: OmegaConfBaseException, cfg: Any) -> str:
+    """Return what is wrong, and where: fairseq checks a component without the name of its section."""
+    field = error.full_key or ""
+    places = [f"{section}.{field}" for section in COMPONENTS if field in cfg[section]]
+    return ": ".join(filter(None, (" or ".join(places) or field, _first_line(error))))
+
+
+def _check_numbers(section: str, part: DictConfig) -> None:
+    defaults = dict(_defaults(section, part))
+    for name, value in part.items():
+        place, default = f"{section}.{name}", defaults.get(name)
+        if isinstance(default, list) and not _numbers_in(value):
+            raise UserError(f"{place}={value} is not a list of numbers, such as {default}")
+        for number in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            least, most = _LIMITS.get(place, _usual_limits(number, default))
+            if number != default and not least <= number <= most:  # NaN is not either
+                shown, must = textwrap.shorten(str(value), 60), f"be from {least} to {most:g}"
+                must = must if math.isfinite(number) else "be finite"
+                raise UserError(f"{place}={shown} is out of range: it must {must}")
+
+
+def _numbers_in(value: Any) -> list[Any]:
+    """Return the entries of a list of numbers; nothing for anything else."""
+    entries = list(value) if isinstance(value, ListConfig) else []
+    return entries if all(type(entry) in (int, float) for entry in entries) else []
+
+
+def _usual_limits(number: float, default: Any) -> tuple[float, float]:
+    """Limit a number that has no meaning below 0, unless its default has (-1 often stands for none)."""
+    most = LARGEST_INTEGER if isinstance(number, int) else LARGEST_FLOAT
+    return (-most if isinstance(default, (int, float)) and default < 0 else 0), most
+
+
+def _defaults(section: str, part: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the name and default value of each field that is declared."""
+    declared = OmegaConf.get_type(part)
+    if not is_dataclass(declared):
+        declared = FairseqConfig.__dataclass_fields__.get(section)
+        declared = getattr(declared, "default", None)
+    for field in fields(declared) if is_dataclass(declared) else ():
+        factory = field.default_factory
+        yield field.name, field.default if factory is MISSING else factory()
