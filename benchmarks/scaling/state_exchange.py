@@ -4,16 +4,16 @@
 
 ``ChunkParallel`` gathers what each piece adds, and every process combines the earlier ones.  In a chain
 each waits for the one before it, combines, and sends to the next: fewer bytes, more waiting.  Prints the
-fastest update of each, in turn in the same processes: of the model of ``benchmarks.scaling``, and of one
-so small that it does little else than wait.
+fastest of each in milliseconds, in turn in the same processes: an update of the model of
+``benchmarks.scaling``, and exchanges with pauses in place of computations.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +27,7 @@ from megalodon_tasks.cuda_ops.complex_ema.coefficients import coefficients, powe
 from megalodon_tasks.cuda_ops.complex_ema.last_state import last_state
 from megalodon_tasks.models.chunk_parallel import ChunkParallel
 
-SIZES = {"small": Sizes(), "tiny": dataclasses.replace(TINY, layers=Sizes.layers)}
+BLOCKS, PAUSE = 8, 0.002  # seconds
 
 
 class Chain(ChunkParallel):
@@ -94,6 +94,31 @@ class _Neighbours(torch.autograd.Function):
         return after, torch.view_as_real((after_c * before_c.conj()).sum(0)), None
 
 
+class Waiting:
+    """Exchanges of ``BLOCKS`` blocks, with pauses in place of what a device computes."""
+
+    def __init__(self, parallel: ChunkParallel) -> None:
+        self.parallel, self.fastest = parallel, float("inf")
+        torch.manual_seed(0)
+        rows = (256, 16)
+        self.x_BLD = torch.randn(1, 16, 256, requires_grad=True)
+        self.logits = [torch.randn(s) for s in ((*rows, 1), (*rows, 1), (256, 1, 1), (*rows, 2))]
+
+    def measure(self) -> None:
+        """Make both passes, timed from when all processes start them."""
+        dist.barrier(self.parallel.group)
+        start, x_BLD = time.perf_counter(), self.x_BLD
+        for _ in range(BLOCKS):
+            before = self.parallel.moments(x_BLD, 8, None, None)
+            time.sleep(PAUSE)
+            wait = self.parallel.cema_state(x_BLD, None, self.logits, None)
+            time.sleep(PAUSE)
+            x_BLD = x_BLD + wait().abs().mean() + before.mean.mean()
+        x_BLD.sum().backward()
+        dist.barrier(self.parallel.group)
+        self.fastest = min(self.fastest, time.perf_counter() - start)
+
+
 def _chained(step: Step) -> Chain:
     chain = Chain(step.groups[1])
     for module in step.lm.modules():
@@ -102,24 +127,22 @@ def _chained(step: Step) -> Chain:
     return chain
 
 
-def _worker(rank: int, count: int, rounds: int, folder: str, results: Any) -> None:
+def _worker(rank: int, count: int, rounds: int, sizes: Sizes, folder: str, results: Any) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
-    for name, sizes in SIZES.items():
-        gathered, chained = (Step(sizes, "chunk", count) for _ in range(2))
-        chain = _chained(chained)
-        for _ in range(rounds):
-            gathered.measure()
-            chained.measure()
+    steps = [Step(sizes, "chunk", count) for _ in range(2)]
+    chain = _chained(steps[1])
+    waiting = [Waiting(ChunkParallel(chain.group)), Waiting(chain)]
+    for _ in range(rounds):
+        for each in (*steps, *waiting):
+            each.measure()
             chain.finish()
-        for one, other in zip(gathered.lm.parameters(), chained.lm.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-4)
-        if rank == 0:
-            seconds = [
-                1e3 * s for step in (gathered, chained) for s in (step.fastest, step.fastest_busy)
-            ]
-            results.put((name, count, *seconds))
+    for one, other in zip(*(step.lm.parameters() for step in steps), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-4)
+    if rank == 0:
+        busy = [step.fastest_busy for step in steps]
+        results.put((*(each.fastest for each in (*steps, *waiting)), *busy))
     dist.destroy_process_group()
 
 
@@ -128,19 +151,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.state_exchange")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     args = parser.parse_args(arguments)
-    print("| model | processes | gathered ms | CPU ms | chain ms | CPU ms |")
-    print("|---|---:|---:|---:|---:|---:|")
+    sizes = TINY if args.tiny else Sizes()
+    for count in args.processes:
+        if count < 2 or sizes.shared % (count * sizes.chunk):
+            parser.error(
+                f"{count} processes cannot share {sizes.shared} tokens in chunks of {sizes.chunk}; "
+                "give powers of 2 from 2 on"
+            )
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds} must be at least 1")
+    print(
+        "| processes | update: gathered | chain | waiting: gathered | chain | CPU: gathered | chain |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|---:|")
     for count in args.processes:
         results = multiprocessing.get_context("spawn").SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:
-            multiprocessing.spawn(_worker, (count, args.rounds, folder, results), nprocs=count)
-        for _ in SIZES:
-            name, number, *values = results.get()
-            print(
-                f"| {name} | {number} | " + " | ".join(f"{v:.1f}" for v in values) + " |",
-                flush=True,
-            )
+            worker = (args.rounds, sizes, folder, results)
+            multiprocessing.spawn(_worker, (count, *worker), nprocs=count)
+        columns = (f"{1e3 * seconds:.1f}" for seconds in results.get())
+        print(f"| {count} | {' | '.join(columns)} |", flush=True)
     cores = len(os.sched_getaffinity(0))
     print(json.dumps({"cores": cores, "rounds": args.rounds, "machine": platform.machine()}))
 

@@ -231,15 +231,23 @@ class RowDataset(TextDataset):
     apart a row starts with one.  :meth:`lay_out` must be called before batches are made.
     """
 
-    rows_per_batch = rows_per_process = processes = 1
+    rows_per_batch = rows_per_process = processes = filled = 1
     _made: tuple[tuple, list[list[Block]]] = ((), [])
 
-    def lay_out(self, rows: int, processes: int, rows_per_batch: int | None = None) -> None:
+    def lay_out(
+        self,
+        rows: int,
+        processes: int,
+        rows_per_batch: int | None = None,
+        filled: int | None = None,
+    ) -> None:
         """Give ``rows`` rows to each process, of which ``rows_per_batch`` (default: all) go together.
 
-        Raises ``ValueError`` where there are fewer tokens than rows.
+        The first ``filled`` rows (default: all) hold the stream, the others nothing.  Raises
+        ``ValueError`` where there are fewer tokens than rows to fill.
         """
-        if rows < 1 or rows * processes > len(self.stream):
+        self.filled = rows * processes if filled is None else filled
+        if rows < 1 or self.filled > len(self.stream):
             raise ValueError(
                 f"{self.stream.name}: its {len(self.stream)} tokens cannot be cut in {rows} rows for "
                 f"each of {processes} processes; choose another dataset.batch_size or task.eval_streams"
@@ -250,8 +258,7 @@ class RowDataset(TextDataset):
     @property
     def row_edges(self) -> np.ndarray:
         """Where rows begin and end, (rows + 1,) int64."""
-        rows = self.rows_per_process * self.processes
-        edges = np.linspace(0, len(self.stream), rows + 1).astype(np.int64)
+        edges = np.linspace(0, len(self.stream), self.filled + 1).astype(np.int64)
         starts = self.stream.document_starts
         if len(starts):
             inner = edges[1:-1]
@@ -259,14 +266,21 @@ class RowDataset(TextDataset):
             before = starts[np.maximum(at - 1, 0)]
             after = np.append(starts, len(self.stream))[at]
             edges[1:-1] = np.where(inner - before < after - inner, before, after)
-        return edges
+        empty = self.rows_per_process * self.processes - self.filled
+        return np.append(edges, np.full(empty, len(self.stream)))
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self._batches())
 
     def _batches(self) -> list[list[Block]]:
         """Return a batch per process for each step of the rows, as fairseq deals them out."""
-        layout = (self.epoch, self.rows_per_process, self.processes, self.rows_per_batch)
+        layout = (
+            self.epoch,
+            self.rows_per_process,
+            self.processes,
+            self.rows_per_batch,
+            self.filled,
+        )
         if self._made[0] != layout:
             self._made = layout, self._make_batches()
         return self._made[1]

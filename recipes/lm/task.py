@@ -311,11 +311,14 @@ def _check_choices(cfg: MegalodonLanguageModelingConfig) -> None:
 def _lay_out_for_evaluation(
     dataset: RowDataset, streams: int, processes: int, limits: dict[str, int | None]
 ) -> None:
-    """Lay out ``streams`` rows over all processes, at most one per document and per token."""
+    """Lay out ``streams`` rows over all processes, at most one per document and per token.
+
+    They are the same for any number of processes, and so is the loss.
+    """
     documents = len(dataset.stream.document_starts)
     rows = min(streams, documents or streams, len(dataset.stream))
     per_process = max(1, -(-rows // processes))
-    dataset.lay_out(per_process, processes, _rows_at_a_time(dataset, limits))
+    dataset.lay_out(per_process, processes, _rows_at_a_time(dataset, limits), rows)
 
 
 def _rows_at_a_time(dataset: RowDataset, limits: dict[str, int | None]) -> int | None:

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.limits import Rates
 from benchmarks.memory import saved_bytes
-from benchmarks.scaling import costs, simulator
+from benchmarks.scaling import costs, simulator, state_exchange
 from benchmarks.scaling.__main__ import main
 from benchmarks.scaling.costs import Microbatch, Model
 from benchmarks.scaling.devices import Device, Link
@@ -322,3 +322,25 @@ def test_processes_are_measured(capsys):
         ["| data", "1", "32"], ["| data", "2", "32"], ["| chunk", "1", "64"], ["| chunk", "2", "32"]
     ]  # fmt: skip
     assert all(float(seconds) > 0 for row in rows for seconds in row[3:5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "3"], "3 processes cannot share 4096 tokens in chunks of 256"),
+        (["--processes", "1"], "1 processes cannot share"),
+        (["--rounds", "0"], "--rounds 0 must be at least 1"),
+    ],
+)
+def test_wrong_numbers_of_processes_are_named(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        state_exchange.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_both_ways_to_exchange_states_have_the_same_gradients(capsys):
+    state_exchange.main(["--tiny", "--processes", "2", "4", "--rounds", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert [row[0] for row in rows] == ["| 2", "| 4"]
+    assert all(float(ms.strip(" |")) > 0 for row in rows for ms in row[1:])

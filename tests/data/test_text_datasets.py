@@ -121,9 +121,11 @@ def test_token_out_of_range_is_the_users_error():
         dataset[0]
 
 
-def rows(documents="none", count=3, processes=1, together=None, lines=LINES, length=LENGTH):
+def rows(
+    documents="none", count=3, processes=1, together=None, lines=LINES, length=LENGTH, filled=None
+):
     dataset = RowDataset(lines_stream(documents, lines), length, seed=3)
-    dataset.lay_out(count, processes, together)
+    dataset.lay_out(count, processes, together, filled)
     return dataset
 
 
@@ -146,6 +148,17 @@ def test_rows_continue_where_they_were(count, processes):
     assert [start for start, _ in sorted(seen)] == [0] + [stop for _, stop in sorted(seen)][:-1]
     assert max(stop for _, stop in seen) == TOTAL
     assert len(dataset) == sum(len(batch) for batch in batches_of(dataset))
+
+
+@pytest.mark.parametrize(("count", "processes"), [(2, 3), (3, 2), (1, 7)])
+@pytest.mark.parametrize("documents", ["none", "line"])
+def test_rows_that_are_filled_are_those_of_one_process(documents, count, processes):
+    one = rows(documents, count=5)
+    several = rows(documents, count=count, processes=processes, filled=5)
+    assert several.row_edges[:6].tolist() == one.row_edges.tolist()
+    assert several.row_edges[6:].tolist() == [TOTAL] * (count * processes - 5)
+    blocks = [span for span in spans(batches_of(several)) if span[0] < span[1]]
+    assert sorted(blocks) == sorted(s for s in spans(batches_of(one)) if s[0] < s[1])
 
 
 def test_all_rows_advance_by_the_same_length_drawn_for_each_epoch():

@@ -44,6 +44,9 @@ FAILURES = {
     "torch's own words": RuntimeError(
         "PytorchStreamWriter failed writing file data/3: file write failed"
     ),
+    "no byte fits": RuntimeError(
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+    ),
     "read-only": OSError(errno.EROFS, "Read-only file system"),
     "broken": OSError(errno.EIO, "Input/output error"),
 }
@@ -51,7 +54,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(
     "failure",
-    ["full", "torch's own words"]
+    ["full", "torch's own words", "no byte fits"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("read-only", "broken")],
 )
 def test_a_disk_that_refuses_ends_the_run_which_resumes(whole, tmp_path, monkeypatch, failure):

@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from megalodon_tasks.fairseq_compat.checkpoint_errors import damaged_record
 from megalodon_tasks.runs.record import read_run
 from tests.toy_plugin import runs
@@ -86,7 +88,9 @@ def _losses(folder: Path) -> dict[tuple[str, int], tuple]:
 
 
 def _updates(folder: Path) -> int:
-    return runs.state_of(folder)["updates"] if (folder / LAST).exists() else 0
+    if not (folder / LAST).exists():
+        return 0
+    return torch.load(folder / LAST)["optimizer_history"][-1]["num_updates"]
 
 
 @dataclass

@@ -74,6 +74,7 @@ def _make_read_only(folder: Path, draw: float) -> None:
         return call
 
     builtins.open = io.open = refusing(open, lambda mode="r", *_, **__: mode.strip("rbt") != "")
+    os.open = refusing(os.open, lambda flags, *_, **__: flags & os.O_ACCMODE != os.O_RDONLY)
     for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir"):
         setattr(os, name, refusing(getattr(os, name), lambda *_, **__: True))
 
@@ -197,7 +198,7 @@ def train(strike: Strike, struck: bool, words: tuple[str, ...], output: int) -> 
         fairseq_train.cli_main()
         status = 0
     except SystemExit as ended:
-        status = ended.code
+        status = ended.code if isinstance(ended.code, int) else 1
     except KeyboardInterrupt:  # before fairseq listens: Python ends by the signal
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
