@@ -11,6 +11,7 @@ a manifest is read as one document per split.
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,9 @@ from fairseq.data.indexed_dataset import (
 )
 
 from megalodon_tasks.data.manifest import (
+    MANIFEST,
     Manifest,
     damaged,
-    is_prepared,
     refuse_incomplete,
     sha256_of,
 )
@@ -278,7 +279,7 @@ def read_corpus(folder: Path) -> Corpus:
 
     A folder with a dictionary and without a manifest is one of ``fairseq-preprocess``.
     """
-    if (folder / DICTIONARY).is_file() and not is_prepared(folder):
+    if (folder / DICTIONARY).is_file() and not os.path.lexists(folder / MANIFEST):
         refuse_incomplete(folder)
         return Corpus(folder, None)
     manifest = Manifest.read(folder, CorpusForm.stored_as)
