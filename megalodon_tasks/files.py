@@ -49,22 +49,22 @@ def read_lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def damaged_record(path: str | os.PathLike) -> str | None:
-    """Return the name of a record in the zip archive ``path`` that is damaged; None if there is none.
+def archive_fault(path: str | os.PathLike) -> str | None:
+    """Say what is wrong with an archive that ``torch.save`` wrote; None if nothing is, or it is no zip.
 
-    Records are those that ``torch.save`` writes: not compressed, each with a checksum, at which torch
-    does not look.
+    Its records are not compressed, and each has a checksum, at which torch does not look.
     """
     if not zipfile.is_zipfile(path):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if sum(record.file_size for record in records) > os.path.getsize(path):
-                return max(records, key=lambda record: record.file_size).filename  # unpacks to more
-            return archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
-        return "a record"
+            size = sum(record.file_size for record in archive.infolist())
+            if size > os.path.getsize(path):
+                return f"it would unpack to {size:,} bytes"
+            record = archive.testzip()
+            return None if record is None else f"the checksum of {record} inside it is wrong"
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
+        return f"a record inside it cannot be read ({error})"
 
 
 @contextmanager

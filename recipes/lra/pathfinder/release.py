@@ -158,5 +158,5 @@ def _decode(path: Path, side: int) -> np.ndarray | str:
             return np.asarray(image).reshape(-1)
     except FileNotFoundError:
         return "is missing"
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"is no readable image ({error})"
