@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall
-from megalodon_tasks.cuda_ops.attention.cross.op import CrossAttentionCall
+from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, CrossAttentionCall
 from megalodon_tasks.cuda_ops.complex_ema.arguments import CemaCall
 from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
 
@@ -80,7 +79,7 @@ def chunk_attention(batch: int, length: int, dim: int, dtype: torch.dtype) -> to
 
 def cross_attention(batch: int, length: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
     """Call cross_attention on as many keys as queries, with DropKey and padding of the keys."""
-    run = importlib.import_module(f"{_OPS}.attention.cross.triton_op").cross_attention_triton
+    run = importlib.import_module(f"{_OPS}.attention.triton_op").cross_attention_triton
     key, value = _ATTENTION[dim]
     tensors = [_leaf(batch, length, 1, width, dtype=dtype) for width in (key, key, value)]
     return run(CrossAttentionCall(*tensors, 0.1, _mask(batch, length, causal=False)))

@@ -5,7 +5,7 @@ that is needed; triton and CUDA are used where they are available.
 """
 
 from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionState
-from megalodon_tasks.cuda_ops.attention.cross.op import cross_attention
+from megalodon_tasks.cuda_ops.attention.cross_op import cross_attention
 from megalodon_tasks.cuda_ops.attention.op import chunk_attention
 from megalodon_tasks.cuda_ops.complex_ema.op import cema
 from megalodon_tasks.cuda_ops.dispatch import BackendUnavailable, use_backend

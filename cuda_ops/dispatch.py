@@ -46,7 +46,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "rms_norm": {
         "reference": "norms.rms.reference:rms_norm_reference",
         "torch": "norms.rms.torch_op:rms_norm_torch",
-        "fused": "norms.rms.fused:rms_norm_fused",
+        "fused": "norms.rms.torch_op:rms_norm_fused",
     },
     "chunk_attention": {
         "reference": "attention.reference:chunk_attention_reference",
@@ -54,9 +54,9 @@ BACKENDS: dict[str, dict[str, str]] = {
         "triton": "attention.triton_op:chunk_attention_triton",
     },
     "cross_attention": {
-        "reference": "attention.cross.reference:cross_attention_reference",
-        "torch": "attention.cross.torch_op:cross_attention_torch",
-        "triton": "attention.cross.triton_op:cross_attention_triton",
+        "reference": "attention.reference:cross_attention_reference",
+        "torch": "attention.torch_op:cross_attention_torch",
+        "triton": "attention.triton_op:cross_attention_triton",
     },
 }
 

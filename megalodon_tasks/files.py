@@ -4,15 +4,16 @@ What is read whole is looked at first: a pipe would never end, and the size says
 final name only ever holds a complete file, and a folder has one writer at a time.
 """
 
+import csv
 import logging
 import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -89,6 +90,15 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
             error.filename = str(path)  # a full disk is refused by a call that knows no name
         raise
     sync_folder(path.parent)
+
+
+def write_rows(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, separated by tabs if the name of the file ends in .tsv, else by commas."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with atomic_file(path, "w") as stream:
+        writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,8 +24,8 @@ from megalodon_tasks import fairseq_compat
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat import (
     atomic_files,
-    frequent_last,
     jobs,
+    last_checkpoint,
     safe_globals,
     third_party_warnings,
 )
@@ -137,8 +137,8 @@ def test_stopped_between_updates_goes_on_exactly(whole_run, tmp_path, monkeypatc
 def test_a_task_may_keep_its_last_checkpoint_fresh(whole_run, tmp_path, monkeypatch, stop):
     """Written at every update and killed: resumes from there, and validates no more often."""
     monkeypatch.setattr(ToyTask, "saves_last_often", True, raising=False)
-    monkeypatch.setattr(frequent_last, "SECONDS", 0.0)
-    monkeypatch.setattr(frequent_last, "SHARE", 1e9)
+    monkeypatch.setattr(last_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(last_checkpoint, "SHARE", 1e9)
     events, step, seen = {}, Trainer.train_step, []
 
     def train_step(self, *args, **kwargs):

@@ -10,7 +10,7 @@ from benchmarks.learning.reading import Measured
 from benchmarks.learning.speed import Speed
 from benchmarks.learning.tasks import MODELS, TASKS
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs.figures import STYLES
+from megalodon_tasks.runs.figures import STYLES, open_axes
 from megalodon_tasks.runs.learning_curves import draw_panels
 
 # all three of marker, line and shade differ between architectures
@@ -72,8 +72,7 @@ def draw_lengths(points: Sequence[AtLength], output: Path) -> Path | None:
         axes.set_xticks(factors, [f"{factor}" for factor in factors])
         axes.set(xlabel="length, in multiples of the longest in training", ylabel=series[0].unit)
         axes.set_title(TASKS[task].title, loc="left", fontsize="medium")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)
         axes.legend(frameon=False, fontsize="small")
     return _save(figure, output / "lengths.png")
 

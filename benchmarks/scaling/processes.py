@@ -57,7 +57,7 @@ class _Loss(nn.Module):
         return self.lm.nll(tokens_BL, targets_BL)[0].mean()
 
 
-class _Step:
+class Step:
     """One update of the model by the first ``processes`` processes, on random tokens.
 
     All processes create it.  data: each has a sequence of its own.  chunk: all share one.
@@ -137,7 +137,7 @@ def _worker(
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     alone = [dist.new_group([each]) for each in range(size)][rank]
     pair = PairOfProcesses(sizes)
-    steps = [_Step(sizes, form, count) for form in FORMS for count in counts]
+    steps = [Step(sizes, form, count) for form in FORMS for count in counts]
     # One process by itself, and as many as there are cores at the same time.
     calibrations = [(1, Calibration(sizes, alone)), (min(cores, size), Calibration(sizes, alone))]
     for _ in range(rounds):

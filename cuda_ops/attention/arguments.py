@@ -1,4 +1,4 @@
-"""The arguments of chunk attention and the state that it carries along the sequence."""
+"""The arguments of both attentions, and the state that chunk attention carries along the sequence."""
 
 from typing import NamedTuple
 
@@ -28,3 +28,13 @@ class ChunkAttentionCall(NamedTuple):
     dropout_p: float
     padding_mask: torch.Tensor | None
     state: ChunkAttentionState | None
+
+
+class CrossAttentionCall(NamedTuple):
+    """Arguments of :func:`cross_attention`, which describes them, as backends receive them: checked."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dropout_p: float
+    padding_mask: torch.Tensor | None

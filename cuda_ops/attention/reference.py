@@ -1,11 +1,15 @@
-"""Chunk attention as the equations are written: all scores, a mask of what each query sees, softmax.
+"""Both attentions as the equations are written: all scores, a mask of what each query sees, softmax.
 
-Legend: B batch, L queries, S keys (state and new), H heads, K key width, V value width per head.
+Legend: B batch, L queries, S keys (of the state too), H heads, K key width, V value width per head.
 """
 
 import torch
 
-from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.arguments import (
+    ChunkAttentionCall,
+    ChunkAttentionState,
+    CrossAttentionCall,
+)
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
 from megalodon_tasks.cuda_ops.autocast import without_autocast
 
@@ -27,12 +31,7 @@ def chunk_attention_reference(
     if drop_BHLW is not None:
         offset_S = torch.arange(past + q.shape[1], device=q.device) % drop_BHLW.shape[-1]
         seen = seen & ~drop_BHLW[..., offset_S]
-    scores_BHLS = torch.einsum("blhk,bshk->bhls", q_BLHK.to(wide), k_BSHK.to(wide))
-    # A query that sees no key would be 0 / 0: give it equal weights here and set them to zero below.
-    nothing = ~seen.any(-1, keepdim=True)
-    weights = scores_BHLS.masked_fill(~(seen | nothing), -torch.inf).softmax(-1)
-    weights = weights.masked_fill(nothing, 0.0)
-    y_BLHV = torch.einsum("bhls,bshv->blhv", weights, v_BSHV.to(wide))
+    y_BLHV = _attend(q_BLHK.to(wide), k_BSHK.to(wide), v_BSHV.to(wide), seen)
     y_BLHV = y_BLHV.masked_fill(padded_BS[:, past:, None, None], 0.0)
     if not causal:
         return y_BLHV.to(v.dtype), None
@@ -40,6 +39,34 @@ def chunk_attention_reference(
     carried = past > 0 and start == 0 and state.padding_mask is not None
     mask = padded_BS[:, start:] if carried or padding_mask is not None else None
     return y_BLHV.to(v.dtype), ChunkAttentionState(k_BSHK[:, start:], v_BSHV[:, start:], mask)
+
+
+@without_autocast
+def cross_attention_reference(call: CrossAttentionCall) -> torch.Tensor:
+    """Compute :func:`cross_attention` from all scores, in the dtypes of chunk attention."""
+    q, k, v, dropout_p, padding_mask = call
+    wide = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
+    length, steps = q.shape[1], k.shape[1]
+    seen = torch.ones(1, 1, length, steps, dtype=torch.bool, device=q.device)
+    if padding_mask is not None:
+        k, v = (t.masked_fill(padding_mask[:, :, None, None], 0.0) for t in (k, v))
+        seen = seen & ~padding_mask[:, None, None, :]
+    drop_BHLS = draw_dropkey(q, steps - length, None, dropout_p)
+    if drop_BHLS is not None:
+        seen = seen & ~drop_BHLS
+    return _attend(q.to(wide), k.to(wide), v.to(wide), seen).to(v.dtype)
+
+
+def _attend(
+    q_BLHK: torch.Tensor, k_BSHK: torch.Tensor, v_BSHV: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """Return (B, L, H, V).  seen: bool, broadcastable to (B, H, L, S)."""
+    scores_BHLS = torch.einsum("blhk,bshk->bhls", q_BLHK, k_BSHK)
+    # A query that sees no key would be 0 / 0: give it equal weights here and set them to zero below.
+    nothing = ~seen.any(-1, keepdim=True)
+    weights_BHLS = scores_BHLS.masked_fill(~(seen | nothing), -torch.inf).softmax(-1)
+    weights_BHLS = weights_BHLS.masked_fill(nothing, 0.0)
+    return torch.einsum("bhls,bshv->blhv", weights_BHLS, v_BSHV)
 
 
 def _join(call: ChunkAttentionCall) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Chunk attention by PyTorch's fused attention: whole chunks are one batch of short sequences.
+"""Both attentions by PyTorch's fused attention: whole chunks are one batch of short sequences.
 
 A call is cut into at most three parts: the new steps that finish the chunk left open by the state, the
 whole chunks, and the steps that start the next one.  README.md says how the gradient flows.
@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.arguments import (
+    ChunkAttentionCall,
+    ChunkAttentionState,
+    CrossAttentionCall,
+)
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
@@ -45,15 +49,15 @@ def chunk_attention_torch(
     if head:
         opened = _opened(state, _map(lambda t: t[:, :head], new))
         drop = None if drop_BHLW is None else drop_BHLW[:, :, :head, : past + head]
-        outputs.append(attend(q[:, :head], opened, drop, causal))
+        outputs.append(_attend(q[:, :head], opened, drop, causal))
     if head < start:
         fold = partial(_fold, start=head, stop=start, chunk=chunk)
         drop = None if drop_BHLW is None else fold(drop_BHLW.transpose(1, 2)).transpose(1, 2)
-        y_NCHV = attend(fold(q), _map(fold, new), drop, causal)
+        y_NCHV = _attend(fold(q), _map(fold, new), drop, causal)
         outputs.append(y_NCHV.unflatten(0, (q.shape[0], -1)).flatten(1, 2))
     if start < length:
         drop = None if drop_BHLW is None else drop_BHLW[:, :, start:, : length - start]
-        outputs.append(attend(q[:, start:], _map(lambda t: t[:, start:], new), drop, causal))
+        outputs.append(_attend(q[:, start:], _map(lambda t: t[:, start:], new), drop, causal))
     y_BLHV = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     y_BLHV = zero_padded(y_BLHV).to(v.dtype)
     if not causal:
@@ -62,6 +66,15 @@ def chunk_attention_torch(
     if past and left == past + length:
         return y_BLHV, opened
     return y_BLHV, new if left == length else _map(lambda t: t[:, length - left :].clone(), new)
+
+
+def cross_attention_torch(call: CrossAttentionCall) -> torch.Tensor:
+    """Compute :func:`cross_attention` as one chunk whose queries are another sequence's."""
+    q, k, v, dropout_p, padding_mask = call
+    drop_BHLS = draw_dropkey(q, k.shape[1] - q.shape[1], None, dropout_p)
+    zero_padded = _zeroing(padding_mask)
+    source = ChunkAttentionState(zero_padded(k), zero_padded(v), padding_mask)
+    return _attend(q, source, drop_BHLS, causal=False).to(v.dtype)
 
 
 def _map(
@@ -103,7 +116,7 @@ def _opened(state: ChunkAttentionState, new: ChunkAttentionState) -> ChunkAttent
     return opened._replace(key=zero_padded(opened.key), value=zero_padded(opened.value))
 
 
-def attend(
+def _attend(
     q_NQHK: torch.Tensor,
     part: ChunkAttentionState,
     drop_NHQS: torch.Tensor | None,

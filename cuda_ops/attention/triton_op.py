@@ -1,4 +1,4 @@
-"""Chunk attention's ``triton`` backend: the kernels as differentiable operators of PyTorch.
+"""The ``triton`` backend of both attentions: the kernels as differentiable operators of PyTorch.
 
 Saved for the backward are the inputs, y and one number per query and head.  No sum crosses programs, so
 that results repeat bit for bit.  The open chunk is put before the new steps outside the operators, where
@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
+from megalodon_tasks.cuda_ops.attention.arguments import (
+    ChunkAttentionCall,
+    ChunkAttentionState,
+    CrossAttentionCall,
+)
 from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
-from megalodon_tasks.cuda_ops.attention.triton_launch import Launches, OperatorArguments
+from megalodon_tasks.cuda_ops.attention.triton_launch import CROSS, Launches, OperatorArguments
 from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import dense_features, mask_bytes
 
@@ -32,6 +36,19 @@ def chunk_attention_triton(
     chunk = seen.key.shape[1] if chunk_size is None else chunk_size
     y, _ = chunk_attention_op(*inputs, seen.padding_mask, seed, chunk, causal, dropout_p)
     return y.to(v.dtype), take_open(seen, chunk_size) if causal else None
+
+
+def cross_attention_triton(call: CrossAttentionCall) -> torch.Tensor:
+    """Compute :func:`cross_attention` in Triton, for float32, bfloat16 or float16.
+
+    DropKey's mask is drawn as in :func:`chunk_attention_triton`.
+    """
+    q, k, v, dropout_p, padding_mask = call
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    inputs = (tensor.to(dtype) for tensor in (q, k, v))
+    seed = draw_seed(q.device) if dropout_p > 0.0 else None
+    y, _ = chunk_attention_op(*inputs, padding_mask, seed, CROSS, False, dropout_p)
+    return y.to(v.dtype)
 
 
 def draw_seed(device: torch.device) -> torch.Tensor:

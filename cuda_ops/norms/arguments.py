@@ -55,3 +55,19 @@ class NormCall(NamedTuple):
         checks.check_shape(op, "bias", bias, (dim,), "(dim,)")
         checks.check_padding_mask(op, padding_mask, batch, length)
         checks.check_same_device(op, **tensors, padding_mask=padding_mask)
+
+
+class SequenceNormArguments(NamedTuple):
+    """Arguments of the operators of sequence norm: those of :class:`NormCall` without a state."""
+
+    x: torch.Tensor  # (B, L, D)
+    scale: torch.Tensor  # (D,)
+    bias: torch.Tensor  # (D,)
+    padding_mask: torch.Tensor | None  # (B, L)
+    groups: int
+    eps: float
+
+    @classmethod
+    def of(cls, call: NormCall) -> "SequenceNormArguments":
+        """Return those of ``call``."""
+        return cls(*call[:3], call.padding_mask, call.num_groups, call.eps)

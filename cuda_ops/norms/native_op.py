@@ -11,7 +11,11 @@ from typing import NamedTuple
 import torch
 
 from megalodon_tasks.cuda_ops import native
-from megalodon_tasks.cuda_ops.norms.arguments import NormCall, TimestepNormState
+from megalodon_tasks.cuda_ops.norms.arguments import (
+    NormCall,
+    SequenceNormArguments,
+    TimestepNormState,
+)
 from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, contiguous, empty_like
 
 # Features that a part of a sequence should have: those that one read of memory brings.
@@ -20,8 +24,7 @@ _LEAST_FEATURES = 16
 
 def sequence_norm_native(call: NormCall) -> torch.Tensor:
     """Compute :func:`sequence_norm` in C, for x in float32, bfloat16 or float16."""
-    x, scale, bias, num_groups, eps, padding_mask, _ = call
-    return sequence_norm_native_op(x, scale, bias, padding_mask, num_groups, eps)[0]
+    return sequence_norm_native_op(*SequenceNormArguments.of(call))[0]
 
 
 def timestep_norm_native(call: NormCall) -> tuple[torch.Tensor, TimestepNormState]:
@@ -40,15 +43,6 @@ def timestep_norm_native(call: NormCall) -> tuple[torch.Tensor, TimestepNormStat
     high = mean.float()
     low = (mean - high).detach().float()
     return y, TimestepNormState(count, high, var.float(), low)
-
-
-class _SequenceArguments(NamedTuple):
-    x: torch.Tensor  # (B, L, D)
-    scale: torch.Tensor  # (D,)
-    bias: torch.Tensor  # (D,)
-    padding_mask: torch.Tensor | None  # (B, L)
-    groups: int
-    eps: float
 
 
 class _SequenceResults(NamedTuple):
@@ -96,7 +90,7 @@ class _Norm(ctypes.Structure):
 
 def _run(
     function: str,
-    call: _SequenceArguments | _TimestepArguments,
+    call: SequenceNormArguments | _TimestepArguments,
     **tensors: torch.Tensor | None,
 ) -> None:
     """Call a function of the C file.  The tensors must be contiguous."""
@@ -116,12 +110,12 @@ def _float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32).contiguous()
 
 
-def _inputs(call: _SequenceArguments | _TimestepArguments) -> dict[str, torch.Tensor]:
+def _inputs(call: SequenceNormArguments | _TimestepArguments) -> dict[str, torch.Tensor]:
     return {"x": _float32(call.x), "scale": _float32(call.scale)}
 
 
 def _gradients(
-    call: _SequenceArguments | _TimestepArguments, grad_y: torch.Tensor | None
+    call: SequenceNormArguments | _TimestepArguments, grad_y: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of y, and room for those of x, scale and bias, as the kernels take them."""
     grad_y = _float32(torch.zeros_like(call.x) if grad_y is None else grad_y)
@@ -131,7 +125,7 @@ def _gradients(
 
 
 def _as_given(
-    call: _SequenceArguments | _TimestepArguments, gradients: dict[str, torch.Tensor]
+    call: SequenceNormArguments | _TimestepArguments, gradients: dict[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """Return the gradients of x, scale and bias in their dtypes."""
     x, scale, bias = call[:3]
@@ -143,15 +137,15 @@ def _as_given(
     ]
 
 
-def _total(call: _SequenceArguments | _TimestepArguments) -> torch.Tensor:
+def _total(call: SequenceNormArguments | _TimestepArguments) -> torch.Tensor:
     return call.x.new_empty(3, call.x.shape[0], call.groups, dtype=torch.float64)
 
 
-def _allocate_sequence(call: _SequenceArguments) -> _SequenceResults:
+def _allocate_sequence(call: SequenceNormArguments) -> _SequenceResults:
     return _SequenceResults(empty_like(call.x), _total(call))
 
 
-def _forward_sequence(call: _SequenceArguments) -> _SequenceResults:
+def _forward_sequence(call: SequenceNormArguments) -> _SequenceResults:
     inputs, total = _inputs(call), _total(call)
     y = torch.empty_like(inputs["x"])
     _run("sequence_norm_forward", call, **inputs, bias=_float32(call.bias), y=y, total=total)
@@ -159,7 +153,7 @@ def _forward_sequence(call: _SequenceArguments) -> _SequenceResults:
 
 
 def _backward_sequence(
-    call: _SequenceArguments, grads: list[torch.Tensor | None], saved: list[torch.Tensor]
+    call: SequenceNormArguments, grads: list[torch.Tensor | None], saved: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     gradients = _gradients(call, grads[0])
     _run("sequence_norm_backward", call, **_inputs(call), **gradients, total=saved[0])
@@ -168,7 +162,7 @@ def _backward_sequence(
 
 sequence_norm_native_op = DifferentiableOperator(
     "sequence_norm_native",
-    _SequenceArguments,
+    SequenceNormArguments,
     _SequenceResults,
     forward=_forward_sequence,
     fake=_allocate_sequence,

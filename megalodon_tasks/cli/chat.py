@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "chat", "Answer each line of standard input.", "SAVE/checkpoint_best.pt --temperature 0.7"
     )
-    options.add_checkpoint(parser, "a checkpoint, a release, or a folder of Hugging Face")
+    options.add_checkpoint(parser, options.ANY_MODEL)
     options.add_drawing(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is to know beforehand")
     parser.add_argument(
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     choice = sampling.Choice(given.temperature, given.top_k, given.top_p)
     if given.system is not None and not given.system.strip():
         raise UserError("--system is an empty text; leave it out")
-    device = torch.device("cpu") if given.cpu else None
-    loaded = text_model.load(given.checkpoint, given.data, device)
+    loaded = text_model.load(given.checkpoint, given.data, given.device)
     tokenizer = loaded.tokenizer
     encoder = ConversationEncoder(find_template(given), tokenizer)
     generator = torch.Generator().manual_seed(given.seed)

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import accuracy, checkpoint, classifier
-from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append, relative
 
 AFTER_INTERRUPT = "nothing was recorded"
@@ -69,9 +68,8 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate, print and record."""
     given = build_parser().parse_args(arguments)
     overrides = task_overrides(given.task_override)
-    device = torch.device("cpu") if given.cpu else None
     trained = checkpoint.load(
-        given.checkpoint, given.data, device, given.ema, overrides, given.chunk_size
+        given.checkpoint, given.data, given.device, given.ema, overrides, given.chunk_size
     )
     if given.time_step != 1:
         if not hasattr(trained.model, "set_time_step"):
@@ -80,16 +78,14 @@ def main(arguments: Sequence[str]) -> None:
         trained.model.set_time_step(given.time_step)
     score = classifier.evaluate(trained, given.split, given.batch_size, given.num_workers)
     file = given.results or given.checkpoint.parent / RESULTS
-    record = {
-        "benchmark": given.recipe or trained.cfg.task._name,
+    measured = {
         "split": given.split,
         **score.record(trained.cfg.checkpoint.best_checkpoint_metric),
-        **trained.provenance(file),
         "task_overrides": overrides,
         "time_step": given.time_step,
     }
-    record |= comparability.judge(record, trained.cfg)
-    print("\n".join(results.summary(record, results.published(record["benchmark"]))))
+    record = trained.result(file, measured, given.recipe)
+    print("\n".join(results.summary(record)))
     names = ("predictions", "confusion", "by_length", "by_class")
     files = {name: path for name in names if (path := getattr(given, name)) is not None}
     if score.predictions is not None:

@@ -6,11 +6,8 @@ answers that are exactly those of the data, writes all of them, and appends the 
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.data.conversations import template_of
@@ -18,8 +15,8 @@ from megalodon_tasks.data.corpus import read_corpus
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import corpus_tokenizer
 from megalodon_tasks.evaluation import checkpoint, exact_answers
-from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.files import write_rows
+from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
 
@@ -42,8 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Answer, print and record."""
     given = build_parser().parse_args(arguments)
-    device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device)
+    trained = checkpoint.load(given.checkpoint, given.data, given.device)
     corpus = read_corpus(Path(trained.cfg.task.data))
     template_of(corpus)  # raises for a corpus without answers
     tokenizer = corpus_tokenizer(corpus)
@@ -52,8 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     answers = [*progress_bar(found, total=len(split.sizes) // 2, label=given.split, unit="answer")]
     exact = 100 * sum(answer.exact for answer in answers) / len(answers)
     file = given.results or given.checkpoint.parent / RESULTS
-    record = {
-        "benchmark": given.recipe or trained.cfg.task._name,
+    measured = {
         "split": given.split,
         "metric": "exact",
         "value": exact,
@@ -62,14 +57,10 @@ def main(arguments: Sequence[str]) -> None:
         "best_constant": None,
         "measures": {"exact": exact},
         "most_tokens": given.tokens,
-        **trained.provenance(file),
     }
-    record |= comparability.judge(record, trained.cfg)
+    record = trained.result(file, measured, given.recipe)
     table = file.parent / f"answers-{given.split}.tsv"
-    with atomic_file(table, "w") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(exact_answers.Answer._fields)
-        writer.writerows(answers)
+    write_rows(table, exact_answers.Answer._fields, answers)
     append(file, record)
-    print("\n".join(results.summary(record, results.published(record["benchmark"]))))
+    print("\n".join(results.summary(record)))
     print(f"recorded in {file}; answers in {table}")

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
 from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context, shuffled
 from megalodon_tasks.evaluation.long_context import Totals
 from megalodon_tasks.evaluation.shuffled import ShuffledSplit
-from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
 AFTER_INTERRUPT = "the same command continues where it was stopped"
@@ -110,7 +109,7 @@ def add_dynamic(parser: argparse.ArgumentParser) -> None:
 
 def describe(record: dict[str, Any], info: SplitInfo, totals: Totals) -> list[str]:
     """Return the lines to print: published numbers, all measures, and the context table."""
-    lines = results.summary(record, results.published(record["benchmark"]))
+    lines = results.summary(record)
     cut = record["segments"] or record["segment_tokens"] or record["concatenated"]
     lines.append(
         f"{totals.documents:,} {'parts' if cut else 'documents'}, {totals.tokens:,} tokens"
@@ -228,8 +227,9 @@ def main(arguments: Sequence[str]) -> None:
     rule = dynamic_rule(given)
     given.piece = given.piece or (dynamic.PIECE if rule else PIECE)
     language_model.return_large_buffers()
-    device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device, chunk_size=given.chunk_size)
+    trained = checkpoint.load(
+        given.checkpoint, given.data, given.device, chunk_size=given.chunk_size
+    )
     model, end_token = trained.language_model, trained.task.source_dictionary.eos()
     corpus = read_corpus(Path(trained.cfg.task.data))
     split = corpus.split(given.split)
@@ -255,13 +255,11 @@ def main(arguments: Sequence[str]) -> None:
     totals = language_model.evaluate(
         model, text, offsets, given.piece, end_token, progress, given.first_context, adaptation
     )
-    record = {
-        "benchmark": given.recipe or trained.cfg.task._name,
+    measured = {
         **build_record(given, totals, language_model.measures(totals, split.info), metric),
         "dynamic": dynamic_settings,
-        **trained.provenance(file),
     }
-    record |= comparability.judge(record, trained.cfg)
+    record = trained.result(file, measured, given.recipe)
     if compressed is not None:
         record["compressors"] = compressed
     append(file, record)

@@ -5,15 +5,12 @@ Translates a split with beam search, writes the translations, and appends the re
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
-
-import torch
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.evaluation import checkpoint, translation
-from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs import comparability, results
+from megalodon_tasks.files import write_rows
+from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
 METRICS = ("bleu", "exact")
@@ -51,14 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Translate, print and record."""
     given = build_parser().parse_args(arguments)
-    device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device, chunk_size=given.chunk_size)
+    trained = checkpoint.load(
+        given.checkpoint, given.data, given.device, chunk_size=given.chunk_size
+    )
     names = translation.Search.__dataclass_fields__
     search = translation.Search(**{name: getattr(given, name) for name in names})
     score = translation.evaluate(trained, given.split, search)
     file = given.results or given.checkpoint.parent / RESULTS
-    record = {
-        "benchmark": given.recipe or trained.cfg.task._name,
+    measured = {
         "split": given.split,
         "metric": given.metric,
         "value": getattr(score, given.metric),
@@ -67,15 +64,11 @@ def main(arguments: Sequence[str]) -> None:
         "best_constant": None,
         "measures": {"bleu": score.bleu, "exact": score.exact},
         "search": vars(search),
-        **trained.provenance(file),
     }
-    record |= comparability.judge(record, trained.cfg)
+    record = trained.result(file, measured, given.recipe)
     table = file.parent / f"translations-{given.split}.tsv"
-    with atomic_file(table, "w") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(translation.Sentence._fields)
-        writer.writerows(score.sentences)
+    write_rows(table, translation.Sentence._fields, score.sentences)
     append(file, record)
-    print("\n".join(results.summary(record, results.published(record["benchmark"]))))
+    print("\n".join(results.summary(record)))
     print(f"BLEU {score.bleu:.2f}, exact {score.exact:.1f} %")
     print(f"recorded in {file}; translations in {table}")

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a checkpoint, a release, or a folder of Hugging Face")
+    add("checkpoint", type=Path, help=options.ANY_MODEL)
     add(
         "--tasks",
         required=True,

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+ANY_MODEL = "a checkpoint, a release, or a folder of Hugging Face"
+
 
 def parser(
     command: str, description: str, example: str, **options: bool
@@ -57,6 +59,13 @@ def add_chunk_size(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cpu``, which sets ``device``."""
+    parser.add_argument(
+        "--cpu", dest="device", action="store_const", const="cpu", help="do not use a GPU"
+    )
+
+
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Add how text is drawn from a model."""
     add, positive = parser.add_argument, at_least(1)
@@ -71,14 +80,14 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--seed", type=int, default=1, help="equal seeds give equal text (default: %(default)s)")
     add("--piece", type=positive, default=4096, help="tokens of the prompt read at a time")
-    add("--cpu", action="store_true", help="do not use a GPU")
+    add_device(parser)
 
 
 def add_result(parser: argparse.ArgumentParser) -> None:
     """Add what is evaluated, and where the result is recorded."""
     add = parser.add_argument
     add("--split", default="test", help="which split (default: %(default)s)")
-    add("--cpu", action="store_true", help="do not use a GPU")
+    add_device(parser)
     add(
         "--results", type=Path, help="file of JSON lines (default: results.jsonl beside CHECKPOINT)"
     )

@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 
 from megalodon_tasks.cli import options
-from megalodon_tasks.data.corpus import read_corpus
-from megalodon_tasks.data.tokenizers import tokenizer_of
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.evaluation import checkpoint, sampling
+from megalodon_tasks.evaluation import sampling, text_model
 from megalodon_tasks.files import read_bytes
 
 
@@ -25,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "sample", "Continue a text.", 'SAVE/checkpoint_best.pt --prompt "Once upon a time"'
     )
-    options.add_checkpoint(parser)
+    options.add_checkpoint(parser, options.ANY_MODEL)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", default="", help="the text to continue (default: a new document)"
@@ -61,13 +59,10 @@ def main(arguments: Sequence[str]) -> None:
     given = build_parser().parse_args(arguments)
     choice = sampling.Choice(given.temperature, given.top_k, given.top_p)
     text = read_prompt(given.prompt, given.prompt_file)
-    device = torch.device("cpu") if given.cpu else None
-    trained = checkpoint.load(given.checkpoint, given.data, device)
-    model, dictionary = trained.language_model, trained.task.source_dictionary
-    corpus = read_corpus(Path(trained.cfg.task.data))
-    tokenizer = tokenizer_of(corpus.folder, corpus.tokenizer, dictionary)
+    loaded = text_model.load(given.checkpoint, given.data, given.device)
+    model, tokenizer = loaded.model, loaded.tokenizer
     prompt = torch.tensor([tokenizer.eos, *tokenizer.encode(text).tolist()], dtype=torch.int64)
-    unknown = int((prompt == dictionary.unk()).sum())
+    unknown = int((prompt == tokenizer.dictionary().unk()).sum())
     if unknown:
         print(f"{unknown} tokens of the prompt are not in the vocabulary", file=sys.stderr)
     generator = torch.Generator().manual_seed(given.seed)

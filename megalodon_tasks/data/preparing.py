@@ -24,6 +24,10 @@ from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, 
 T = TypeVar("T")
 # What a manifest says of its source that must be as it is now for the data to be taken as it is.
 _RECORDED = ("settings", "origin", "split_rule", "published")
+# What to do where there is no data, for benchmarks whose data can be generated.
+OR_GENERATE = (
+    "or make synthetic data with --generate (results on it do not compare with published ones)"
+)
 
 
 @dataclass(frozen=True)
@@ -175,14 +179,12 @@ def progress_bar(
     )
 
 
-def describe_splits(
-    dataset: PreparedDataset, what: str, released: Mapping[str, int], note: str = ""
-) -> list[str]:
+def describe_splits(dataset: PreparedDataset, what: str, released: Mapping[str, int]) -> list[str]:
     """Return a line per split: counts beside the released ones, lengths, balance of the labels.
 
-    ``what`` are the items (``expressions``), ``note`` says what counts as length.
+    ``what`` are the items (``expressions``).
     """
-    lines = []
+    lines, note = [], " with the end token" if dataset.spec.kind == "tokens" else ""
     for name, split in dataset.splits.items():
         info, expected = split.info, released.get(name)
         balance = " ".join(
@@ -254,6 +256,18 @@ def add_workers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
     )
+
+
+def generator_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the generator's options ``names`` that were given.
+
+    Raises ``ValueError`` where there are some without ``--generate``.
+    """
+    given = {n: v for n in names if (v := getattr(options, n)) is not None}
+    if given and not options.generate:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{words}: an option of synthetic data, which needs --generate")
+    return given
 
 
 @contextmanager

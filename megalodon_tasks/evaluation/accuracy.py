@@ -1,10 +1,8 @@
 """Show the predictions of a classifier: accuracy by length and class, tables, and a confusion matrix."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
@@ -13,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from megalodon_tasks.evaluation.classifier import Predictions
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, write_rows
 
 LENGTH_BINS = 10
 PREDICTION_COLUMNS = (
@@ -123,7 +121,7 @@ def write_groups(first: str, groups: Sequence[Group], path: Path) -> None:
         [g.name, g.count, g.correct, f"{g.accuracy:.4f}", *(f"{end:.4f}" for end in g.interval)]
         for g in groups
     ]
-    _write_table(path, (first, *GROUP_COLUMNS), rows)
+    write_rows(path, (first, *GROUP_COLUMNS), rows)
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
@@ -134,15 +132,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         [i, label, answer, int(right), f"{chance:.6f}", steps, p.classes[label], p.classes[answer]]
         for i, label, answer, right, chance, steps in zip(*columns, strict=True)
     )
-    _write_table(path, PREDICTION_COLUMNS, rows)
-
-
-def _write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with atomic_file(path, "w") as stream:
-        writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+    write_rows(path, PREDICTION_COLUMNS, rows)
 
 
 def draw_confusion(predictions: Predictions, title: str, path: Path) -> None:

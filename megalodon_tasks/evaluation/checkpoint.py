@@ -26,7 +26,7 @@ from megalodon_tasks.models.config import MegalodonConfig
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.released.files import read_tensors
 from megalodon_tasks.models.stack import MegalodonStack
-from megalodon_tasks.runs.comparability import describe_training
+from megalodon_tasks.runs import comparability
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.runs.record import relative
 
@@ -57,9 +57,17 @@ class Trained:
             raise UserError(f"{self.path}: holds no language model of this project")
         return found
 
-    def provenance(self, file: Path) -> dict[str, Any]:
-        """Return what every result in ``file`` records: model, data, training, and this machine."""
-        return {
+    def result(
+        self, file: Path, measured: Mapping[str, Any], recipe: str | None = None
+    ) -> dict[str, Any]:
+        """Return the line of ``file`` about ``measured``: of which model, data and machine it is, and
+        whether it compares with the published number.
+
+        recipe: its id in ``recipes/results.csv``, by default the task's name.
+        """
+        result = {
+            "benchmark": recipe or self.cfg.task._name,
+            **measured,
             "checkpoint": relative(self.path, file.parent),
             "update": self.update,
             "epoch": self.epoch,
@@ -69,16 +77,17 @@ class Trained:
             "seed": self.cfg.common.seed,
             "data": describe_data(self.cfg.task.get("data") or ""),
             "normalisation": self.cfg.task.get("normalisation"),
-            "training": describe_training(self.path.parent, self.cfg),
+            "training": comparability.describe_training(self.path.parent, self.cfg),
             "precision": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             **environment(self.device),
         }
+        return result | comparability.judge(result, self.cfg)
 
 
 def load(
     path: Path,
     data: Path | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     ema: bool = False,
     task_overrides: Mapping[str, Any] | None = None,
     chunk_size: int | Literal["full"] | None = None,
@@ -98,7 +107,7 @@ def load(
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     overrides = {} if data is None else {"data": literal(str(data.resolve()))}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
     check_components(str(path), state)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from megalodon_tasks.evaluation.long_context import Position, Totals, counted_fr
 from megalodon_tasks.evaluation.shuffled import ShuffledSplit
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
-from megalodon_tasks.signals import is_repeated
+from megalodon_tasks.signals import handled, is_repeated
 
 # measure -> what it is counted by, a field of SplitInfo; the first that is known is the default
 UNITS = {
@@ -107,20 +108,19 @@ class Progress:
 def deferred_interrupt() -> Iterator[threading.Event]:
     """Set an event at the first Ctrl-C instead of raising, so that sums and position stay consistent.
 
-    The second Ctrl-C interrupts as usual.
+    A second Ctrl-C interrupts at once.
     """
-    interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    interrupted = threading.Event()
 
-    def note(*_: object) -> None:
-        is_repeated()  # notes the moment for the handler before
+    def note(number: int, frame: FrameType | None) -> None:
+        if is_repeated():
+            return
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, note)
-    try:
+    with handled(note, signal.SIGINT):
         yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def evaluate(

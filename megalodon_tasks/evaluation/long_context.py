@@ -8,7 +8,6 @@ predecessors in the document) lies in the band from L/2 to L that holds p.
 """
 
 import bisect
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, write_rows
 from megalodon_tasks.models.language_model import LanguageModel
 from megalodon_tasks.models.state import StackState, state_from_plain, state_to_plain
+from megalodon_tasks.runs.figures import open_axes
 
 FIRST_CONTEXT = 1024
 COLUMNS = (
@@ -187,15 +187,12 @@ def table(bands: Sequence[Band]) -> list[str]:
 
 def write_csv(bands: Sequence[Band], path: Path) -> None:
     """Write one row per band."""
-    with atomic_file(path, "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for band in bands:
-            whole = band.whole_perplexity
-            writer.writerow(
-                [band.low, band.high, band.documents, band.tokens, f"{band.perplexity:.6f}"]
-                + [band.whole_documents, "" if whole is None else f"{whole:.6f}"]
-            )
+    wholes = ["" if b.whole_perplexity is None else f"{b.whole_perplexity:.6f}" for b in bands]
+    rows = [
+        [b.low, b.high, b.documents, b.tokens, f"{b.perplexity:.6f}", b.whole_documents, whole]
+        for b, whole in zip(bands, wholes, strict=True)
+    ]
+    write_rows(path, COLUMNS, rows)
 
 
 def draw(bands: Sequence[Band], title: str, path: Path) -> None:
@@ -222,11 +219,8 @@ def draw(bands: Sequence[Band], title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(round(value), "")))
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(ScalarFormatter())
-    axes.set_xlabel("context length in tokens (in brackets: documents that reach its last half)")
-    axes.set_ylabel("perplexity per token")
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    label = "context length in tokens (in brackets: documents that reach its last half)"
+    open_axes(axes, which="both", xlabel=label, ylabel="perplexity per token", title=title)
     axes.legend(frameon=False)
-    axes.set_title(title)
     with atomic_file(path) as stream:
         figure.savefig(stream, dpi=150, format="png")

@@ -26,6 +26,7 @@ from megalodon_tasks.models.layers.cema import ComplexEMA
 from megalodon_tasks.models.layers.cross_attention import GatedCrossAttention
 from megalodon_tasks.models.layers.fused_attention import FusedAttention
 from megalodon_tasks.models.layers.gated_attention import GatedAttention
+from megalodon_tasks.runs.figures import open_axes
 
 BEFORE = {"color": "0.6", "linestyle": "--", "linewidth": 1.0}
 AFTER = {"color": "#0b3c6f", "linestyle": "-", "linewidth": 1.4}
@@ -325,5 +326,4 @@ def _draw_gates(observations: list[Observation], names: list[str]) -> Figure:
 def _finish(grid: np.ndarray) -> None:
     for axes in grid.flat:
         axes.tick_params(which="both", labelsize="x-small")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)

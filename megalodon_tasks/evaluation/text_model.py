@@ -25,7 +25,7 @@ class TextModel:
 def load(
     source: Path,
     data: Path | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     chunk_size: int | Literal["full"] | None = None,
 ) -> TextModel:
     """Load a checkpoint of fairseq, a release (folder, safetensors, torch file), or one of Hugging Face.
@@ -36,10 +36,10 @@ def load(
     Raises ``ValueError`` or :class:`UserError` for a model of another architecture, one without a
     tokenizer, and one whose tokenizer has another number of symbols.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if is_of_fairseq(source):
         trained = checkpoint.load(source, data, device, chunk_size=chunk_size)
-        return TextModel(trained.language_model, load_tokenizer(source, data))
+        corpus = read_corpus(Path(trained.cfg.task.data))
+        return TextModel(trained.language_model, corpus_tokenizer(corpus))
     if chunk_size is not None:
         raise ValueError(f"chunk_size={chunk_size} is for checkpoints of fairseq; {source} is none")
     if hf_folder.is_folder(source):
@@ -54,6 +54,7 @@ def load(
             "that the model was trained on by --data"
         )
     checkpoint.check_finite(source, model.state_dict())
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return TextModel(model.to(device).eval(), tokenizer)
 
 

@@ -8,6 +8,9 @@ broken ``checkpoint_last.pt``, and the run cannot resume.  The patch flushes, an
 Where the disk is full fairseq tries three times, each time after what it wrote before
 (checkpoint_utils.py:600), and ends in a traceback.  The patch tries once, removes what it wrote, and
 says which file could not be written: the checkpoints before it are whole.
+
+A save folder that vanishes in a training, as with a network drive, would be made again, empty, on
+whatever disk is below it (checkpoint_utils.py:51).  The patch ends the run instead.
 """
 
 import contextlib
@@ -22,21 +25,21 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 TEMPORARY_SUFFIX = ".tmp"  # fairseq's own (checkpoint_utils.py:585)
 
 
 def install() -> None:
     """Make the copies atomic and let a checkpoint reach the disk before it gets its name."""
-    replace(PathManager, "copy", lambda stock: _atomic_copy)
-    replace(checkpoint_utils, "_torch_persistent_save", _with_flush)
-    replace(checkpoint_utils, "torch_persistent_save", _with_message)
-    for name in ("save_checkpoint", "verify_checkpoint_directory"):
-        replace(checkpoint_utils, name, _in_a_folder)
+    wrap(PathManager, "copy", _atomic_copy)
+    wrap(checkpoint_utils, "_torch_persistent_save", _with_flush)
+    wrap(checkpoint_utils, "torch_persistent_save", _with_message)
+    wrap(checkpoint_utils, "verify_checkpoint_directory", _in_a_folder)
+    wrap(checkpoint_utils, "save_checkpoint", _in_the_same_folder)
 
 
-def _atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+def _atomic_copy(stock: Callable, src_path: str, dst_path: str, overwrite: bool = False) -> bool:
     if os.path.exists(dst_path) and not overwrite:
         return False
     temporary = dst_path + TEMPORARY_SUFFIX
@@ -66,37 +69,37 @@ def _written(path: str) -> Iterator[None]:
         ) from error
 
 
-def _with_message(stock: Callable) -> Callable:
-    def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
-        with _written(filename):
-            stock(obj, filename, async_write)
-
-    return torch_persistent_save
+def _with_message(stock: Callable, obj: Any, filename: str, async_write: bool = False) -> None:
+    with _written(filename):
+        stock(obj, filename, async_write)
 
 
-def _in_a_folder(stock: Callable) -> Callable:
-    def use_folder(place: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return stock(place, *args, **kwargs)
-        except OSError as error:
-            path = error.filename or getattr(place, "save_dir", place)
-            raise UserError(
-                f"{path}: no checkpoint can be written there ({error.strerror}); name a folder that can "
-                "be written, or bring it back: the same command continues from the last checkpoint in it"
-            ) from error
-
-    return use_folder
+def _in_a_folder(stock: Callable, place: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return stock(place, *args, **kwargs)
+    except OSError as error:
+        path = error.filename or getattr(place, "save_dir", place)
+        raise UserError(
+            f"{path}: no checkpoint can be written there ({error.strerror}); name a folder that can "
+            "be written, or bring it back: the same command continues from the last checkpoint in it"
+        ) from error
 
 
-def _with_flush(stock: Callable) -> Callable:
-    def torch_persistent_save(obj: Any, f: Any) -> None:
-        if isinstance(f, str):
-            stock(obj, f)
-            return
-        torch.save(obj, f)
-        _flush(f)
+def _in_the_same_folder(stock: Callable, cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    def save(cfg: Any) -> Any:
+        if trainer.data_parallel_rank == 0 and not cfg.no_save:
+            os.stat(cfg.save_dir)
+        return stock(cfg, trainer, *args, **kwargs)
 
-    return torch_persistent_save
+    return _in_a_folder(save, cfg)
+
+
+def _with_flush(stock: Callable, obj: Any, f: Any) -> None:
+    if isinstance(f, str):
+        stock(obj, f)
+        return
+    torch.save(obj, f)
+    _flush(f)
 
 
 def _flush(file: Any) -> None:

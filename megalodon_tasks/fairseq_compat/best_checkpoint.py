@@ -22,7 +22,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
-from megalodon_tasks.fairseq_compat.patching import replace, training_modules
+from megalodon_tasks.fairseq_compat.patching import training_modules, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,15 @@ _ONLY_BEST = {"no_epoch_checkpoints": True, "no_last_checkpoints": True, "save_i
 
 def install() -> None:
     """Patch what writes checkpoints."""
-    replace(checkpoint_utils, "save_checkpoint", _without_nan)
-    replace(Trainer, "save_checkpoint", _with_patience)
+    wrap(checkpoint_utils, "save_checkpoint", _without_nan)
+    wrap(Trainer, "save_checkpoint", _with_patience)
 
 
 def install_in(train: ModuleType) -> None:
     """Patch fairseq's training module."""
-    replace(train, "validate_and_save", _with_every_score)
-    replace(train, "should_stop_early", _with_nan_as_worst)
-    replace(train, "train", _with_notice)
+    wrap(train, "validate_and_save", _with_every_score)
+    wrap(train, "should_stop_early", _with_nan_as_worst)
+    wrap(train, "train", _with_notice)
 
 
 def forget_scores() -> None:
@@ -75,52 +75,43 @@ def _patience() -> dict[str, Any]:
     return vars(train[0].should_stop_early) if train else {}
 
 
-def _without_nan(stock: Callable) -> Callable:
-    def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> Any:
-        if val_loss is not None:
-            trainer.scored_at = trainer.get_num_updates()
-            val_loss = None if math.isnan(val_loss) else val_loss
-        return stock(cfg, trainer, epoch_itr, val_loss)
-
-    return save_checkpoint
-
-
-def _with_every_score(stock: Callable) -> Callable:
-    def validate_and_save(cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *more: Any) -> tuple:
-        scores, stopping = stock(cfg, trainer, task, epoch_itr, *more)
-        scored = getattr(trainer, "scored_at", None) == trainer.get_num_updates()
-        if scores[0] is not None and not scored:
-            only_best = OmegaConf.merge(cfg.checkpoint, _ONLY_BEST)
-            checkpoint_utils.save_checkpoint(only_best, trainer, epoch_itr, scores[0])
-        return scores, stopping
-
-    return validate_and_save
+def _without_nan(
+    stock: Callable, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None
+) -> Any:
+    if val_loss is not None:
+        trainer.scored_at = trainer.get_num_updates()
+        val_loss = None if math.isnan(val_loss) else val_loss
+    return stock(cfg, trainer, epoch_itr, val_loss)
 
 
-def _with_nan_as_worst(stock: Callable) -> Callable:
-    def should_stop_early(cfg: Any, valid_loss: float | None) -> bool:
-        if valid_loss is not None and math.isnan(valid_loss):
-            valid_loss = -math.inf if cfg.checkpoint.maximize_best_checkpoint_metric else math.inf
-        return stock(cfg, valid_loss)
-
-    return should_stop_early
-
-
-def _with_patience(stock: Callable) -> Callable:
-    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> str | None:
-        patience = {k: v for k, v in _patience().items() if k in _PATIENCE_STATE}
-        return stock(self, filename, extra_state | {PATIENCE: patience})
-
-    return save_checkpoint
+def _with_every_score(
+    stock: Callable, cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *more: Any
+) -> tuple:
+    scores, stopping = stock(cfg, trainer, task, epoch_itr, *more)
+    scored = getattr(trainer, "scored_at", None) == trainer.get_num_updates()
+    if scores[0] is not None and not scored:
+        only_best = OmegaConf.merge(cfg.checkpoint, _ONLY_BEST)
+        checkpoint_utils.save_checkpoint(only_best, trainer, epoch_itr, scores[0])
+    return scores, stopping
 
 
-def _with_notice(stock: Callable) -> Callable:
-    def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple:
-        scores, stopping = stock(cfg, trainer, task, epoch_itr)
-        last_epoch = cfg.optimization.max_epoch or math.inf
-        stopped = stopping or trainer.get_lr() <= cfg.optimization.stop_min_lr
-        if trainer.data_parallel_rank == 0 and (stopped or epoch_itr.next_epoch_idx > last_epoch):
-            warn_without_best(cfg)
-        return scores, stopping
+def _with_nan_as_worst(stock: Callable, cfg: Any, valid_loss: float | None) -> bool:
+    if valid_loss is not None and math.isnan(valid_loss):
+        valid_loss = -math.inf if cfg.checkpoint.maximize_best_checkpoint_metric else math.inf
+    return stock(cfg, valid_loss)
 
-    return train
+
+def _with_patience(
+    stock: Callable, self: Trainer, filename: str, extra_state: dict[str, Any]
+) -> str | None:
+    patience = {k: v for k, v in _patience().items() if k in _PATIENCE_STATE}
+    return stock(self, filename, extra_state | {PATIENCE: patience})
+
+
+def _with_notice(stock: Callable, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple:
+    scores, stopping = stock(cfg, trainer, task, epoch_itr)
+    last_epoch = cfg.optimization.max_epoch or math.inf
+    stopped = stopping or trainer.get_lr() <= cfg.optimization.stop_min_lr
+    if trainer.data_parallel_rank == 0 and (stopped or epoch_itr.next_epoch_idx > last_epoch):
+        warn_without_best(cfg)
+    return scores, stopping

@@ -11,23 +11,24 @@ from typing import Any
 
 from fairseq import options
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Patch the parser of fairseq's commands."""
-    replace(options, "parse_args_and_arch", _without_implied_tpu)
+    wrap(options, "parse_args_and_arch", _without_implied_tpu)
 
 
-def _without_implied_tpu(stock: Callable) -> Callable:
-    def parse_args_and_arch(
-        parser: Any, input_args: Sequence[str] | None = None, *more: Any, **settings: Any
-    ) -> Namespace | tuple[Namespace, list[str]]:
-        parsed = stock(parser, input_args, *more, **settings)
-        arguments = parsed[0] if isinstance(parsed, tuple) else parsed
-        words = sys.argv[1:] if input_args is None else input_args
-        if getattr(arguments, "bf16", False) and "--tpu" not in words:
-            arguments.tpu = False
-        return parsed
-
-    return parse_args_and_arch
+def _without_implied_tpu(
+    stock: Callable,
+    parser: Any,
+    input_args: Sequence[str] | None = None,
+    *more: Any,
+    **settings: Any,
+) -> Namespace | tuple[Namespace, list[str]]:
+    parsed = stock(parser, input_args, *more, **settings)
+    arguments = parsed[0] if isinstance(parsed, tuple) else parsed
+    words = sys.argv[1:] if input_args is None else input_args
+    if getattr(arguments, "bf16", False) and "--tpu" not in words:
+        arguments.tpu = False
+    return parsed

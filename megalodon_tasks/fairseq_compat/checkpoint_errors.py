@@ -19,7 +19,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError, user_errors
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 from megalodon_tasks.files import archive_fault
 
 # Differences of settings and tensors that a message lists, and characters of each.
@@ -28,30 +28,27 @@ LISTED, LINE_LENGTH = 10, 200
 
 def install() -> None:
     """Explain unreadable files wherever fairseq loads one, and unfit models where it resumes."""
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_file_errors)
-    replace(Trainer, "load_checkpoint", _with_model_errors)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _with_file_errors)
+    wrap(Trainer, "load_checkpoint", _with_model_errors)
 
 
 # what torch.load and fairseq's upgrade of old checkpoints raise for files of all kinds
 READING_ERRORS = (EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError)
 
 
-def _with_file_errors(stock: Callable) -> Callable:
-    @user_errors()
-    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict:
-        if (fault := archive_fault(path)) is not None:
-            raise UserError(f"{path}: the checkpoint is damaged: {fault}; {_remedy(Path(path))}")
-        try:
-            return stock(path, *args, **kwargs)
-        except FileNotFoundError:
+@user_errors()
+def _with_file_errors(stock: Callable, path: str, *args: Any, **kwargs: Any) -> dict:
+    if (fault := archive_fault(path)) is not None:
+        raise UserError(f"{path}: the checkpoint is damaged: {fault}; {_remedy(Path(path))}")
+    try:
+        return stock(path, *args, **kwargs)
+    except FileNotFoundError:
+        raise
+    except READING_ERRORS as error:
+        reason = _why_unusable(path, error)
+        if reason is None:
             raise
-        except READING_ERRORS as error:
-            reason = _why_unusable(path, error)
-            if reason is None:
-                raise
-            raise UserError(f"{path}: {reason}") from error
-
-    return load_checkpoint_to_cpu
+        raise UserError(f"{path}: {reason}") from error
 
 
 def _why_unusable(path: str, error: Exception) -> str | None:
@@ -90,22 +87,21 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint*.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
 
 
-def _with_model_errors(stock: Callable) -> Callable:
-    def load_checkpoint(self: Trainer, filename: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return stock(self, filename, *args, **kwargs)
-        except UserError:
+def _with_model_errors(
+    stock: Callable, self: Trainer, filename: str, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return stock(self, filename, *args, **kwargs)
+    except UserError:
+        raise
+    except AssertionError as error:  # criterion or optimizer of another class, trainer.py:610
+        if "does not match" not in str(error):
             raise
-        except AssertionError as error:  # criterion or optimizer of another class, trainer.py:610
-            if "does not match" not in str(error):
-                raise
-            raise UserError(f"{filename}: {error}") from error
-        except Exception as error:
-            if not str(error).startswith("Cannot load model parameters"):
-                raise
-            raise _misfit(self, filename, error) from error
-
-    return load_checkpoint
+        raise UserError(f"{filename}: {error}") from error
+    except Exception as error:
+        if not str(error).startswith("Cannot load model parameters"):
+            raise
+        raise _misfit(self, filename, error) from error
 
 
 def _misfit(trainer: Trainer, filename: str, error: Exception) -> BaseException:

@@ -21,7 +21,7 @@ from fairseq.trainer import Trainer
 from torch.utils._pytree import tree_leaves
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 from megalodon_tasks.fairseq_compat.sharded_checkpoints import write_shards
 from megalodon_tasks.fairseq_compat.sharded_tensors import is_sharded, total_norm
 
@@ -42,11 +42,11 @@ class NonFiniteUpdate(Exception):
 
 def install() -> None:
     """Patch the update and what is saved."""
-    replace(Trainer, "train_step", _checked_step)
-    replace(Trainer, "clip_grad_norm", _with_check)
-    replace(Trainer, "_aggregate_logging_outputs", _with_losses_of_all)
-    replace(Trainer, "save_checkpoint", _with_count)
-    replace(checkpoint_utils, "save_checkpoint", _only_if_finite)
+    wrap(Trainer, "train_step", _checked_step)
+    wrap(Trainer, "clip_grad_norm", _with_check)
+    wrap(Trainer, "_aggregate_logging_outputs", _with_losses_of_all)
+    wrap(Trainer, "save_checkpoint", _with_count)
+    wrap(checkpoint_utils, "save_checkpoint", _only_if_finite)
 
 
 def restore_count(trainer: Trainer, extra_state: dict[str, Any]) -> None:
@@ -64,25 +64,24 @@ def _memory(trainer: Trainer) -> dict[str, Any]:
     return vars(trainer).setdefault("_divergence", fresh)
 
 
-def _checked_step(stock: Callable) -> Callable:
-    def train_step(self: Trainer, samples: list[dict[str, Any]], raise_oom: bool = False) -> Any:
-        memory = _memory(self)
-        losses = memory["losses"] = []
-        # all tasks call the criterion, whatever they do around it
-        hook = self.criterion.register_forward_hook(
-            lambda *call: losses.append(call[2][0].detach().float().sum())
-        )
-        try:
-            result = stock(self, samples, raise_oom)
-        except NonFiniteUpdate as problem:
-            hook.remove()
-            return _skip_or_end(self, samples, problem.cause)
-        finally:
-            hook.remove()
-        memory["parameters"], memory["ids"] = _norm(self), _ids(samples)
-        return result
-
-    return train_step
+def _checked_step(
+    stock: Callable, self: Trainer, samples: list[dict[str, Any]], raise_oom: bool = False
+) -> Any:
+    memory = _memory(self)
+    losses = memory["losses"] = []
+    # all tasks call the criterion, whatever they do around it
+    hook = self.criterion.register_forward_hook(
+        lambda *call: losses.append(call[2][0].detach().float().sum())
+    )
+    try:
+        result = stock(self, samples, raise_oom)
+    except NonFiniteUpdate as problem:
+        hook.remove()
+        return _skip_or_end(self, samples, problem.cause)
+    finally:
+        hook.remove()
+    memory["parameters"], memory["ids"] = _norm(self), _ids(samples)
+    return result
 
 
 def _norm(trainer: Trainer) -> torch.Tensor:
@@ -94,35 +93,29 @@ def _norm(trainer: Trainer) -> torch.Tensor:
     return torch.stack([n.float() for n in torch._foreach_norm(parameters)]).sum()
 
 
-def _with_losses_of_all(stock: Callable) -> Callable:
-    def aggregate(
-        self: Trainer, logging_outputs: list[dict[str, Any]], *more: Any, **kw: Any
-    ) -> Any:
-        result = stock(self, logging_outputs, *more, **kw)
-        losses = [log["loss"] for log in result[0] if "loss" in log]
-        # all processes decide alike: the loss of one is in the sum of all
-        _memory(self)["losses"] = [torch.as_tensor(loss, dtype=torch.float32) for loss in losses]
-        return result
-
-    return aggregate
+def _with_losses_of_all(
+    stock: Callable, self: Trainer, logging_outputs: list[dict[str, Any]], *more: Any, **kw: Any
+) -> Any:
+    result = stock(self, logging_outputs, *more, **kw)
+    losses = [log["loss"] for log in result[0] if "loss" in log]
+    # all processes decide alike: the loss of one is in the sum of all
+    _memory(self)["losses"] = [torch.as_tensor(loss, dtype=torch.float32) for loss in losses]
+    return result
 
 
-def _with_check(stock: Callable) -> Callable:
-    def clip_grad_norm(self: Trainer, clip_norm: float) -> torch.Tensor:
-        try:
-            norm = stock(self, clip_norm)
-        except FloatingPointError:  # optim/fp16_optimizer.py: no scale of the loss is small enough
-            raise NonFiniteUpdate("gradient") from None
-        memory = _memory(self)
-        losses, parameters = memory["losses"], memory["parameters"]
-        checked = [norm, *losses] + ([] if parameters is None else [parameters])
-        if self.cfg.common.amp or torch.stack([n.to(norm) for n in checked]).isfinite().all():
-            return norm
-        if parameters is not None and not parameters.isfinite():
-            raise NonFiniteUpdate("parameter")
-        raise NonFiniteUpdate("gradient" if all(n.isfinite() for n in losses) else "loss")
-
-    return clip_grad_norm
+def _with_check(stock: Callable, self: Trainer, clip_norm: float) -> torch.Tensor:
+    try:
+        norm = stock(self, clip_norm)
+    except FloatingPointError:  # optim/fp16_optimizer.py: no scale of the loss is small enough
+        raise NonFiniteUpdate("gradient") from None
+    memory = _memory(self)
+    losses, parameters = memory["losses"], memory["parameters"]
+    checked = [norm, *losses] + ([] if parameters is None else [parameters])
+    if self.cfg.common.amp or torch.stack([n.to(norm) for n in checked]).isfinite().all():
+        return norm
+    if parameters is not None and not parameters.isfinite():
+        raise NonFiniteUpdate("parameter")
+    raise NonFiniteUpdate("gradient" if all(n.isfinite() for n in losses) else "loss")
 
 
 def _skip_or_end(trainer: Trainer, samples: list[dict[str, Any]], cause: str) -> None:
@@ -263,21 +256,17 @@ def _first_gradient(model: torch.nn.Module, loss: torch.Tensor) -> list[str]:
     return [f"outputs are finite; first gradient that is not: of {wrong[-1]}"] if wrong else []
 
 
-def _with_count(stock: Callable) -> Callable:
-    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> str | None:
-        return stock(self, filename, extra_state | {SKIPPED: _memory(self)["skipped"]})
+def _with_count(
+    stock: Callable, self: Trainer, filename: str, extra_state: dict[str, Any]
+) -> str | None:
+    return stock(self, filename, extra_state | {SKIPPED: _memory(self)["skipped"]})
 
-    return save_checkpoint
 
-
-def _only_if_finite(stock: Callable) -> Callable:
-    def save_checkpoint(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        memory = _memory(trainer)
-        if memory["parameters"] is not None and not memory["parameters"].isfinite():
-            raise UserError(_message(trainer, [], "parameter"))
-        result = stock(cfg, trainer, *args, **kwargs)
-        if not cfg.no_save and not cfg.no_last_checkpoints:
-            memory["saved"] = trainer.get_num_updates()
-        return result
-
-    return save_checkpoint
+def _only_if_finite(stock: Callable, cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    memory = _memory(trainer)
+    if memory["parameters"] is not None and not memory["parameters"].isfinite():
+        raise UserError(_message(trainer, [], "parameter"))
+    result = stock(cfg, trainer, *args, **kwargs)
+    if not cfg.no_save and not cfg.no_last_checkpoints:
+        memory["saved"] = trainer.get_num_updates()
+    return result

@@ -22,7 +22,7 @@ from fairseq.data import data_utils
 from fairseq.data.iterators import EpochBatchIterator
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 REMEDY = (
     "Resume with the settings and data that it was trained with until the epoch ends, or set "
@@ -46,51 +46,42 @@ class _Continued:
 
 def install() -> None:
     """Patch the state of fairseq's iterator over epochs, and the order in which it reads."""
-    replace(EpochBatchIterator, "state_dict", _with_digest)
-    replace(EpochBatchIterator, "load_state_dict", _with_check)
-    replace(EpochBatchIterator, "ordered_batches", _with_continued_order)
+    wrap(EpochBatchIterator, "state_dict", _with_digest)
+    wrap(EpochBatchIterator, "load_state_dict", _with_check)
+    wrap(EpochBatchIterator, "ordered_batches", _with_continued_order)
 
 
-def _with_digest(stock: Callable) -> Callable:
-    def state_dict(self: EpochBatchIterator) -> dict[str, Any]:
-        state = stock(self)
-        if state["iterations_in_epoch"] > 0:
-            continued = _continued(self, state["epoch"])
-            if continued is None:
-                state |= _described(self, self.frozen_batches)
-            else:
-                state |= continued.first | {"cut_in": len(continued.batches[0])}
-            state["processes"] = self.num_shards
-        return state
-
-    return state_dict
-
-
-def _with_check(stock: Callable) -> Callable:
-    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        self._continued_epoch = None
-        if "batches" in state_dict:
-            self.epoch = state_dict["epoch"]
-            state_dict = state_dict | {"iterations_in_epoch": _position(self, state_dict)}
-        stock(self, state_dict)
-
-    return load_state_dict
-
-
-def _with_continued_order(stock: Callable) -> Callable:
-    def ordered_batches(
-        self: Any, epoch: int, fix_batches_to_gpus: bool, shuffle: bool
-    ) -> list[Any]:
-        continued = _continued(self, epoch)
+def _with_digest(stock: Callable, self: EpochBatchIterator) -> dict[str, Any]:
+    state = stock(self)
+    if state["iterations_in_epoch"] > 0:
+        continued = _continued(self, state["epoch"])
         if continued is None:
-            return stock(self, epoch, fix_batches_to_gpus, shuffle)
-        own, self._frozen_batches = self._frozen_batches, continued.batches
-        try:
-            return stock(self, epoch, fix_batches_to_gpus, False)
-        finally:
-            self._frozen_batches = own
+            state |= _described(self, self.frozen_batches)
+        else:
+            state |= continued.first | {"cut_in": len(continued.batches[0])}
+        state["processes"] = self.num_shards
+    return state
 
-    return ordered_batches
+
+def _with_check(stock: Callable, self: Any, state_dict: dict[str, Any]) -> None:
+    self._continued_epoch = None
+    if "batches" in state_dict:
+        self.epoch = state_dict["epoch"]
+        state_dict = state_dict | {"iterations_in_epoch": _position(self, state_dict)}
+    stock(self, state_dict)
+
+
+def _with_continued_order(
+    stock: Callable, self: Any, epoch: int, fix_batches_to_gpus: bool, shuffle: bool
+) -> list[Any]:
+    continued = _continued(self, epoch)
+    if continued is None:
+        return stock(self, epoch, fix_batches_to_gpus, shuffle)
+    own, self._frozen_batches = self._frozen_batches, continued.batches
+    try:
+        return stock(self, epoch, fix_batches_to_gpus, False)
+    finally:
+        self._frozen_batches = own
 
 
 def _continued(iterator: Any, epoch: int) -> _Continued | None:

@@ -11,19 +11,16 @@ from typing import Any
 
 from fairseq import checkpoint_utils
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Patch ``save_checkpoint``."""
-    replace(checkpoint_utils, "save_checkpoint", _after_gathering)
+    wrap(checkpoint_utils, "save_checkpoint", _after_gathering)
 
 
-def _after_gathering(stock: Callable) -> Callable:
-    def save_checkpoint(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        gather = getattr(trainer.task, "gather_for_checkpoint", None)
-        if gather is not None and not cfg.no_save:
-            gather()
-        return stock(cfg, trainer, *args, **kwargs)
-
-    return save_checkpoint
+def _after_gathering(stock: Callable, cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    gather = getattr(trainer.task, "gather_for_checkpoint", None)
+    if gather is not None and not cfg.no_save:
+        gather()
+    return stock(cfg, trainer, *args, **kwargs)

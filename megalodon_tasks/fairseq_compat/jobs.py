@@ -32,13 +32,12 @@ from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat import (
     best_checkpoint,
     divergence,
-    frequent_last,
+    last_checkpoint,
     restoring,
-    stop_signals,
 )
 from megalodon_tasks.fairseq_compat.atomic_files import remove_leftovers
 from megalodon_tasks.fairseq_compat.log_file import keep_file_handlers
-from megalodon_tasks.fairseq_compat.patching import replace, training_modules
+from megalodon_tasks.fairseq_compat.patching import training_modules, wrap
 from megalodon_tasks.files import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -49,31 +48,28 @@ atexit.register(_claimed.close)
 
 def install() -> None:
     """Patch ``load_checkpoint``."""
-    replace(checkpoint_utils, "load_checkpoint", _with_clean_start)
+    wrap(checkpoint_utils, "load_checkpoint", _with_clean_start)
 
 
-def _with_clean_start(stock: Callable) -> Callable:
-    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
-        _forget_last_job(trainer.cfg)
-        suffix, schedule = trainer.checkpoint_suffix, trainer.cfg.lr_scheduler._name
-        restoring.check_settings(cfg, suffix, schedule)
-        another_run = restoring.is_another_run(cfg, suffix)
-        if another_run and cfg.finetune_from_model is not None:
-            restoring.check_vocabulary(cfg.finetune_from_model, trainer.cfg.model)
-        if trainer.data_parallel_rank == 0 and not cfg.no_save:
-            _claim(Path(cfg.save_dir))
-        extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
-        if extra_state is not None and another_run:
-            restoring.start_counting(trainer)
-        elif extra_state is not None:
-            best_checkpoint.restore_patience(extra_state)
-            divergence.restore_count(trainer, extra_state)
-            _restore_running_averages(cfg, extra_state)
-        _continue_clock(trainer)
-        _skip_if_finished(trainer, epoch_iterator.next_epoch_idx)
-        return extra_state, epoch_iterator
-
-    return load_checkpoint
+def _with_clean_start(stock: Callable, cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
+    _forget_last_job(trainer.cfg)
+    suffix, schedule = trainer.checkpoint_suffix, trainer.cfg.lr_scheduler._name
+    restoring.check_settings(cfg, suffix, schedule)
+    another_run = restoring.is_another_run(cfg, suffix)
+    if another_run and cfg.finetune_from_model is not None:
+        restoring.check_vocabulary(cfg.finetune_from_model, trainer.cfg.model)
+    if trainer.data_parallel_rank == 0 and not cfg.no_save:
+        _claim(Path(cfg.save_dir))
+    extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
+    if extra_state is not None and another_run:
+        restoring.start_counting(trainer)
+    elif extra_state is not None:
+        best_checkpoint.restore_patience(extra_state)
+        divergence.restore_count(trainer, extra_state)
+        _restore_running_averages(cfg, extra_state)
+    _continue_clock(trainer)
+    _skip_if_finished(trainer, epoch_iterator.next_epoch_idx)
+    return extra_state, epoch_iterator
 
 
 @user_errors()
@@ -90,10 +86,9 @@ def _forget_last_job(cfg: Any) -> None:
     keep_file_handlers(progress_bar.logger, newest=0)
     for train in training_modules():
         keep_file_handlers(train.logger, newest=0 if cfg.common.log_file is None else 1)
-        replace(train, "get_valid_stats", _with_metric_check)
+        wrap(train, "get_valid_stats", _with_metric_check)
         best_checkpoint.install_in(train)
-        frequent_last.install(train)
-        stop_signals.install_in(train)
+        last_checkpoint.install_in(train)
 
 
 def _restore_running_averages(cfg: Any, extra_state: dict) -> None:
@@ -123,14 +118,13 @@ def _skip_if_finished(trainer: Any, next_epoch: int) -> None:
     limits.max_epoch = -1  # the loop over epochs ends before its first
 
 
-def _with_metric_check(stock: Callable) -> Callable:
-    def get_valid_stats(cfg: Any, trainer: Any, stats: dict, tracking_best: bool) -> dict:
-        metric = cfg.checkpoint.best_checkpoint_metric
-        if metric not in stats:
-            raise UserError(
-                f"checkpoint.best_checkpoint_metric={metric!r} is not logged in validation; "
-                f"choose one of {', '.join(sorted(stats))}"
-            )
-        return stock(cfg, trainer, stats, tracking_best)
-
-    return get_valid_stats
+def _with_metric_check(
+    stock: Callable, cfg: Any, trainer: Any, stats: dict, tracking_best: bool
+) -> dict:
+    metric = cfg.checkpoint.best_checkpoint_metric
+    if metric not in stats:
+        raise UserError(
+            f"checkpoint.best_checkpoint_metric={metric!r} is not logged in validation; "
+            f"choose one of {', '.join(sorted(stats))}"
+        )
+    return stock(cfg, trainer, stats, tracking_best)

@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 from fairseq.data import data_utils
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Append what fairseq left out."""
-    replace(data_utils, "batch_by_size", _with_last)
+    wrap(data_utils, "batch_by_size", _with_last)
 
 
-def _with_last(stock: Callable) -> Callable:
-    def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-        batches = list(stock(indices, *args, **kwargs))
-        left_out = indices[sum(map(len, batches)) :]
-        # With fixed shapes batches are not in the order of the indices, and none is left out.
-        return [*batches, left_out] if len(left_out) else batches
-
-    return batch_by_size
+def _with_last(stock: Callable, indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+    batches = list(stock(indices, *args, **kwargs))
+    left_out = indices[sum(map(len, batches)) :]
+    # With fixed shapes batches are not in the order of the indices, and none is left out.
+    return [*batches, left_out] if len(left_out) else batches

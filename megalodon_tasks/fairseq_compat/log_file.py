@@ -11,22 +11,19 @@ from typing import Any
 
 from fairseq.logging import progress_bar as progress_bar_module
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Remove the last file handler before fairseq adds the next one."""
-    replace(progress_bar_module, "progress_bar", _with_one_handler)
+    wrap(progress_bar_module, "progress_bar", _with_one_handler)
 
 
-def _with_one_handler(stock: Callable) -> Callable:
-    def progress_bar(*args: Any, **kwargs: Any) -> Any:
-        # validation passes no file: its lines belong in the file of the training around it
-        if kwargs.get("log_file") is not None:
-            keep_file_handlers(progress_bar_module.logger, newest=0)
-        return stock(*args, **kwargs)
-
-    return progress_bar
+def _with_one_handler(stock: Callable, *args: Any, **kwargs: Any) -> Any:
+    # validation passes no file: its lines belong in the file of the training around it
+    if kwargs.get("log_file") is not None:
+        keep_file_handlers(progress_bar_module.logger, newest=0)
+    return stock(*args, **kwargs)
 
 
 def keep_file_handlers(logger: logging.Logger, newest: int) -> None:

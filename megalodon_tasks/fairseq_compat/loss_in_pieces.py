@@ -11,26 +11,27 @@ from typing import Any
 import torch
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Replace the computation of ``cross_entropy``."""
-    replace(CrossEntropyCriterion, "forward", _by_the_model)
+    wrap(CrossEntropyCriterion, "forward", _by_the_model)
 
 
-def _by_the_model(stock: Callable) -> Callable:
-    def forward(
-        self: CrossEntropyCriterion, model: Any, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        if not getattr(model, "takes_targets", False):
-            return stock(self, model, sample, reduce)
-        target_BL = sample["target"]
-        nll_BL, _ = model(**sample["net_input"], targets=target_BL)
-        nll_BL = nll_BL.masked_fill(target_BL == self.padding_idx, 0.0)
-        loss = nll_BL.sum() if reduce else nll_BL.flatten()
-        sample_size = len(target_BL) if self.sentence_avg else sample["ntokens"]
-        logged = {"loss": loss.data, "ntokens": sample["ntokens"], "nsentences": len(target_BL)}
-        return loss, sample_size, logged | {"sample_size": sample_size}
-
-    return forward
+def _by_the_model(
+    stock: Callable,
+    self: CrossEntropyCriterion,
+    model: Any,
+    sample: dict[str, Any],
+    reduce: bool = True,
+) -> tuple[torch.Tensor, int, dict[str, Any]]:
+    if not getattr(model, "takes_targets", False):
+        return stock(self, model, sample, reduce)
+    target_BL = sample["target"]
+    nll_BL, _ = model(**sample["net_input"], targets=target_BL)
+    nll_BL = nll_BL.masked_fill(target_BL == self.padding_idx, 0.0)
+    loss = nll_BL.sum() if reduce else nll_BL.flatten()
+    sample_size = len(target_BL) if self.sentence_avg else sample["ntokens"]
+    logged = {"loss": loss.data, "ntokens": sample["ntokens"], "nsentences": len(target_BL)}
+    return loss, sample_size, logged | {"sample_size": sample_size}

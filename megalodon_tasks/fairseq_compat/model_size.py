@@ -15,7 +15,7 @@ from fairseq import models
 from omegaconf.errors import OmegaConfBaseException
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 # What building a model raises for sizes and types that no model can have.
 _BUILDING_ERRORS = (
@@ -26,7 +26,7 @@ _BYTES = 4  # of a parameter, when a model is built
 
 def install() -> None:
     """Check the size of every model of this project before it is built to be trained."""
-    replace(models, "build_model", _within_memory)
+    wrap(models, "build_model", _within_memory)
 
 
 def count_numbers(build: Callable[[], torch.nn.Module], where: str = "") -> int:
@@ -45,15 +45,12 @@ def count_numbers(build: Callable[[], torch.nn.Module], where: str = "") -> int:
     return sum(t.numel() for t in itertools.chain(model.parameters(), model.buffers()))
 
 
-def _within_memory(stock: Callable) -> Callable:
-    def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
-        name = getattr(cfg, "_name", None)
-        ours = getattr(models.ARCH_MODEL_REGISTRY.get(name), "__module__", "").split(".")[0]
-        if not from_checkpoint and ours == __name__.split(".")[0]:
-            _check_memory(lambda settings: stock(settings, task), cfg)
-        return stock(cfg, task, from_checkpoint)
-
-    return build_model
+def _within_memory(stock: Callable, cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
+    name = getattr(cfg, "_name", None)
+    ours = getattr(models.ARCH_MODEL_REGISTRY.get(name), "__module__", "").split(".")[0]
+    if not from_checkpoint and ours == __name__.split(".")[0]:
+        _check_memory(lambda settings: stock(settings, task), cfg)
+    return stock(cfg, task, from_checkpoint)
 
 
 def _check_memory(build: Callable[[Any], torch.nn.Module], cfg: Mapping[str, Any]) -> None:

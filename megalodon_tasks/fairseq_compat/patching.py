@@ -10,21 +10,36 @@ from typing import Any
 TRAINING_FILE = os.path.join("fairseq_cli", "train.py")
 
 
-def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
-    """Replace the function ``owner.name`` by ``build(original)``; repeating the call does nothing.
+def wrap(owner: object, name: str, around: Callable[..., Any]) -> None:
+    """Let ``owner.name(...)`` return ``around(original, ...)``; repeating the call does nothing.
 
     The original stays reachable as ``owner.name.__wrapped__``.  One that a class inherits is replaced
     for that class only.
     """
     original = getattr(owner, name)
-    builders = getattr(original, "patched_by", ())
-    builder = f"{build.__module__}.{build.__qualname__}"
-    if builder in builders:
+    patches = getattr(original, "patched_by", ())
+    patch = f"{around.__module__}.{around.__qualname__}"
+    if patch in patches:
         return
-    patched: Any = functools.wraps(original)(build(original))
-    patched.patched_by = (*builders, builder)
+
+    @functools.wraps(original)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    function: Any = patched
+    function.patched_by = (*patches, patch)
     is_static = isinstance(owner, type) and isinstance(vars(owner).get(name), staticmethod)
-    setattr(owner, name, staticmethod(patched) if is_static else patched)
+    setattr(owner, name, staticmethod(function) if is_static else function)
+
+
+def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
+    """Replace the function ``owner.name`` by ``build(original)``, as :func:`wrap` does."""
+
+    def around(original: Callable, *args: Any, **kwargs: Any) -> Any:
+        return build(original)(*args, **kwargs)
+
+    around.__module__, around.__qualname__ = build.__module__, build.__qualname__
+    wrap(owner, name, around)
 
 
 def training_modules() -> list[ModuleType]:

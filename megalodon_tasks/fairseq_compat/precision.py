@@ -20,7 +20,7 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class _Overflow(Exception):
 
 def install() -> None:
     """Patch the training step, and what the optimizer of 16-bit models saves."""
-    replace(Trainer, "train_step", _skipping_overflow)
-    replace(Trainer, "clip_grad_norm", _noting_overflow)
-    replace(FP16Optimizer, "state_dict", _with_masters)
-    replace(FP16Optimizer, "load_state_dict", _from_masters)
+    wrap(Trainer, "train_step", _skipping_overflow)
+    wrap(Trainer, "clip_grad_norm", _noting_overflow)
+    wrap(FP16Optimizer, "state_dict", _with_masters)
+    wrap(FP16Optimizer, "load_state_dict", _from_masters)
 
 
 def check_settings(common: Any, on_gpu: bool) -> None:
@@ -70,50 +70,41 @@ def check_settings(common: Any, on_gpu: bool) -> None:
         common.fp16_no_flatten_grads = True
 
 
-def _noting_overflow(stock: Callable) -> Callable:
-    def clip_grad_norm(self: Trainer, clip_norm: float) -> Any:
-        try:
-            return stock(self, clip_norm)
-        except OverflowError as overflow:
-            if self.cuda:
-                raise
-            raise _Overflow(str(overflow)) from None
-
-    return clip_grad_norm
+def _noting_overflow(stock: Callable, self: Trainer, clip_norm: float) -> Any:
+    try:
+        return stock(self, clip_norm)
+    except OverflowError as overflow:
+        if self.cuda:
+            raise
+        raise _Overflow(str(overflow)) from None
 
 
-def _skipping_overflow(stock: Callable) -> Callable:
-    def train_step(self: Trainer, samples: list[dict[str, Any]], raise_oom: bool = False) -> Any:
-        try:
-            return stock(self, samples, raise_oom)
-        except _Overflow as overflow:
-            logger.info(f"gradient overflow, the update is skipped: {overflow}")
-            self.zero_grad()
-            optimizer: Any = self.optimizer
-            scale = optimizer.scaler.loss_scale
-            metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
-            metrics.log_stop_time("train_wall")
-            return None
-
-    return train_step
-
-
-def _with_masters(stock: Callable) -> Callable:
-    def state_dict(self: FP16Optimizer) -> dict[str, Any]:
-        return stock(self) | {MASTERS: [master.detach() for master in self.fp32_params]}
-
-    return state_dict
+def _skipping_overflow(
+    stock: Callable, self: Trainer, samples: list[dict[str, Any]], raise_oom: bool = False
+) -> Any:
+    try:
+        return stock(self, samples, raise_oom)
+    except _Overflow as overflow:
+        logger.info(f"gradient overflow, the update is skipped: {overflow}")
+        self.zero_grad()
+        optimizer: Any = self.optimizer
+        scale = optimizer.scaler.loss_scale
+        metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
+        metrics.log_stop_time("train_wall")
+        return None
 
 
-def _from_masters(stock: Callable) -> Callable:
-    def load_state_dict(
-        self: FP16Optimizer,
-        state_dict: dict[str, Any],
-        optimizer_overrides: dict[str, Any] | None = None,
-    ) -> None:
-        masters = state_dict.get(MASTERS)  # none in what fairseq itself wrote
-        stock(self, {k: v for k, v in state_dict.items() if k != MASTERS}, optimizer_overrides)
-        for parameter, master in zip(self.fp32_params, masters or (), strict=False):
-            parameter.data.copy_(master)
+def _with_masters(stock: Callable, self: FP16Optimizer) -> dict[str, Any]:
+    return stock(self) | {MASTERS: [master.detach() for master in self.fp32_params]}
 
-    return load_state_dict
+
+def _from_masters(
+    stock: Callable,
+    self: FP16Optimizer,
+    state_dict: dict[str, Any],
+    optimizer_overrides: dict[str, Any] | None = None,
+) -> None:
+    masters = state_dict.get(MASTERS)  # none in what fairseq itself wrote
+    stock(self, {k: v for k, v in state_dict.items() if k != MASTERS}, optimizer_overrides)
+    for parameter, master in zip(self.fp32_params, masters or (), strict=False):
+        parameter.data.copy_(master)

@@ -25,7 +25,7 @@ from torch import multiprocessing
 from megalodon_tasks import errors
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat import heartbeat
-from megalodon_tasks.fairseq_compat.patching import TRAINING_FILE, replace
+from megalodon_tasks.fairseq_compat.patching import TRAINING_FILE, wrap
 from megalodon_tasks.signals import STOPPING, handled
 
 _LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -34,22 +34,19 @@ GRACE_SECONDS = 10.0  # for processes that are asked to end
 
 def install() -> None:
     """Patch how fairseq starts processes."""
-    replace(distributed_utils, "call_main", _for_any_device)
+    wrap(distributed_utils, "call_main", _for_any_device)
 
 
-def _for_any_device(stock: Callable) -> Callable:
-    def call_main(cfg: Any, main: Callable, **kwargs: Any) -> None:
-        on_cpu = cfg.common.cpu or not torch.cuda.is_available()
-        parallel = cfg.distributed_training
-        trains = main.__code__.co_filename.endswith(TRAINING_FILE) and not cfg.common.tpu
-        if trains:
-            join_launched_processes(parallel, os.environ, on_cpu)
-        if trains and parallel.distributed_world_size > 1:
-            _call_main(cfg, kwargs, on_cpu)
-        else:
-            stock(cfg, main, **kwargs)
-
-    return call_main
+def _for_any_device(stock: Callable, cfg: Any, main: Callable, **kwargs: Any) -> None:
+    on_cpu = cfg.common.cpu or not torch.cuda.is_available()
+    parallel = cfg.distributed_training
+    trains = main.__code__.co_filename.endswith(TRAINING_FILE) and not cfg.common.tpu
+    if trains:
+        join_launched_processes(parallel, os.environ, on_cpu)
+    if trains and parallel.distributed_world_size > 1:
+        _call_main(cfg, kwargs, on_cpu)
+    else:
+        stock(cfg, main, **kwargs)
 
 
 def _call_main(cfg: Any, kwargs: dict[str, Any], on_cpu: bool) -> None:

@@ -6,29 +6,27 @@ fairseq writes a checkpoint from one process, which would need the whole model a
 * a folder below ``shards/`` in the save folder, into which every process writes its shards at the same
   time (``torch.distributed.checkpoint``);
 * the ordinary file, ``checkpoint_last.pt`` and so on, which names that folder and holds all else.  In
-  place of a sharded tensor it has a dictionary with its shape and dtype.
+  place of a sharded tensor it has a dictionary with its shape and dtype.  It also has the checksums of
+  the files in the folder, which are compared before anything is read from them.
 
 The folder is complete before the file gets its name.  Copies of the file share the folder, and one that
 no file names is deleted.  Whatever reads checkpoints of fairseq gets whole tensors from such a file; a
 training with sharded parameters reads its own shards only.
 """
 
-import io
 import itertools
-import pickle
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor import empty as empty_sharded
@@ -36,9 +34,11 @@ from torch.distributed.tensor import empty as empty_sharded
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.checkpoint_errors import READING_ERRORS
 from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.shard_files import TensorReader, checksums, compare
 from megalodon_tasks.fairseq_compat.sharded_tensors import is_sharded, mesh_of_all
 
 FOLDER = "shards"  # in a save folder, and the entry of a checkpoint that names the folder within it
+CHECKSUMS = "shards_sha256"  # the entry with those of its files
 DIVIDED = ("model", "last_optimizer_state")  # entries of a checkpoint that hold sharded tensors
 _SHAPE, _DTYPE = "sharded_shape", "sharded_dtype"
 _NAME = re.compile(rf"{FOLDER}/[0-9]+(-[0-9]+)?")
@@ -87,24 +87,27 @@ def write_shards(trainer: Any, save_dir: Path) -> None:
         _mapped(state.get(key), collect, key)
     try:
         dcp.save(tensors, checkpoint_id=save_dir / name[0])
-    except dcp.api.CheckpointException as error:
+        sums = checksums(save_dir / name[0])
+    except (dcp.api.CheckpointException, OSError) as error:
         raise UserError(
             f"{save_dir / name[0]}: the shards of the checkpoint could not be written "
             f"({_reason(error)}); those before are whole"
         ) from error
-    trainer._shards = (updates, name[0])
+    trainer._shards = (updates, {FOLDER: name[0], CHECKSUMS: sums})
 
 
 def _new_name(trainer: Any, save_dir: Path, updates: int) -> str | None:
     """Return a name that no folder has; None if the shards after ``updates`` are written."""
     written = getattr(trainer, "_shards", None)
-    if written and written[0] == updates and (save_dir / written[1]).is_dir():
+    if written and written[0] == updates and (save_dir / written[1][FOLDER]).is_dir():
         return None
     names = itertools.chain([f"{updates}"], (f"{updates}-{n}" for n in itertools.count(1)))
     return next(f"{FOLDER}/{name}" for name in names if not (save_dir / FOLDER / name).exists())
 
 
-def _reason(error: dcp.api.CheckpointException) -> str:
+def _reason(error: BaseException) -> str:
+    if not isinstance(error, dcp.api.CheckpointException):
+        return str(error)
     failures = [str(failure[0]) for failure in error.failures.values()]
     return failures[0].splitlines()[0] if failures and failures[0] else "writing failed"
 
@@ -141,7 +144,7 @@ def _without_shards(stock: Callable) -> Callable:
         if not shards:
             return state
         divided = {key: _mapped(state.get(key), _placeholder, key) for key in DIVIDED}
-        return state | divided | {FOLDER: shards[1]}
+        return state | divided | shards[1]
 
     return state_dict
 
@@ -203,7 +206,7 @@ def with_shards(path: Path, state: dict[str, Any], layout: Layout | None = None)
     whole; without, each that calls it gets whole tensors.  No code from the files is run.  Raises
     :class:`UserError` where shards are missing or damaged.
     """
-    name = state.pop(FOLDER, None)
+    name, expected = state.pop(FOLDER, None), state.pop(CHECKSUMS, {})
     if name is None:
         if layout is not None:
             divide = _divided_as(layout)
@@ -229,15 +232,15 @@ def with_shards(path: Path, state: dict[str, Any], layout: Layout | None = None)
         return rooms[key]
 
     state.update({key: _mapped(state[key], with_room, key) for key in DIVIDED})
-    reader = _TensorReader(folder)
+    reader = TensorReader(folder, expected)
     try:
+        compare(folder, expected, together=layout is not None)
         reader.read_metadata()  # where it is damaged, dcp.load would also print a traceback
         dcp.load(rooms, storage_reader=reader, no_dist=layout is None)
     except (dcp.api.CheckpointException, ValueError, RuntimeError, OSError) as error:
-        reason = _reason(error) if isinstance(error, dcp.api.CheckpointException) else error
         raise UserError(
-            f"{folder}: the shards of {path.name} are damaged or incomplete ({reason}); restore them "
-            "from a copy, or use an earlier checkpoint"
+            f"{folder}: the shards of {path.name} are damaged or incomplete ({_reason(error)}); restore "
+            "them from a copy, or use an earlier checkpoint"
         ) from error
     return state
 
@@ -252,45 +255,3 @@ def _divided_as(layout: Layout) -> Callable[[Any, str], Any]:
         return distribute_tensor(leaf.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
 
     return divide
-
-
-class _TensorReader(dcp.FileSystemReader):
-    """Read tensors only; ``torch.distributed.checkpoint`` itself would unpickle anything."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
-        """Read what the folder holds; raise ``ValueError`` for anything but tensors inside it."""
-        text = Path(self.path, ".metadata").read_bytes()
-        try:
-            metadata = _TensorsOnly(io.BytesIO(text)).load()
-            files = {place.relative_path for place in metadata.storage_data.values()}
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
-            raise ValueError(f"its .metadata cannot be read: {error}") from error
-        if not all(re.fullmatch(r"[\w.-]+\.distcp", name) for name in files):
-            raise ValueError("its .metadata names files outside of the folder")
-        metadata.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
-        return metadata
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Build the classes that describe tensors, and no others."""
-
-    allowed: ClassVar[set[tuple[str, str]]] = {
-        *(
-            ("torch.distributed.checkpoint.metadata", name)
-            for name in (
-                "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-                "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-            )
-        ),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("torch.serialization", "_get_layout"),
-        ("torch", "Size"),
-        ("pathlib", "PosixPath"),
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a class; raise ``UnpicklingError`` for one that is not listed."""
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)

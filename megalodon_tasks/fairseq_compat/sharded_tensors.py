@@ -17,20 +17,20 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 FULLY_SHARDED = "fully_sharded"  # a value of distributed_training.ddp_backend
 
 
 def install() -> None:
     """Patch the clipping of gradients."""
-    replace(utils, "clip_grad_norm_", _of_all_shards)
+    wrap(utils, "clip_grad_norm_", _of_all_shards)
 
 
 def install_in(train: ModuleType) -> None:
     """Let fairseq's training module build the model without fairscale, which it would shard with."""
-    replace(train, "fsdp_enable_wrap", lambda stock: lambda *args: contextlib.nullcontext())
-    replace(train, "fsdp_wrap", lambda stock: lambda module: module)
+    wrap(train, "fsdp_enable_wrap", lambda stock, *args: contextlib.nullcontext())
+    wrap(train, "fsdp_wrap", lambda stock, module: module)
 
 
 def is_sharded(trainer: Any) -> bool:
@@ -54,18 +54,19 @@ def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return total.sqrt()
 
 
-def _of_all_shards(stock: Callable) -> Callable:
-    def clip_grad_norm_(
-        params: torch.Tensor | Iterable[torch.Tensor], max_norm: float, *more: Any, **options: Any
-    ) -> torch.Tensor:
-        params = [params] if isinstance(params, torch.Tensor) else list(params)
-        grads = [p.grad for p in params if isinstance(p.grad, DTensor)]
-        if not grads:
-            return stock(params, max_norm, *more, **options)
-        norm = total_norm(grads)
-        if max_norm > 0:
-            scale = (float(max_norm) / (norm + 1e-6)).clamp_(max=1)
-            torch._foreach_mul_([grad.to_local() for grad in grads], scale)
-        return norm
-
-    return clip_grad_norm_
+def _of_all_shards(
+    stock: Callable,
+    params: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    *more: Any,
+    **options: Any,
+) -> torch.Tensor:
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    grads = [p.grad for p in params if isinstance(p.grad, DTensor)]
+    if not grads:
+        return stock(params, max_norm, *more, **options)
+    norm = total_norm(grads)
+    if max_norm > 0:
+        scale = (float(max_norm) / (norm + 1e-6)).clamp_(max=1)
+        torch._foreach_mul_([grad.to_local() for grad in grads], scale)
+    return norm

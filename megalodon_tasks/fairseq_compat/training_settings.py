@@ -17,38 +17,32 @@ from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat import precision, setting_values, sharded_tensors
-from megalodon_tasks.fairseq_compat.patching import replace, training_modules
+from megalodon_tasks.fairseq_compat.patching import training_modules, wrap
 
 
 def install() -> None:
     """Patch what fairseq's training calls first, also where this plugin is imported only then."""
-    replace(utils, "import_user_module", _then_install)
-    replace(Trainer, "_build_optimizer", _with_refusals)
+    wrap(utils, "import_user_module", _then_install)
+    wrap(Trainer, "_build_optimizer", _with_refusals)
     _install_in_training()
 
 
 def _install_in_training() -> None:
     for train in training_modules():
-        replace(train, "add_defaults", _then_check)
+        wrap(train, "add_defaults", _then_check)
         sharded_tensors.install_in(train)
     if (hydra_train := sys.modules.get("fairseq_cli.hydra_train")) is not None:
-        replace(hydra_train, "add_defaults", _then_check)
+        wrap(hydra_train, "add_defaults", _then_check)
 
 
-def _then_install(stock: Callable) -> Callable:
-    def import_user_module(args: Any) -> None:
-        stock(args)
-        _install_in_training()
-
-    return import_user_module
+def _then_install(stock: Callable, args: Any) -> None:
+    stock(args)
+    _install_in_training()
 
 
-def _then_check(stock: Callable) -> Callable:
-    def add_defaults(cfg: Any) -> None:
-        setting_values.with_defaults(stock, cfg)
-        check_settings(cfg)
-
-    return add_defaults
+def _then_check(stock: Callable, cfg: Any) -> None:
+    setting_values.with_defaults(stock, cfg)
+    check_settings(cfg)
 
 
 def check_settings(cfg: Any) -> None:
@@ -95,17 +89,14 @@ def _check_sharding(cfg: Any) -> None:
     cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True  # each reads its shards
 
 
-def _with_refusals(stock: Callable) -> Callable:
-    def build_optimizer(self: Trainer) -> None:
-        try:
-            stock(self)
-        except (ValueError, RuntimeError) as error:
-            # optim/fp16_optimizer.py:288 and 461
-            if not str(error).startswith(("Unsupported optimizer", "chosen optimizer")):
-                raise
-            raise UserError(
-                f"optimizer {self.cfg.optimizer._name} cannot train in this precision ({error}); use "
-                "common.bf16=true (--bf16) or common.fp16=true (--fp16)"
-            ) from error
-
-    return build_optimizer
+def _with_refusals(stock: Callable, self: Trainer) -> None:
+    try:
+        stock(self)
+    except (ValueError, RuntimeError) as error:
+        # optim/fp16_optimizer.py:288 and 461
+        if not str(error).startswith(("Unsupported optimizer", "chosen optimizer")):
+            raise
+        raise UserError(
+            f"optimizer {self.cfg.optimizer._name} cannot train in this precision ({error}); use "
+            "common.bf16=true (--bf16) or common.fp16=true (--fp16)"
+        ) from error

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.model_size import count_numbers
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 # Modules of fairseq whose registered classes read their settings as plain values.
 ALLOWED = {
@@ -44,7 +44,7 @@ _trusted = {__name__.split(".")[0]}
 
 def install() -> None:
     """Check every checkpoint from which fairseq builds a model."""
-    replace(checkpoint_utils, "load_model_ensemble_and_task", _after_checks)
+    wrap(checkpoint_utils, "load_model_ensemble_and_task", _after_checks)
 
 
 def trust(package: str) -> None:
@@ -130,36 +130,32 @@ def check_depth(path: Any, settings: Mapping[str, Any], tensors: int) -> None:
             )
 
 
-def _after_checks(stock: Callable) -> Callable:
-    def load_model_ensemble_and_task(
-        filenames: list[str],
-        arg_overrides: dict[str, Any] | None = None,
-        task: Any = None,
-        strict: bool = True,
-        suffix: str = "",
-        num_shards: int = 1,
-        state: dict[str, Any] | None = None,
-    ) -> tuple[list, Any, Any]:
-        if os.environ.get(TRUST_VARIABLE) == "1":
-            return stock(filenames, arg_overrides, task, strict, suffix, num_shards, state)
-        if num_shards != 1:
-            raise UserError(
-                f"{', '.join(filenames)}: {num_shards} shards: a checkpoint is loaded from one file"
-            )
-        models, cfg = [], None
-        for filename in filenames:
-            loaded = state
-            if loaded is None:
-                name = checkpoint_utils.get_maybe_sharded_checkpoint_filename(
-                    filename, suffix, 0, 1
-                )
-                loaded = checkpoint_utils.load_checkpoint_to_cpu(name, arg_overrides)
-            check_components(filename, loaded)
-            if task is None:
-                task = tasks.setup_task(loaded["cfg"].task, from_checkpoint=True)
-            check_sizes(filename, loaded, task)
-            built, cfg, task = stock([filename], arg_overrides, task, strict, suffix, state=loaded)
-            models += built
-        return models, cfg, task
-
-    return load_model_ensemble_and_task
+def _after_checks(
+    stock: Callable,
+    filenames: list[str],
+    arg_overrides: dict[str, Any] | None = None,
+    task: Any = None,
+    strict: bool = True,
+    suffix: str = "",
+    num_shards: int = 1,
+    state: dict[str, Any] | None = None,
+) -> tuple[list, Any, Any]:
+    if os.environ.get(TRUST_VARIABLE) == "1":
+        return stock(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+    if num_shards != 1:
+        raise UserError(
+            f"{', '.join(filenames)}: {num_shards} shards: a checkpoint is loaded from one file"
+        )
+    models, cfg = [], None
+    for filename in filenames:
+        loaded = state
+        if loaded is None:
+            name = checkpoint_utils.get_maybe_sharded_checkpoint_filename(filename, suffix, 0, 1)
+            loaded = checkpoint_utils.load_checkpoint_to_cpu(name, arg_overrides)
+        check_components(filename, loaded)
+        if task is None:
+            task = tasks.setup_task(loaded["cfg"].task, from_checkpoint=True)
+        check_sizes(filename, loaded, task)
+        built, cfg, task = stock([filename], arg_overrides, task, strict, suffix, state=loaded)
+        models += built
+    return models, cfg, task

@@ -6,12 +6,11 @@ not those of the recipe.  Everything here follows from that record.
 
 import contextlib
 import math
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.errors import UserError
@@ -36,7 +35,7 @@ def describe_training(folder: Path, config: DictConfig) -> dict[str, Any]:
     ``batch`` is the effective one: items, or at most so many tokens, of all processes and accumulated
     steps.  What only the record knows is null without it.
     """
-    run, settings = None, _plain(config)
+    run, settings = None, record.plain_settings(config)
     with contextlib.suppress(UserError):
         run = record.read_run(folder)
     start = run.start if run else {}
@@ -82,7 +81,9 @@ def judge(result: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     ``comparable`` is true, or the reasons why the two do not compare.
     """
     row, recipe = _matching_row(result), _settings_of_recipe(result["benchmark"])
-    changed = None if recipe is None else _changed_settings(result, recipe, _plain(config))
+    changed = (
+        None if recipe is None else _changed_settings(result, recipe, record.plain_settings(config))
+    )
     chunk_size = (recipe["task"].get("eval_chunk_size") if recipe else None) or result["chunk_size"]
     reasons = [*_reasons({**result, "changed_settings": changed}, row, chunk_size)]
     more = len(reasons) - NAMED_REASONS
@@ -94,19 +95,13 @@ def judge(result: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """Return the configuration as containers; options of an old-style model are a namespace."""
-    sections: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
-
-
 def _settings_of_recipe(benchmark: str) -> dict[str, Any] | None:
     """Return the configuration of the recipe of this id; None if there is none."""
     name, _, variant = benchmark.partition("-")
     try:
         recipe = find_recipe(name)
         folder, file = recipe.script.parent, recipe.config_name(variant == "demo")
-        return _plain(training_configuration(folder, file, ["task.data=DATA"]))
+        return record.plain_settings(training_configuration(folder, file, ["task.data=DATA"]))
     except UserError:
         return None
 

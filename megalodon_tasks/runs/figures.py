@@ -3,6 +3,7 @@
 import io
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def draw_training_curve(run: Run, output: Path) -> None:
     for axes, name in ((loss, "loss"), (second, metric)):
         _draw(axes, training, name, 0, label="training (running average)", **TRAINING)
         _draw(axes, validation, name, 12, label="validation", **VALIDATION)
-        _finish(axes)
+        open_axes(axes, xlabel="updates")
     loss.set_ylabel("loss (bits)")
     loss.set_ylim(bottom=0)
     if metric == "accuracy":
@@ -81,8 +82,8 @@ def _compare(runs: list[Run]) -> str:
             style = STYLES[number % len(STYLES)]
             points = run.validation or run.train
             _draw(axes, points, name, 8, label=run.name, markersize=5, **style)
-        axes.set_ylabel("validation loss (bits)" if name == "loss" else f"validation {name}")
-        _finish(axes)
+        label = "validation loss (bits)" if name == "loss" else f"validation {name}"
+        open_axes(axes, xlabel="updates", ylabel=label)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
@@ -101,7 +102,8 @@ def _draw(axes: Axes, points: Points, name: str, markers: int, **style: object) 
         axes.plot(steps, [points[step][name] for step in steps], markevery=every, **style)
 
 
-def _finish(axes: Axes) -> None:
-    axes.set_xlabel("updates")
-    axes.grid(alpha=0.3)
+def open_axes(axes: Axes, which: Literal["major", "both"] = "major", **labels: str) -> None:
+    """Draw a light grid (of the minor ticks too with ``both``) and no box; set ``labels``."""
+    axes.set(**labels)
+    axes.grid(alpha=0.3, which=which)
     axes.spines[["top", "right"]].set_visible(False)

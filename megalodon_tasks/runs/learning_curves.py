@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
-from megalodon_tasks.runs.figures import STYLES
+from megalodon_tasks.runs.figures import STYLES, open_axes
 from megalodon_tasks.runs.record import Run, read_run
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
 
@@ -107,11 +107,9 @@ def draw_panels(
         style = {**style, "label": _described(label, runs, with_speed=pace is None)}
         _draw(against_updates, steps, values, style)
         _draw(against_seconds, seconds, values, style)
-    against_updates.set(xlabel="updates", ylabel=LABELS.get(metric, f"validation {metric}"))
-    against_seconds.set_xlabel("seconds, validations included")
-    for axes in (against_updates, against_seconds):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    label = LABELS.get(metric, f"validation {metric}")
+    open_axes(against_updates, xlabel="updates", ylabel=label)
+    open_axes(against_seconds, xlabel="seconds, validations included")
 
 
 def _described(label: str, runs: Sequence[Run], with_speed: bool) -> str:

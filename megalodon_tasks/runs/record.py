@@ -33,10 +33,13 @@ import json
 import math
 import os
 import stat
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import read_text
@@ -290,6 +293,13 @@ def _lock(descriptor: int) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def plain_settings(config: DictConfig) -> dict[str, Any]:
+    """Return fairseq's configuration as containers; options of an old-style model are a namespace."""
+    sections: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    sections.pop("job_logging_cfg", None)
+    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
 
 
 def relative(path: Path, folder: Path) -> str:

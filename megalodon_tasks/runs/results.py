@@ -44,11 +44,11 @@ def published_value(result: dict[str, Any]) -> str | None:
     return rows[0]["paper_value"] if rows else None
 
 
-def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
+def summary(record: dict[str, Any]) -> list[str]:
     """Return the lines to print: a result beside the best constant answer and published numbers.
 
     A published number that the result does not compare with has the reason on its line.
-    record: a line of ``results.jsonl``.  rows: those of :func:`published`.
+    record: a line of ``results.jsonl``.
     """
     entries = [("this checkpoint", record["value"], _position(record))]
     if "top5" in record:
@@ -57,7 +57,7 @@ def summary(record: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
         entries.append(("best constant answer", record["best_constant"], ""))
     entries += [
         (r["id"], float(r["paper_value"]), _note(r["paper_source"], record, r["id"]))
-        for r in rows
+        for r in published(record["benchmark"])
         if r["paper_value"]
     ]
     others = [

@@ -1,6 +1,5 @@
 """Collect the results of a sweep into a table (CSV and Markdown) and pictures."""
 
-import csv
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.files import atomic_file
+from megalodon_tasks.files import atomic_file, write_rows
 from megalodon_tasks.runs import record, results
+from megalodon_tasks.runs.figures import open_axes
 from megalodon_tasks.runs.sweep import DONE, SEED, Sweep, SweepRun, shown
 
 # Measurements beside the metric, with their digits after the point in the table.
@@ -150,8 +150,7 @@ def markdown(sweep: Sweep, rows: list[Row]) -> str:
 def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """Write ``table.csv`` and ``table.md`` into the folder of the sweep."""
     head, lines = cells(sweep, rows)
-    with atomic_file(sweep.folder / "table.csv", "w") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([head, *lines])
+    write_rows(sweep.folder / "table.csv", head, lines)
     with atomic_file(sweep.folder / "table.md", "w") as stream:
         stream.write(markdown(sweep, rows))
 
@@ -203,8 +202,7 @@ def _draw_panel(axes: Axes, swept: str, rows: list[Row], name: str) -> None:
         errors = deviations if name == rows[0].metric else None
         axes.errorbar(positions, means, yerr=errors, capsize=3, label=label)
     axes.set_xticks(range(len(values)), values)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
 
 
 def _size(value: str) -> tuple[float, str]:

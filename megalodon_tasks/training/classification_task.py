@@ -40,12 +40,14 @@ class ClassificationTask(NewBatchesEachEpoch, FairseqTask):
     """Classify prepared sequences, or pairs of them.
 
     A subclass lists in ``prepare_commands`` the benchmarks that it accepts, each with the command that
-    prepares its data, with ``{data}`` for the folder.  Token 0 is padding in all of them.  Raises
+    prepares its data, with ``{data}`` for the folder, and names in ``prepared_form`` what reads the
+    folder.  Token 0 is padding in all of them.  Raises
     :class:`UserError` where something is wrong with the data.
     """
 
     cfg: ClassificationConfig
     prepare_commands: ClassVar[dict[str, str]] = {}
+    prepared_form: ClassVar[type] = PreparedDataset
     padding_idx: ClassVar[int] = 0
 
     def __init__(self, cfg: ClassificationConfig, **kwargs: Any) -> None:
@@ -55,7 +57,7 @@ class ClassificationTask(NewBatchesEachEpoch, FairseqTask):
             self.prepared = self._open(cfg)
         self._max_positions = cfg.max_positions or self.prepared.max_length
 
-    def _open(self, cfg: ClassificationConfig) -> PreparedDataset:
+    def _open(self, cfg: ClassificationConfig) -> Any:
         if cfg.benchmark is not None and cfg.benchmark not in self.prepare_commands:
             raise ValueError(
                 f"task.benchmark={cfg.benchmark!r} is unknown to this task; "
@@ -67,10 +69,10 @@ class ClassificationTask(NewBatchesEachEpoch, FairseqTask):
             )
         folder = Path(cfg.data).absolute()
         try:
-            prepared = PreparedDataset(folder)
+            prepared = self.prepared_form(folder)
         except ValueError as error:
             raise ValueError(f"task.data: {error}; {self._how_to_prepare(folder)}") from None
-        found, benchmark = prepared.spec.benchmark, cfg.benchmark
+        found, benchmark = prepared.manifest.benchmark, cfg.benchmark
         if found not in self.prepare_commands or benchmark not in (None, found):
             expected = benchmark or " or ".join(self.prepare_commands)
             raise ValueError(

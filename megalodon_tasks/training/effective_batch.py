@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import user_errors
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class BatchRecord:
 
 def install() -> None:
     """Derive ``update_freq`` before a training starts, and record the batch in its checkpoints."""
-    replace(checkpoint_utils, "load_checkpoint", _with_update_freq)
-    replace(Trainer, "save_checkpoint", _with_record)
+    wrap(checkpoint_utils, "load_checkpoint", _with_update_freq)
+    wrap(Trainer, "save_checkpoint", _with_record)
 
 
 def batch_record(cfg: Any, processes: int) -> BatchRecord:
@@ -98,19 +98,15 @@ def _advice(effective: int, name: str, processes: int) -> str:
     )
 
 
-def _with_update_freq(stock: Callable) -> Callable:
-    @user_errors()
-    def load_checkpoint(cfg: Any, trainer: Trainer, **kwargs: Any) -> tuple:
-        frequencies = derived_update_freq(trainer.cfg, trainer.data_parallel_world_size)
-        trainer.cfg.optimization.update_freq = frequencies
-        return stock(cfg, trainer, **kwargs)
-
-    return load_checkpoint
+@user_errors()
+def _with_update_freq(stock: Callable, cfg: Any, trainer: Trainer, **kwargs: Any) -> tuple:
+    frequencies = derived_update_freq(trainer.cfg, trainer.data_parallel_world_size)
+    trainer.cfg.optimization.update_freq = frequencies
+    return stock(cfg, trainer, **kwargs)
 
 
-def _with_record(stock: Callable) -> Callable:
-    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> str | None:
-        batch = batch_record(self.cfg, self.data_parallel_world_size)
-        return stock(self, filename, extra_state | asdict(batch))
-
-    return save_checkpoint
+def _with_record(
+    stock: Callable, self: Trainer, filename: str, extra_state: dict[str, Any]
+) -> str | None:
+    batch = batch_record(self.cfg, self.data_parallel_world_size)
+    return stock(self, filename, extra_state | asdict(batch))

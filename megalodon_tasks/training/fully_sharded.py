@@ -20,7 +20,7 @@ from fairseq.trainer import Trainer
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 from megalodon_tasks.fairseq_compat.sharded_tensors import FULLY_SHARDED, mesh_of_all
 from megalodon_tasks.models.layers.block import MegalodonBlock
 from megalodon_tasks.models.layers.cema import ComplexEMA
@@ -31,19 +31,16 @@ def install() -> None:
     """Patch how a model is distributed."""
     trainer_class: Any = Trainer
     trainer_class.is_fsdp = False  # what it decides is for fairscale
-    replace(models, "DistributedFairseqModel", _or_sharded)
+    wrap(models, "DistributedFairseqModel", _or_sharded)
 
 
-def _or_sharded(stock: Callable) -> Callable:
-    def distributed_model(
-        args: Any, model: nn.Module, process_group: Any, device: torch.device
-    ) -> nn.Module:
-        if args.ddp_backend != FULLY_SHARDED:
-            return stock(args, model, process_group, device)
-        shard(model, device, args.no_reshard_after_forward, args.fp32_reduce_scatter)
-        return model
-
-    return distributed_model
+def _or_sharded(
+    stock: Callable, args: Any, model: nn.Module, process_group: Any, device: torch.device
+) -> nn.Module:
+    if args.ddp_backend != FULLY_SHARDED:
+        return stock(args, model, process_group, device)
+    shard(model, device, args.no_reshard_after_forward, args.fp32_reduce_scatter)
+    return model
 
 
 def shard(

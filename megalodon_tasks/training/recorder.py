@@ -6,10 +6,10 @@ records.  ``megalodon_tasks/runs/record.py`` describes the file.
 """
 
 import logging
+import os
 import resource
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +19,9 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics, progress_bar
-from omegaconf import OmegaConf
 
 from megalodon_tasks.data.provenance import describe_data
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 from megalodon_tasks.runs import record
 from megalodon_tasks.runs.environment import environment
 from megalodon_tasks.training.effective_batch import batch_record
@@ -59,49 +58,36 @@ _utilisation: _Utilisation | None = None
 
 def install() -> None:
     """Record every training of this process."""
-    replace(checkpoint_utils, "load_checkpoint", _recording_start)
-    replace(progress_bar, "progress_bar", _recording_bar)
+    wrap(checkpoint_utils, "load_checkpoint", _recording_start)
+    wrap(progress_bar, "progress_bar", _recording_bar)
 
 
-def _recording_start(stock: Callable) -> Callable:
+def _recording_start(stock: Callable, cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
     # called once per training, when its model is built and the checkpoint to resume from is known
-    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> tuple:
-        extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
-        if distributed_utils.get_global_rank() == 0:
-            start = {
-                "format": record.FORMAT,
-                "params": sum(p.numel() for p in trainer.model.parameters()),
-                **asdict(batch_record(trainer.cfg, trainer.data_parallel_world_size)),
-                **environment(trainer.device),
-                "data": describe_data(trainer.cfg.task.get("data") or ""),
-                "config": _plain(trainer.cfg),
-            }
-            global _utilisation
-            _utilisation = _Utilisation(trainer)
-            step, epoch = trainer.get_num_updates(), epoch_iterator.next_epoch_idx
-            _append(cfg.save_dir, {"event": "start", "step": step, "epoch": epoch, **start})
-        return extra_state, epoch_iterator
-
-    return load_checkpoint
+    extra_state, epoch_iterator = stock(cfg, trainer, **kwargs)
+    if distributed_utils.get_global_rank() == 0:
+        start = {
+            "format": record.FORMAT,
+            "params": sum(p.numel() for p in trainer.model.parameters()),
+            **asdict(batch_record(trainer.cfg, trainer.data_parallel_world_size)),
+            **environment(trainer.device),
+            "data": describe_data(trainer.cfg.task.get("data") or ""),
+            "config": record.plain_settings(trainer.cfg),
+        }
+        global _utilisation
+        _utilisation = _Utilisation(trainer)
+        step, epoch = trainer.get_num_updates(), epoch_iterator.next_epoch_idx
+        _append(cfg.save_dir, {"event": "start", "step": step, "epoch": epoch, **start})
+    return extra_state, epoch_iterator
 
 
-def _plain(cfg: Any) -> dict[str, Any]:
-    """Return the configuration as containers; options of an old-style model are a namespace."""
-    sections: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    sections.pop("job_logging_cfg", None)
-    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in sections.items()}
-
-
-def _recording_bar(stock: Callable) -> Callable:
-    def build(*args: Any, **kwargs: Any) -> progress_bar.BaseProgressBar:
-        bar = stock(*args, **kwargs)
-        # of fairseq's commands only training names its save folder here, meant for Aim
-        save_dir = kwargs.get("aim_param_checkpoint_dir")
-        if save_dir is None or distributed_utils.get_global_rank() != 0:
-            return bar
-        return RecordingBar(bar, save_dir, kwargs["epoch"], in_training="prefix" not in kwargs)
-
-    return build
+def _recording_bar(stock: Callable, *args: Any, **kwargs: Any) -> progress_bar.BaseProgressBar:
+    bar = stock(*args, **kwargs)
+    # of fairseq's commands only training names its save folder here, meant for Aim
+    save_dir = kwargs.get("aim_param_checkpoint_dir")
+    if save_dir is None or distributed_utils.get_global_rank() != 0:
+        return bar
+    return RecordingBar(bar, save_dir, kwargs["epoch"], in_training="prefix" not in kwargs)
 
 
 class RecordingBar(progress_bar.BaseProgressBar):
@@ -178,6 +164,7 @@ def _number(value: Any) -> float | int | None:
 def _append(save_dir: str, line: dict[str, Any]) -> None:
     file = Path(save_dir, record.METRICS)
     try:
+        os.stat(save_dir)  # a folder that vanished is not made again
         record.append(file, line | {"time": time.time()})
     except OSError as error:  # a full disk, say: the training matters more
         logger.warning(f"{file}: a line is missing, it could not be written ({error})")

@@ -54,7 +54,7 @@ class NewBatchesEachEpoch:
     """Mix into a task whose data sets make new batches for each epoch (``rebuild_batches``)."""
 
     cfg: Any
-    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/frequent_last.py
+    saves_last_often: ClassVar[bool] = True  # see fairseq_compat/last_checkpoint.py
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
         """Keep iterators, and with them their data workers, from epoch to epoch.

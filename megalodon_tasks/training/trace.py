@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from fairseq.trainer import Trainer
 
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ SKIPPED, WARM_UP, RECORDED = 2, 1, 3  # updates
 
 def install() -> None:
     """Patch the training step."""
-    replace(Trainer, "train_step", _traced)
+    wrap(Trainer, "train_step", _traced)
 
 
 def request(cfg: Any) -> None:
@@ -37,16 +37,13 @@ def request(cfg: Any) -> None:
         os.environ[VARIABLE] = "1"
 
 
-def _traced(stock: Callable) -> Callable:
-    def train_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if VARIABLE not in os.environ or self.data_parallel_rank != 0:
-            return stock(self, *args, **kwargs)
-        tracer = vars(self).setdefault("_tracer", _Tracer(Path(self.cfg.checkpoint.save_dir, FILE)))
-        result = stock(self, *args, **kwargs)
-        tracer.step()
-        return result
-
-    return train_step
+def _traced(stock: Callable, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    if VARIABLE not in os.environ or self.data_parallel_rank != 0:
+        return stock(self, *args, **kwargs)
+    tracer = vars(self).setdefault("_tracer", _Tracer(Path(self.cfg.checkpoint.save_dir, FILE)))
+    result = stock(self, *args, **kwargs)
+    tracer.step()
+    return result
 
 
 class _Tracer:

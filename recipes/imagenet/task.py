@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -51,6 +50,7 @@ class ImagenetTask(ClassificationTask):
     """
 
     prepare_commands = {"imagenet": PREPARE}
+    prepared_form = ImageTree
 
     @user_errors()
     def __init__(self, cfg: ImagenetConfig, **kwargs: Any) -> None:
@@ -63,17 +63,6 @@ class ImagenetTask(ClassificationTask):
         super().__init__(cfg, **kwargs)
         self.mixer = Mixer(cfg, len(self.prepared.classes), cfg.seed)
         self.replaced = ReplacedImages()
-
-    def _open(self, cfg: ImagenetConfig) -> ImageTree:
-        if not cfg.data:
-            raise ValueError(
-                f"task.data={cfg.data!r} names no folder of prepared images; {self._how_to_prepare()}"
-            )
-        folder = Path(cfg.data).absolute()
-        try:
-            return ImageTree(folder)
-        except ValueError as error:
-            raise ValueError(f"task.data: {error}; {self._how_to_prepare(folder)}") from None
 
     @property
     def inputs(self) -> ClassifierInputs:

@@ -37,11 +37,6 @@ def _name(byte: int) -> str:
 VOCABULARY = (PAD, *(_name(byte) for byte in range(1, 255)), END)
 
 
-def text_of(tokens: np.ndarray) -> bytes:
-    """Return the bytes that the tokens (uint8, with their end token) stand for."""
-    return tokens[:-1].tobytes()
-
-
 def tokens_of(text: bytes, limit: int = MAX_BYTES) -> np.ndarray:
     """Return the first ``limit`` bytes of a text and an end token, uint8; a character may be cut in two.
 

@@ -18,38 +18,32 @@ from fairseq.tasks.translation import TranslationTask
 from megalodon_tasks.data.dictionary import explained
 from megalodon_tasks.data.manifest import MANIFEST, Manifest
 from megalodon_tasks.errors import user_errors
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Patch how dictionaries and pairs are loaded."""
-    replace(Dictionary, "add_from_file", _with_place)
-    replace(TranslationTask, "load_dataset", _checked)
+    wrap(Dictionary, "add_from_file", _with_place)
+    wrap(TranslationTask, "load_dataset", _checked)
 
 
-def _with_place(stock: Callable) -> Callable:
-    @user_errors()
-    def add_from_file(self: Dictionary, f: Any) -> None:
-        if isinstance(f, str):
-            explained(Path(f), lambda: stock(self, f))
-        else:
-            stock(self, f)
-
-    return add_from_file
+@user_errors()
+def _with_place(stock: Callable, dictionary: Dictionary, f: Any) -> None:
+    if isinstance(f, str):
+        explained(Path(f), lambda: stock(dictionary, f))
+    else:
+        stock(dictionary, f)
 
 
-def _checked(stock: Callable) -> Callable:
-    @user_errors()
-    def load_dataset(self: TranslationTask, split: str, *args: Any, **kwargs: Any) -> None:
-        for folder in utils.split_paths(self.cfg.data):
-            if os.path.lexists(os.path.join(folder, MANIFEST)):
-                Manifest.read(folder, "pairs")
-        stock(self, split, *args, **kwargs)
-        pairs = self.datasets[split]
-        for dataset, dictionary in ((pairs.src, self.src_dict), (pairs.tgt, self.tgt_dict)):
-            _check_tokens(split, dataset, dictionary)
-
-    return load_dataset
+@user_errors()
+def _checked(stock: Callable, task: TranslationTask, split: str, *args: Any, **kwargs: Any) -> None:
+    for folder in utils.split_paths(task.cfg.data):
+        if os.path.lexists(os.path.join(folder, MANIFEST)):
+            Manifest.read(folder, "pairs")
+    stock(task, split, *args, **kwargs)
+    pairs = task.datasets[split]
+    for dataset, dictionary in ((pairs.src, task.src_dict), (pairs.tgt, task.tgt_dict)):
+        _check_tokens(split, dataset, dictionary)
 
 
 def _check_tokens(split: str, dataset: Any, dictionary: Dictionary) -> None:

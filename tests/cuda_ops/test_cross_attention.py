@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from megalodon_tasks.cuda_ops import cross_attention
-from megalodon_tasks.cuda_ops.attention import torch_op
-from megalodon_tasks.cuda_ops.attention.cross import reference
+from megalodon_tasks.cuda_ops.attention import reference, torch_op
 from tests.cuda_ops.cases import (
     FLOAT,
     HALF,

@@ -102,3 +102,8 @@ def killed_at(monkeypatch, step):
         patched.setattr(os, "replace", replace_or_die)
         with pytest.raises(Killed):
             yield
+
+
+def text_of(tokens):
+    """The bytes that the tokens of a text (uint8, with their end token) stand for."""
+    return tokens[:-1].tobytes()

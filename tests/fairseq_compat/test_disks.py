@@ -105,18 +105,34 @@ def test_a_file_where_the_folder_belongs_is_named(tmp_path):
             runs.train(folder)
 
 
-def test_a_folder_that_becomes_a_file_is_named(tmp_path, monkeypatch):
-    step = runs.fairseq_train.Trainer.train_step
+def becomes_a_file(run):
+    run.rename(run.with_name("away"))
+    run.touch()
+
+
+def vanishes(run):
+    run.rename(run.with_name("away"))
+
+
+@pytest.mark.parametrize("changes", [becomes_a_file, vanishes])
+def test_a_folder_that_is_gone_is_named_and_the_run_resumes_in_it(
+    whole, tmp_path, monkeypatch, changes
+):
+    run, step = tmp_path / "run", runs.fairseq_train.Trainer.train_step
 
     def train_step(self, *args, **kwargs):
         if self.get_num_updates() == 5:
-            shutil.rmtree(tmp_path / "run")
-            (tmp_path / "run").touch()
+            changes(run)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(runs.fairseq_train.Trainer, "train_step", train_step)
-    with pytest.raises(UserError, match=f"{tmp_path / 'run'}: no checkpoint can be written there"):
-        runs.train(tmp_path / "run", *EACH)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.fairseq_train.Trainer, "train_step", train_step)
+        with pytest.raises(UserError, match=f"{run}: no checkpoint can be written there"):
+            runs.train(run, *EACH)
+    run.unlink(missing_ok=True)
+    (tmp_path / "away").rename(run)
+    runs.train(run, *EACH)
+    runs.assert_equal(runs.state_of(run), runs.state_of(whole[0]))
 
 
 def damage(path, part):

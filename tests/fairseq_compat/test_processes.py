@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import frequent_last
+from megalodon_tasks.fairseq_compat import last_checkpoint
 from megalodon_tasks.fairseq_compat.processes import join_launched_processes
 from megalodon_tasks.runs.record import read_run
 from tests.toy_plugin import runs
@@ -115,17 +116,27 @@ def test_refuses_another_number_than_torchrun_started():
 
 def test_the_first_process_decides_when_all_save(group_of_one, monkeypatch):
     """On a group of this process only, which fairseq is made to count as two."""
-    saved = []
+    saved, exchanges, reduce = [], [], distributed_utils.all_reduce
     monkeypatch.setattr(checkpoint_utils, "save_checkpoint", lambda *words: saved.append(words))
-    train = SimpleNamespace(validate_and_save=lambda *words: ([None], False))
-    frequent_last.install(train)
-    trainer = SimpleNamespace(
-        data_parallel_world_size=2, device="cpu", data_parallel_process_group=group_of_one
+    monkeypatch.setattr(
+        distributed_utils,
+        "all_reduce",
+        lambda *args, **kw: exchanges.append(1) or reduce(*args, **kw),
+    )
+    monkeypatch.setattr(last_checkpoint, "_due", 0.0)
+    train = SimpleNamespace(
+        train=lambda *words: None, validate_and_save=lambda *words: ([None], False)
+    )
+    last_checkpoint.install_in(train)
+    group = {"data_parallel_world_size": 2, "data_parallel_process_group": group_of_one}
+    first, second = (
+        SimpleNamespace(device="cpu", data_parallel_rank=rank, **group) for rank in (0, 1)
     )
     task = SimpleNamespace(saves_last_often=True)
-    for _ in range(2):
+    for trainer, expected in ((second, 0), (first, 1), (first, 1)):
         train.validate_and_save(SimpleNamespace(checkpoint=None), trainer, task, None, [], False)
-    assert len(saved) == 1  # the second time it was not due
+        assert len(saved) == expected  # the last time it was not due
+    assert len(exchanges) == 3  # one an update
 
 
 def children(pid):

@@ -65,7 +65,7 @@ def test_registered_task_is_ours_and_describes_its_data(index):
         ({"patch_size": 15}, "task.patch_size=15 does not divide task.image_size=224"),
         ({"image_size": 0}, "task.patch_size=16 does not divide task.image_size=0"),
         ({"hflip": 3.0}, "task.hflip=3.0"),
-        ({"data": None}, "names no folder of prepared images; prepare a folder with: megalodon"),
+        ({"data": None}, "names no folder of prepared data; prepare a folder with: megalodon"),
         (
             {"data": "nowhere"},
             r"nowhere does not exist.*megalodon prepare imagenet/imagenet IMAGES",

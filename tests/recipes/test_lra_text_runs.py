@@ -11,7 +11,7 @@ from megalodon_tasks.cli import prepare
 from megalodon_tasks.cli.main import main
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
-from megalodon_tasks.recipes.lra.text_tokens import text_of
+from tests.data.prepared import text_of
 from tests.recipes.run_scripts import ROOT, run_demo
 from tests.recipes.test_retrieval import write_pairs
 

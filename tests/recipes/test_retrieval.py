@@ -9,8 +9,8 @@ from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.retrieval import prepare as prepare_retrieval
 from megalodon_tasks.recipes.lra.retrieval.release import FILES, find_pairs, read_pairs
-from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY, text_of
-from tests.data.prepared import write_random
+from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY
+from tests.data.prepared import text_of, write_random
 
 # As the release has them: quotes and backslashes are characters of the text.
 PAIRS = {

@@ -10,8 +10,8 @@ from megalodon_tasks.data.sources import Rejects
 from megalodon_tasks.recipes.lra.text import prepare as prepare_text
 from megalodon_tasks.recipes.lra.text import release as text
 from megalodon_tasks.recipes.lra.text.prepare import Options
-from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY, text_of
-from tests.data.prepared import write_random
+from megalodon_tasks.recipes.lra.text_tokens import VOCABULARY
+from tests.data.prepared import text_of, write_random
 
 PER_FOLDER = 12
 STARS = {"neg": (1, 2, 3, 4), "pos": (7, 8, 9, 10)}

@@ -7,9 +7,9 @@ from megalodon_tasks.recipes.lra.text_tokens import (
     END_TOKEN,
     PADDING_TOKEN,
     VOCABULARY,
-    text_of,
     tokens_of,
 )
+from tests.data.prepared import text_of
 
 
 def test_the_vocabulary_fits_one_byte():

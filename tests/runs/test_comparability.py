@@ -245,7 +245,7 @@ def test_a_benchmark_without_a_published_number(benchmark):
 def test_reasons_stand_on_the_lines_of_the_published_numbers():
     result = result_of(split="valid", metric="loss")
     result |= judged(result)
-    lines = results.summary(result, results.published("lra/listops"))
+    lines = results.summary(result)
     published = [line for line in lines if "arXiv" in line]
     assert len(published) > 10
     assert all("not comparable: metric loss (published: accuracy)" in line for line in published)
@@ -256,7 +256,7 @@ def test_reasons_stand_on_the_lines_of_the_published_numbers():
 def test_a_comparable_result_says_with_which_number():
     result = result_of()
     result |= judged(result)
-    lines = results.summary(result, results.published("lra/listops"))
+    lines = results.summary(result)
     chunked = [line for line in lines if "lra/listops-chunk128" in line]
     assert "not comparable: this result compares with lra/listops" in chunked[0]
     assert sum("not comparable" in line for line in lines) == 1
@@ -273,7 +273,7 @@ def test_a_comparable_result_says_with_which_number():
 def test_numbers_of_dynamic_evaluation_compare_with_each_other(changes, note):
     result = result_of("lm/wikitext103", "perplexity", evaluation_chunk_size=2048) | changes
     result |= judged(result)
-    lines = results.summary(result, results.published("lm/wikitext103"))
+    lines = results.summary(result)
     (dynamic,) = [line for line in lines if "(dynamic evaluation)" in line]
     assert dynamic.partition("arXiv 1904.08378")[2].startswith(note)
     assert dynamic.endswith("arXiv 1904.08378") == (not note)

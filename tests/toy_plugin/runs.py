@@ -10,6 +10,8 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train as fairseq_train
 
+from megalodon_tasks.fairseq_compat.sharded_checkpoints import with_shards
+
 # 6 updates per epoch; the log interval divides neither the epoch nor the save interval
 _SETTINGS = """
 . --task toy --arch toy --criterion toy --batch-size 6 --required-batch-size-multiple 1
@@ -77,7 +79,7 @@ def train(save_dir: Path, *arguments: str, events: Events | None = None) -> Even
 
 def state_of(save_dir: Path, name: str = "checkpoint_last.pt") -> dict:
     """Everything in a checkpoint that decides how training continues."""
-    state = torch.load(save_dir / name)
+    state = with_shards(save_dir / name, torch.load(save_dir / name))
     extra = state["extra_state"]
     return {
         "model": state["model"],

@@ -1,5 +1,7 @@
 """``ddp_backend=fully_sharded``: an update of two processes is that of one, and its checkpoints load."""
 
+import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -107,6 +109,74 @@ def test_one_file_has_nothing_to_consolidate(trained, tmp_path):
         main(["convert", "consolidate", str(source), str(tmp_path / "whole.pt")])
 
 
+def spoil_a_byte(name):
+    def spoil(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 0x55
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def spoil_with_another_process(folder):
+    shards = [folder / f"__{rank}_0.distcp" for rank in range(2)]
+    for path, content in zip(shards, [path.read_bytes() for path in reversed(shards)], strict=True):
+        path.write_bytes(content)
+
+
+def spoil_with_another_run(folder):
+    """Put in place of a shard one that is whole, of the same shapes, with other numbers."""
+    path = folder / "__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    for place in pickle.loads((folder / ".metadata").read_bytes()).storage_data.values():
+        if place.relative_path == path.name:
+            part = slice(place.offset, place.offset + place.length)
+            other = io.BytesIO()
+            torch.save(torch.load(io.BytesIO(content[part])) + 1, other)
+            assert len(other.getvalue()) == place.length
+            content[part] = other.getvalue()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (spoil_a_byte("__0_0.distcp"), "__0_0.distcp"),
+        (spoil_a_byte("__1_0.distcp"), "__1_0.distcp"),
+        (spoil_a_byte(".metadata"), ".metadata"),
+        (spoil_with_another_process, "__0_0.distcp"),
+        (spoil_with_another_run, "__1_0.distcp"),
+    ],
+)
+def test_damage_of_equal_size_is_found_before_a_number_is_made(trained, tmp_path, spoil, found):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "two", run)
+    spoil(run / "shards" / "6")
+    message = f"damaged or incomplete .the checksum of {found} is wrong"
+    with pytest.raises(UserError, match=message):
+        last(run)
+    with pytest.raises(UserError, match=message):
+        load(run / "checkpoint_last.pt")
+
+
+def test_torch_alone_does_not_find_it(trained, tmp_path):
+    shutil.copytree(trained / "two", tmp_path / "run")
+    spoil_with_another_run(tmp_path / "run" / "shards" / "6")
+    sign(tmp_path / "run")
+    before, changed_run = (last(folder)["model"] for folder in (trained / "two", tmp_path / "run"))
+    assert any(not torch.equal(changed_run[name], tensor) for name, tensor in before.items())
+
+
+def sign(run):
+    """Give the checkpoint the checksums of the shards that are there now, as an attacker can."""
+    state = torch.load(run / "checkpoint_last.pt")
+    state["shards_sha256"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (run / "shards" / "6").iterdir()
+    }
+    torch.save(state, run / "checkpoint_last.pt")
+
+
 class Command:
     """What must not be run from a checkpoint."""
 
@@ -151,17 +221,41 @@ def spoil_with_gap(folder):
         (spoil_with_code, r"damaged or incomplete .*it names (posix|os).system"),
         (spoil_with_cut, "damaged or incomplete .*its .metadata cannot be read"),
         (spoil_with_bytes, "damaged or incomplete .*it names .*BytesStorageMetadata"),
-        (spoil_with_path, "damaged or incomplete .*files outside of the folder"),
-        (spoil_with_gap, "damaged or incomplete"),
+        (
+            spoil_with_path,
+            "damaged or incomplete .*names ../../other.distcp, which has no checksum",
+        ),
+        (spoil_with_gap, "damaged or incomplete .*which has no checksum"),
     ],
 )
 def test_bad_shards_are_refused(trained, tmp_path, monkeypatch, spoil, message):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained / "two", tmp_path / "run")
     spoil(tmp_path / "run" / "shards" / "6")
+    if (tmp_path / "run" / "shards" / "6").exists():
+        sign(tmp_path / "run")
     with pytest.raises(UserError, match=message):
         last(tmp_path / "run")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("checksums", "message"),
+    [
+        ({}, "has no checksums of them"),
+        ("text", "has no checksums of them"),
+        ({".metadata": "", "../checkpoint_last.pt": ""}, "has no checksums of them"),
+        ({".metadata": "", "__0_0.distcp": ""}, "the checksum of .metadata is wrong"),
+        ({".metadata": "", ".metadata.distcp": ""}, "has no checksums of them"),
+        ({".metadata": "", "-.distcp": ""}, "-.distcp is missing"),
+    ],
+)
+def test_checksums_are_needed(trained, tmp_path, checksums, message):
+    shutil.copytree(trained / "two", tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint_last.pt") | {"shards_sha256": checksums}
+    torch.save(state, tmp_path / "run" / "checkpoint_last.pt")
+    with pytest.raises(UserError, match=f"damaged or incomplete .*{message}"):
+        last(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["../shards/6", "/etc/x", "shards/../../x", "shards/6/x", 3])

@@ -6,6 +6,7 @@ Legend: N vectors, D features.
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from megalodon_tasks.cuda_ops.norms.rms.reference import rms_norm_reference
 from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
@@ -20,6 +21,11 @@ def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> 
     if torch.compiler.is_compiling() or plain_is_needed():
         return rms_norm_reference(x, weight, eps)
     return rms_norm_op(x, weight, eps)[0]
+
+
+def rms_norm_fused(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """Compute the norm by PyTorch's own kernel, which is fused on a GPU."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 class _Arguments(NamedTuple):

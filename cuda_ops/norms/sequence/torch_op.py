@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from megalodon_tasks.cuda_ops.norms.arguments import NormCall
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, SequenceNormArguments
 from megalodon_tasks.cuda_ops.norms.sequence.reference import sequence_norm_reference
 from megalodon_tasks.cuda_ops.norms.splitting import (
     Tile,
@@ -27,22 +27,12 @@ def sequence_norm_torch(call: NormCall) -> torch.Tensor:
     """Compute a group norm over the real steps of each sequence."""
     if plain_is_needed():
         return _plain(call)
-    x, scale, bias, num_groups, eps, padding_mask, _ = call
-    return sequence_norm_torch_op(x, scale, bias, padding_mask, num_groups, eps)[0]
+    return sequence_norm_torch_op(*SequenceNormArguments.of(call))[0]
 
 
 def _plain(call: NormCall) -> torch.Tensor:
     """Compute the same in plain PyTorch, in float64 for the sake of a mean far from zero."""
     return sequence_norm_reference(call._replace(x=call.x.double())).to(call.x.dtype)
-
-
-class _Arguments(NamedTuple):
-    x: torch.Tensor  # (B, L, D)
-    scale: torch.Tensor  # (D,)
-    bias: torch.Tensor  # (D,)
-    padding_mask: torch.Tensor | None  # (B, L)
-    groups: int
-    eps: float
 
 
 class _Results(NamedTuple):
@@ -54,13 +44,13 @@ class _Results(NamedTuple):
     elements: torch.Tensor  # numbers that the moments are of
 
 
-def _allocate(call: _Arguments) -> _Results:
+def _allocate(call: SequenceNormArguments) -> _Results:
     shape = call.x.shape[0], call.groups, 1
     moments = (call.x.new_empty(shape, dtype=torch.float64) for _ in range(3))
     return _Results(empty_like(call.x), *moments)
 
 
-def _forward(call: _Arguments) -> _Results:
+def _forward(call: SequenceNormArguments) -> _Results:
     x, scale, bias, padding_mask, num_groups, eps = call
     results = _allocate(call)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -84,7 +74,7 @@ def _forward(call: _Arguments) -> _Results:
 
 
 def _backward(
-    call: _Arguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
+    call: SequenceNormArguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     x, scale, bias, padding_mask = call[:4]
     (grad_y,), (mean_BG1, rstd_BG1, elements_BG1) = grads, saved
@@ -121,7 +111,7 @@ def _backward(
 
 sequence_norm_torch_op = DifferentiableOperator(
     "sequence_norm_torch",
-    _Arguments,
+    SequenceNormArguments,
     _Results,
     forward=_forward,
     fake=_allocate,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from megalodon_tasks.cuda_ops.norms.arguments import NormCall
+from megalodon_tasks.cuda_ops.norms.arguments import NormCall, SequenceNormArguments
 from megalodon_tasks.cuda_ops.norms.sequence import triton_kernels as kernels
 from megalodon_tasks.cuda_ops.norms.triton_launch import (
     Plan,
@@ -26,17 +26,7 @@ from megalodon_tasks.cuda_ops.triton_helpers import (
 
 def sequence_norm_triton(call: NormCall) -> torch.Tensor:
     """Compute :func:`sequence_norm` in Triton, for x in float32, bfloat16 or float16."""
-    x, scale, bias, num_groups, eps, padding_mask, _ = call
-    return sequence_norm_op(x, scale, bias, padding_mask, num_groups, eps)[0]
-
-
-class _Arguments(NamedTuple):
-    x: torch.Tensor  # (B, L, D)
-    scale: torch.Tensor  # (D,)
-    bias: torch.Tensor  # (D,)
-    padding_mask: torch.Tensor | None  # (B, L)
-    groups: int
-    eps: float
+    return sequence_norm_op(*SequenceNormArguments.of(call))[0]
 
 
 class _Results(NamedTuple):
@@ -45,13 +35,13 @@ class _Results(NamedTuple):
     total: torch.Tensor  # (3, B, G) float32: mean, its low part, variance
 
 
-def _allocate(call: _Arguments) -> _Results:
+def _allocate(call: SequenceNormArguments) -> _Results:
     count = call.x.new_empty(call.x.shape[0], dtype=torch.int64)
     total = call.x.new_empty(3, call.x.shape[0], call.groups, dtype=torch.float32)
     return _Results(empty_like(call.x), count, total)
 
 
-def _forward(call: _Arguments) -> _Results:
+def _forward(call: SequenceNormArguments) -> _Results:
     x, mask, plan = (
         dense_features(call.x),
         mask_bytes(call.padding_mask),
@@ -72,7 +62,7 @@ def _forward(call: _Arguments) -> _Results:
 
 
 def _backward(
-    call: _Arguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
+    call: SequenceNormArguments, grads: list[torch.Tensor], saved: list[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     x, grad, plan = dense_features(call.x), dense_features(grads[0]), plan_for(call.x, call.groups)
     (scale,), mask, (count, total) = contiguous(call.scale), mask_bytes(call.padding_mask), saved
@@ -96,7 +86,7 @@ def _backward(
 
 sequence_norm_op = DifferentiableOperator(
     "sequence_norm",
-    _Arguments,
+    SequenceNormArguments,
     _Results,
     forward=_forward,
     fake=_allocate,

@@ -116,11 +116,6 @@ def _release_items(
         yield int(labels[place]), {"inputs": images[place]}
 
 
-def report(dataset: PreparedDataset) -> list[str]:
-    """Say what a prepared Image holds, and how that differs from the release."""
-    return preparing.describe_splits(dataset, "images", RELEASED)
-
-
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run ``megalodon prepare lra/image``; return the folder of the prepared data."""
     parser = preparing.command_line(
@@ -151,5 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             side=options.side,
             rejects=preparing.rejects_of(options),
         )
+
+    def report(dataset: PreparedDataset) -> list[str]:
+        return preparing.describe_splits(dataset, "images", RELEASED)
 
     return preparing.run(parser, options, run, report)

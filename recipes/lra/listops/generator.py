@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from megalodon_tasks.data.parallel import in_turns
-from megalodon_tasks.data.preparing import progress_bar
+from megalodon_tasks.data.preparing import generator_options, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
-from megalodon_tasks.recipes.lra.data_folder import generator_options
 from megalodon_tasks.recipes.lra.listops.feasibility import check_feasible
 from megalodon_tasks.recipes.lra.listops.grammar import CLOSE, DIGITS, OPERATORS
 from megalodon_tasks.recipes.lra.listops.release import FILES

@@ -22,7 +22,6 @@ from megalodon_tasks.data.finding import find_files, folders_in, not_recognised
 from megalodon_tasks.data.manifest import OnBytes
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item, PreparedDataset
 from megalodon_tasks.data.sources import Origin, check_source
-from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.listops import generator
 from megalodon_tasks.recipes.lra.listops.grammar import (
     CLOSE,
@@ -70,7 +69,7 @@ def prepare(source: Path, out: Path) -> bool:
         source,
         f"{', '.join(FILES.values())} and Mega's src-bin",
         "pass the folder listops-1000 of the LRA release or the folder listops of Mega's processed "
-        f"files, {OR_GENERATE}",
+        f"files, {preparing.OR_GENERATE}",
     )
 
 
@@ -155,13 +154,6 @@ def _tokens_of_ids(mega: MegaTokens) -> np.ndarray:
     return token_of
 
 
-def report(dataset: PreparedDataset) -> list[str]:
-    """Say what a prepared ListOps holds, and how that differs from the release."""
-    return preparing.describe_splits(
-        dataset, "expressions", RELEASED_COUNTS, note=" with the end token"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run ``megalodon prepare lra/listops``; return the folder of the prepared data."""
     parser = preparing.command_line(
@@ -179,5 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             workers, overwrite = options.workers, options.overwrite
             generator.generate(options.source, settings, workers=workers, overwrite=overwrite)
         return prepare(options.source, options.out)
+
+    def report(dataset: PreparedDataset) -> list[str]:
+        return preparing.describe_splits(dataset, "expressions", RELEASED_COUNTS)
 
     return preparing.run(parser, options, run, report)

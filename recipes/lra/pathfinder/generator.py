@@ -33,9 +33,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from megalodon_tasks.data.parallel import map_in_order
-from megalodon_tasks.data.preparing import progress_bar
+from megalodon_tasks.data.preparing import generator_options, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
-from megalodon_tasks.recipes.lra.data_folder import generator_options
 from megalodon_tasks.recipes.lra.pathfinder.drawing import PathfinderImage, PathfinderPainter
 from megalodon_tasks.recipes.lra.pathfinder.settings import (
     DIFFICULTIES,

@@ -29,7 +29,6 @@ from megalodon_tasks.data.sequences import (
     ValueScale,
 )
 from megalodon_tasks.data.sources import Origin, Rejects, check_source
-from megalodon_tasks.recipes.lra.data_folder import OR_GENERATE
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, find_mega_images, read_mega_images
 from megalodon_tasks.recipes.lra.pathfinder import generator
 from megalodon_tasks.recipes.lra.pathfinder.release import (
@@ -119,7 +118,7 @@ def prepare(
         raise not_recognised(
             source,
             f"{folder} with imgs and metadata, and Mega's input/*.src",
-            f"get lra_release.gz of Long Range Arena and unpack it, {OR_GENERATE}",
+            f"get lra_release.gz of Long Range Arena and unpack it, {preparing.OR_GENERATE}",
         )
     return preparation.write(out)
 

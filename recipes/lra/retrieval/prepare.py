@@ -49,10 +49,6 @@ def prepare(source: Path, out: Path, rejects: Rejects, *, max_bytes: int = MAX_B
     Damaged pairs go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
     ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, rejects, max_bytes).write(out)
-
-
-def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Preparation:
     spec = DatasetSpec(
         benchmark=BENCHMARK,
         kind="tokens",
@@ -77,7 +73,7 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
             split: preparing.from_the_start(_read, origin, max_bytes, rejects)
             for split, origin in origins.items()
         }
-        return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
+        return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out)
     mega = MegaTokens.find(source, MEGA_NAME, classes=_MEGA_CLASSES, pair=True)
     if mega is None:
         raise not_recognised(
@@ -86,7 +82,7 @@ def _preparation(source: Path, rejects: Rejects, max_bytes: int) -> preparing.Pr
             "get lra_release.gz of Long Range Arena and unpack it (the files are in "
             f"lra_release/tsv_data), or take the folder {MEGA_NAME} of Mega's processed files",
         )
-    return mega_preparation(mega, spec, _TITLE, max_bytes, rejects)
+    return mega_preparation(mega, spec, _TITLE, max_bytes, rejects).write(out)
 
 
 def _read(origin: Origin, max_bytes: int, rejects: Rejects, on_bytes: OnBytes) -> Iterator[Item]:
@@ -103,11 +99,6 @@ def _read(origin: Origin, max_bytes: int, rejects: Rejects, on_bytes: OnBytes) -
             yield pair.label, sequences
 
 
-def report(dataset: PreparedDataset) -> list[str]:
-    """Say what a prepared Retrieval holds, and how that differs from what is expected."""
-    return preparing.describe_splits(dataset, "pairs", EXPECTED_COUNTS, note=" with the end token")
-
-
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run ``megalodon prepare lra/retrieval``; return the folder of the prepared data."""
     parser = preparing.command_line(
@@ -121,5 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     def run() -> bool:
         rejects = preparing.rejects_of(options)
         return prepare(options.source, options.out, rejects, max_bytes=options.max_bytes)
+
+    def report(dataset: PreparedDataset) -> list[str]:
+        return preparing.describe_splits(dataset, "pairs", EXPECTED_COUNTS)
 
     return preparing.run(parser, options, run, report)

@@ -87,10 +87,6 @@ def prepare(source: Path, out: Path, options: Options, rejects: Rejects) -> bool
     Damaged reviews go to ``rejects``.  Raises ``ValueError`` for bad files (see ``release`` and
     ``mega_files``) and leaves ``out`` as it was then.
     """
-    return _preparation(source, options, rejects).write(out)
-
-
-def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.Preparation:
     spec = DatasetSpec(
         benchmark=BENCHMARK,
         kind="tokens",
@@ -114,7 +110,7 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
             split: preparing.from_the_start(_read, origins, part, options, rejects)
             for split, part in _parts(options).items()
         }
-        return preparing.Preparation(_TITLE, spec, origins, splits, rejects)
+        return preparing.Preparation(_TITLE, spec, origins, splits, rejects).write(out)
     mega = MegaTokens.find(source, MEGA_NAME, classes=_MEGA_CLASSES)
     if mega is None:
         raise not_recognised(
@@ -125,7 +121,7 @@ def _preparation(source: Path, options: Options, rejects: Rejects) -> preparing.
         )
     if options.validation == "held-out":
         raise ValueError(f"{mega.folder} has a validation split of its own; leave out --validation")
-    return mega_preparation(mega, spec, _TITLE, options.max_bytes, rejects)
+    return mega_preparation(mega, spec, _TITLE, options.max_bytes, rejects).write(out)
 
 
 class _Part(NamedTuple):
@@ -177,7 +173,7 @@ def report(dataset: PreparedDataset) -> list[str]:
     released = dict.fromkeys(SPLITS, _RELEASED)
     if dataset.spec.source["settings"].get("validation") == "held-out":
         released = {"test": _RELEASED}
-    return preparing.describe_splits(dataset, "reviews", released, note=" with the end token")
+    return preparing.describe_splits(dataset, "reviews", released)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -9,7 +9,7 @@ import torch
 from fairseq.trainer import Trainer
 
 from megalodon_tasks import signals
-from megalodon_tasks.fairseq_compat import stop_signals
+from megalodon_tasks.fairseq_compat import last_checkpoint
 from megalodon_tasks.signals import exit_status, interruptible, is_interruption
 from tests.toy_plugin import runs
 
@@ -90,10 +90,10 @@ def test_a_run_that_is_complete_ends_as_such(tmp_path, monkeypatch):
 
 
 def test_fairseq_alone_saves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(stop_signals, "install_in", lambda train: None)
+    monkeypatch.setattr(last_checkpoint, "install_in", lambda train: None)
     for name in ("train", "validate_and_save"):
         function = getattr(runs.fairseq_train, name)
-        while any("stop_signals" in builder for builder in getattr(function, "patched_by", ())):
+        while any("last_checkpoint" in patch for patch in getattr(function, "patched_by", ())):
             function = function.__wrapped__
         monkeypatch.setattr(runs.fairseq_train, name, function)
     signal_at(monkeypatch, 3, signal.SIGINT)

@@ -1,23 +1,12 @@
 """The public ``cross_attention``: check the arguments, choose a backend, call it."""
 
-from typing import NamedTuple
-
 import torch
 
 from megalodon_tasks.cuda_ops import checks
+from megalodon_tasks.cuda_ops.attention.arguments import CrossAttentionCall
 from megalodon_tasks.cuda_ops.dispatch import pick
 
 OP = "cross_attention"
-
-
-class CrossAttentionCall(NamedTuple):
-    """Arguments of :func:`cross_attention`, which describes them, as backends receive them: checked."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    dropout_p: float
-    padding_mask: torch.Tensor | None
 
 
 def cross_attention(
