@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 def install() -> None:
     """Patch what resolves a configuration, also where this plugin is imported only then."""
-    for module in (trainer, sys.modules.get("fairseq_cli.hydra_train")):
-        if module is not None:
-            module.OmegaConf = LiteralOmegaConf
+    modules: list[Any] = [trainer, sys.modules.get("fairseq_cli.hydra_train")]
+    for module in filter(None, modules):
+        module.OmegaConf = LiteralOmegaConf
 
 
 def literal(text: str) -> str:

@@ -122,5 +122,5 @@ def _defaults(section: str, part: DictConfig) -> Iterator[tuple[str, Any]]:
         declared = FairseqConfig.__dataclass_fields__.get(section)
         declared = getattr(declared, "default", None)
     for field in fields(declared) if is_dataclass(declared) else ():
-        has_factory = field.default_factory is not MISSING
-        yield field.name, field.default_factory() if has_factory else field.default
+        factory: Any = field.default_factory
+        yield field.name, field.default if factory is MISSING else factory()
