@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 # It reports each lock, up to the end of the process, when logging may be closed already.
 logging.getLogger("filelock").setLevel(logging.WARNING)
 
-MOST_BYTES = 1 << 30  # of a file, or a line, that is read into memory at once
+# Read into memory at once: a file, and a line of a file of any size.
+MOST_BYTES, LONGEST_LINE = 1 << 30, 1 << 28
 
 
 def read_bytes(path: Path) -> bytes:
@@ -42,11 +43,13 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends; raise ``ValueError`` for one of 1 GiB or more."""
+    """Yield the lines of a file with their ends; raise ``ValueError`` for one of 256 MiB or more."""
     with open(path, "rb") as stream:
-        while line := stream.readline(MOST_BYTES):
-            if len(line) == MOST_BYTES:
-                raise ValueError(f"{path} has a line of {MOST_BYTES:,} bytes: it is not text")
+        while line := stream.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(
+                    f"{path} has a line of over {LONGEST_LINE:,} bytes: it is not text"
+                )
             yield line
 
 

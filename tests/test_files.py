@@ -138,9 +138,9 @@ def test_text_is_read_with_any_ends_of_lines(tmp_path):
 
 
 def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES", 10)
+    monkeypatch.setattr(files, "LONGEST_LINE", 10)
     (tmp_path / "file").write_bytes(b"short\n" + bytes(10))
-    with pytest.raises(ValueError, match="file has a line of 10 bytes"):
+    with pytest.raises(ValueError, match="file has a line of over 10 bytes"):
         list(files.read_lines(tmp_path / "file"))
 
 

@@ -24,7 +24,7 @@ def test_a_text_stays_as_it_is_through_any_number_of_configurations(text):
 
 
 def test_folders_of_a_run(tmp_path):
-    (tmp_path / "toy.yaml").write_text(runs.YAML)
+    (tmp_path / "toy.yaml").write_text(runs.YAML.replace("toy}", "toy, data: .}", 1))
     folder = tmp_path / "a ${b}"
     words = [
         "--config-dir",

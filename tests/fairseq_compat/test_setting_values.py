@@ -1,5 +1,7 @@
 """Values that no setting can have, on fairseq's command line: one message, before anything is built."""
 
+import copy
+
 import pytest
 from fairseq.dataclass.initialize import add_defaults
 from omegaconf import OmegaConf
@@ -15,7 +17,7 @@ from tests.toy_plugin import runs
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lr", "nan"], r"optimization.lr=\[nan\] is out of range: it must be finite"),
+        (["--stop-time-hours", "nan"], "stop_time_hours=nan is out of range: it must be finite"),
         (["--weight-decay", "inf"], "optimizer.weight_decay=inf .* must be finite"),
         (["--batch-size", "-3"], "dataset.batch_size=-3 .* must be from 1 to"),
         (["--batch-size", "0"], "dataset.batch_size=0 .* must be from 1 to"),
@@ -44,7 +46,9 @@ def listops():
 
 
 def changed(config, *words):
-    config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(words)))
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    config.merge_with_dotlist(list(words))
     setting_values.with_defaults(add_defaults, config)
 
 

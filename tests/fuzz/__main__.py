@@ -18,7 +18,7 @@ from tests.fuzz.outcomes import FAULTS, OK, Case, Result, run
 from tests.fuzz.runs import DATA, RUNS
 from tests.recipes.test_text import PER_FOLDER
 
-SECONDS = 60.0  # a case takes less than one on an idle machine
+SECONDS = 30.0  # a case uses less than one
 SEED = 17
 # Benches whose prepared data is changed too.
 PREPARED = ("classifier", "language model", "translator")
