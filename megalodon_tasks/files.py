@@ -24,14 +24,20 @@ logging.getLogger("filelock").setLevel(logging.WARNING)
 MOST_BYTES, LONGEST_LINE = 1 << 30, 1 << 28
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file; raise ``ValueError`` for one that is no regular file, or of over 1 GiB."""
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; raise ``ValueError`` for a folder, and for a pipe, which never ends."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is a folder, a pipe or a device, where a file is expected")
-    if status.st_size > MOST_BYTES:
+    return status.st_size
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file; raise ``ValueError`` for one that is no regular file, or of over 1 GiB."""
+    size = size_of(path)
+    if size > MOST_BYTES:
         raise ValueError(
-            f"{path} has {status.st_size:,} bytes, more than the {MOST_BYTES:,} that a file of its kind "
+            f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that a file of its kind "
             "may have: it is damaged or another file"
         )
     return path.read_bytes()
@@ -43,7 +49,11 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends; raise ``ValueError`` for one of 256 MiB or more."""
+    """Yield the lines of a file with their ends.
+
+    Raises ``ValueError`` for one of 256 MiB or more, and as :func:`size_of` does.
+    """
+    size_of(path)
     with open(path, "rb") as stream:
         while line := stream.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
