@@ -25,7 +25,7 @@ MOST_BYTES, LONGEST_LINE = 1 << 30, 1 << 28
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file; raise ``ValueError`` for a folder, and for a pipe, which never ends."""
+    """Return the bytes of a file; raise ``ValueError`` for a folder and a pipe, which never ends."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is a folder, a pipe or a device, where a file is expected")
