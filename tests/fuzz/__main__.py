@@ -58,6 +58,7 @@ def run_all(cases: Iterable[Case], folder: Path, share: float, only: str) -> Ite
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             result = run(case, work, SECONDS)
+            print(f"{result.outcome:9} {case.name}", file=sys.stderr, flush=True)
             if result.outcome in FAULTS:
                 print(result, flush=True)
             yield result
