@@ -60,8 +60,7 @@ class Trained:
     def result(
         self, file: Path, measured: Mapping[str, Any], recipe: str | None = None
     ) -> dict[str, Any]:
-        """Return the line of ``file`` about ``measured``: of which model, data and machine it is, and
-        whether it compares with the published number.
+        """Return a line of ``file``: ``measured``, of which model and data, and what it compares with.
 
         recipe: its id in ``recipes/results.csv``, by default the task's name.
         """
