@@ -1,7 +1,7 @@
 """Cross-entropy for classification, with accuracy.  Legend: B batch."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from torch.nn import functional as F
 
+from megalodon_tasks.models.settings import setting
+
 TOP = 5
 
 
@@ -19,9 +21,8 @@ TOP = 5
 class ClassificationCriterionConfig(FairseqDataclass):
     """Settings of the criterion ``classification``."""
 
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"help": "weight of the uniform distribution in the training targets"},
+    label_smoothing: float = setting(
+        0.0, "weight of the uniform distribution in the training targets"
     )
 
 

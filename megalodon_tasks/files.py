@@ -20,17 +20,24 @@ from filelock import FileLock, Timeout
 # It reports each lock, up to the end of the process, when logging may be closed already.
 logging.getLogger("filelock").setLevel(logging.WARNING)
 
-MOST_BYTES = 1 << 30  # of a file, or a line, that is read into memory at once
+# Read into memory at once: a file, and a line of a file of any size.
+MOST_BYTES, LONGEST_LINE = 1 << 30, 1 << 28
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; raise ``ValueError`` for a folder and a pipe, which never ends."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is a folder, a pipe or a device, where a file is expected")
+    return status.st_size
 
 
 def read_bytes(path: Path) -> bytes:
     """Read a whole file; raise ``ValueError`` for one that is no regular file, or of over 1 GiB."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is a folder, a pipe or a device, where a file is expected")
-    if status.st_size > MOST_BYTES:
+    size = size_of(path)
+    if size > MOST_BYTES:
         raise ValueError(
-            f"{path} has {status.st_size:,} bytes, more than the {MOST_BYTES:,} that a file of its kind "
+            f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that a file of its kind "
             "may have: it is damaged or another file"
         )
     return path.read_bytes()
@@ -42,30 +49,36 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends; raise ``ValueError`` for one of 1 GiB or more."""
+    """Yield the lines of a file with their ends.
+
+    Raises ``ValueError`` for one of 256 MiB or more, and as :func:`size_of` does.
+    """
+    size_of(path)
     with open(path, "rb") as stream:
-        while line := stream.readline(MOST_BYTES):
-            if len(line) == MOST_BYTES:
-                raise ValueError(f"{path} has a line of {MOST_BYTES:,} bytes: it is not text")
+        while line := stream.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(
+                    f"{path} has a line of over {LONGEST_LINE:,} bytes: it is not text"
+                )
             yield line
 
 
-def damaged_record(path: str | os.PathLike) -> str | None:
-    """Return the name of a record in the zip archive ``path`` that is damaged; None if there is none.
+def archive_fault(path: str | os.PathLike) -> str | None:
+    """Say what is wrong with an archive that ``torch.save`` wrote; None if nothing is, or it is no zip.
 
-    Records are those that ``torch.save`` writes: not compressed, each with a checksum, at which torch
-    does not look.
+    Its records are not compressed, and each has a checksum, at which torch does not look.
     """
     if not zipfile.is_zipfile(path):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if sum(record.file_size for record in records) > os.path.getsize(path):
-                return max(records, key=lambda record: record.file_size).filename  # unpacks to more
-            return archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
-        return "a record"
+            size = sum(record.file_size for record in archive.infolist())
+            if size > os.path.getsize(path):
+                return f"it would unpack to {size:,} bytes"
+            record = archive.testzip()
+            return None if record is None else f"the checksum of {record} inside it is wrong"
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
+        return f"a record inside it cannot be read ({error})"
 
 
 @contextmanager

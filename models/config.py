@@ -4,8 +4,10 @@ Fields have the names of the released language model's configuration where it ha
 are registered with fairseq add its base class and a few fields of their own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
+
+from megalodon_tasks.models.settings import setting
 
 INIT_MODES = ("he", "bert", "xavier")
 CEMA_ACTIVATIONS = ("rmsnorm", "silu")
@@ -23,10 +25,6 @@ POSITIONS = ("simple", "rotary", "rope")
 SHORTEST_MEMORY = 4  # steps; the shortest time constant of CEMA with cema_init=spread
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
 class EncoderConfig:
     """What every architecture has in common: size, chunks and regularisation of a stack of blocks.
@@ -34,41 +32,28 @@ class EncoderConfig:
     ``chunk_size`` None means full attention.
     """
 
-    model_dim: int = field(default=128, metadata=_help("width d of the residual stream"))
-    num_layers: int = field(default=4, metadata=_help("number of blocks"))
-    ffn_hidden_dim: int = field(default=320, metadata=_help("width of the feed-forward layer"))
-    chunk_size: Optional[int] = field(
-        default=None,
-        metadata=_help("attention chunk in steps; leave out (null) for full attention"),
+    model_dim: int = setting(128, "width d of the residual stream")
+    num_layers: int = setting(4, "number of blocks")
+    ffn_hidden_dim: int = setting(320, "width of the feed-forward layer")
+    chunk_size: Optional[int] = setting(
+        None, "attention chunk in steps; leave out (null) for full attention"
     )
-    norm_eps: float = field(default=1e-5, metadata=_help("epsilon inside every norm's square root"))
-    rope_base: float = field(default=10000.0, metadata=_help("base of the rotary embedding"))
-    dropout: float = field(default=0.0, metadata=_help("dropout of branches and embeddings"))
-    attention_dropout: float = field(
-        default=0.0,
-        metadata=_help(
-            "dropout of attention; in Megalodon DropKey, which masks scores before the softmax"
-        ),
+    norm_eps: float = setting(1e-5, "epsilon inside every norm's square root")
+    rope_base: float = setting(10000.0, "base of the rotary embedding")
+    dropout: float = setting(0.0, "dropout of branches and embeddings")
+    attention_dropout: float = setting(
+        0.0, "dropout of attention; in Megalodon DropKey, which masks scores before the softmax"
     )
-    hidden_dropout: float = field(
-        default=0.0, metadata=_help("dropout inside the attention half and inside the FFN")
+    hidden_dropout: float = setting(0.0, "dropout inside the attention half and inside the FFN")
+    drop_path: float = setting(
+        0.0, "stochastic depth: probability in the last block, rising from 0 in the first"
     )
-    drop_path: float = field(
-        default=0.0,
-        metadata=_help(
-            "stochastic depth: probability in the last block, rising from 0 in the first"
-        ),
+    init_mode: str = setting("he", f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
+    checkpoint_activations: bool = setting(
+        False, "store only the input of each block, recompute it in the backward pass"
     )
-    init_mode: str = field(
-        default="he", metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
-    )
-    checkpoint_activations: bool = field(
-        default=False,
-        metadata=_help("store only the input of each block, recompute it in the backward pass"),
-    )
-    compile_blocks: bool = field(
-        default=False,
-        metadata=_help("training: torch.compile of the blocks, minutes at the start of a run"),
+    compile_blocks: bool = setting(
+        False, "training: torch.compile of the blocks, minutes at the start of a run"
     )
 
     def validate(self) -> None:
@@ -109,19 +94,15 @@ class EncoderConfig:
 class MovingAverageConfig(EncoderConfig):
     """What Megalodon and Mega have in common: attention on top of a moving average."""
 
-    z_dim: int = field(default=64, metadata=_help("width z of the shared representation (eq. 6)"))
-    value_dim: int = field(default=256, metadata=_help("width v of the values and their gate"))
-    cema_ndim: int = field(
-        default=16, metadata=_help("components h of the moving average per feature (eq. 2)")
+    z_dim: int = setting(64, "width z of the shared representation (eq. 6)")
+    value_dim: int = setting(256, "width v of the values and their gate")
+    cema_ndim: int = setting(16, "components h of the moving average per feature (eq. 2)")
+    cema_init: str = setting(
+        "released",
+        "the moving average's memory at the start: released (3.5 steps) or spread (to cema_memory)",
     )
-    cema_init: str = field(
-        default="released",
-        metadata=_help(
-            "the moving average's memory at the start: released (3.5 steps) or spread (to cema_memory)"
-        ),
-    )
-    cema_memory: Optional[int] = field(
-        default=None, metadata=_help("longest time constant in steps, for cema_init=spread")
+    cema_memory: Optional[int] = setting(
+        None, "longest time constant in steps, for cema_init=spread"
     )
 
     def validate(self) -> None:
@@ -143,43 +124,31 @@ class MegalodonConfig(MovingAverageConfig):
     ``norm_num_groups`` 0 means one group per feature.
     """
 
-    num_heads: int = field(
-        default=1, metadata=_help("attention heads; divides z_dim and value_dim")
+    num_heads: int = setting(1, "attention heads; divides z_dim and value_dim")
+    cema_activation: str = setting(
+        "rmsnorm", f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"
     )
-    cema_activation: str = field(
-        default="rmsnorm",
-        metadata=_help(f"what CEMA's output goes through: one of {', '.join(CEMA_ACTIVATIONS)}"),
+    norm_num_groups: int = setting(0, "groups of the norm over time; 0 = one group per feature")
+    moving_average: str = setting(
+        "complex", "before attention: complex (CEMA), real (no angles), or none"
     )
-    norm_num_groups: int = field(
-        default=0, metadata=_help("groups of the norm over time; 0 = one group per feature")
+    norm_type: str = setting(
+        "time", "before attention and at the end: time (over steps and groups) or layer"
     )
-    moving_average: str = field(
-        default="complex",
-        metadata=_help("before attention: complex (CEMA), real (no angles), or none"),
+    attention_scores: str = setting(
+        "normalised",
+        "of vectors with length 1 (normalised), or dot products / sqrt(width) (scaled)",
     )
-    norm_type: str = field(
-        default="time",
-        metadata=_help("before attention and at the end: time (over steps and groups) or layer"),
+    residual: str = setting(
+        "two_hop",
+        "what a block's later branches add to: its input (two_hop), or the last sum (plain)",
     )
-    attention_scores: str = field(
-        default="normalised",
-        metadata=_help(
-            "of vectors with length 1 (normalised), or dot products / sqrt(width) (scaled)"
-        ),
+    swiglu: bool = setting(False, "SwiGLU instead of SiLU feed-forward")
+    rescale_nffn: bool = setting(
+        False, "scale the feed-forward branch by a learned 0.1 * 0.5^layer"
     )
-    residual: str = field(
-        default="two_hop",
-        metadata=_help(
-            "what a block's later branches add to: its input (two_hop), or the last sum (plain)"
-        ),
-    )
-    swiglu: bool = field(default=False, metadata=_help("SwiGLU instead of SiLU feed-forward"))
-    rescale_nffn: bool = field(
-        default=False, metadata=_help("scale the feed-forward branch by a learned 0.1 * 0.5^layer")
-    )
-    causal: bool = field(
-        default=False,
-        metadata=_help("causal CEMA, attention and timestep norm instead of bidirectional ones"),
+    causal: bool = setting(
+        False, "causal CEMA, attention and timestep norm instead of bidirectional ones"
     )
 
     def validate(self) -> None:
@@ -223,35 +192,20 @@ class MegalodonConfig(MovingAverageConfig):
 class MegaConfig(MovingAverageConfig):
     """Sizes, regularisation and choices of one stack of Mega blocks (arXiv 2209.10655), an encoder."""
 
-    attention_activation: str = field(
-        default="softmax",
-        metadata=_help(
-            f"what turns scores into weights: one of {', '.join(ATTENTION_ACTIVATIONS)}"
-        ),
+    attention_activation: str = setting(
+        "softmax", f"what turns scores into weights: one of {', '.join(ATTENTION_ACTIVATIONS)}"
     )
-    norm_type: str = field(
-        default="layer",
-        metadata=_help(f"norm of all blocks: one of {', '.join(MEGA_NORMS)}"),
+    norm_type: str = setting("layer", f"norm of all blocks: one of {', '.join(MEGA_NORMS)}")
+    prenorm: bool = setting(
+        False, "norms before each half of a block and at the end, instead of after each"
     )
-    prenorm: bool = field(
-        default=False,
-        metadata=_help("norms before each half of a block and at the end, instead of after each"),
+    positions: str = setting(
+        "simple",
+        "simple: a learned bias for each distance; rotary: a bias from two learned vectors that "
+        "are rotated; rope: queries and keys are rotated, as in Megalodon",
     )
-    positions: str = field(
-        default="simple",
-        metadata=_help(
-            "simple: a learned bias for each distance; rotary: a bias from two learned vectors that "
-            "are rotated; rope: queries and keys are rotated, as in Megalodon"
-        ),
-    )
-    max_positions: int = field(
-        default=2048,
-        metadata=_help("longest sequence, for positions=simple with full attention"),
-    )
-    init_mode: str = field(
-        default="bert",
-        metadata=_help(f"initialisation of matrices: one of {', '.join(INIT_MODES)}"),
-    )
+    max_positions: int = setting(2048, "longest sequence, for positions=simple with full attention")
+    init_mode: str = setting("bert", f"initialisation of matrices: one of {', '.join(INIT_MODES)}")
 
     def validate(self) -> None:
         """Raise ``ValueError`` for an impossible value, naming the field and a remedy."""

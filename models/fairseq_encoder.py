@@ -5,7 +5,7 @@ Legend: B batch, S source length, D model dim.
 
 import hashlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from megalodon_tasks.models.embeddings import TokenEmbedding
 from megalodon_tasks.models.fairseq_models import plain_config, register
 from megalodon_tasks.models.heads import ClassHead, MeanPool
 from megalodon_tasks.models.seq2seq import Encoded, Encoder
+from megalodon_tasks.models.settings import setting
 
 EncoderOut = dict[str, list[torch.Tensor]]
 
@@ -123,9 +124,7 @@ def encoded_of(encoder_out: EncoderOut) -> Encoded:
 class MegalodonEncoderConfig(FairseqDataclass, MegalodonConfig):
     """Everything that defines an encoder except the dictionary.  ``causal`` is ignored."""
 
-    max_positions: int = field(
-        default=sys.maxsize, metadata={"help": "longest source; sentence_prediction sets it"}
-    )
+    max_positions: int = setting(sys.maxsize, "longest source; sentence_prediction sets it")
 
 
 class SentenceHead(nn.Module):

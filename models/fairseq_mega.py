@@ -1,20 +1,20 @@
 """Mega registered with fairseq, one name for each preset of a classifier of Megalodon."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from megalodon_tasks.models.config import MegaConfig
 from megalodon_tasks.models.fairseq_models import ClassifierData, MegalodonClassifier, register
 from megalodon_tasks.models.mega import MegaSequenceClassifier
 from megalodon_tasks.models.presets import MEGA_PRESETS
+from megalodon_tasks.models.settings import setting
 
 
 @dataclass
 class MegaClassifierConfig(ClassifierData, MegaConfig):
     """Everything that defines a Mega classifier except the data set, which the task describes."""
 
-    norm_num_groups: int = field(
-        default=0,
-        metadata={"help": "not used: Mega has no norm over time; a setting of Megalodon's recipes"},
+    norm_num_groups: int = setting(
+        0, "not used: Mega has no norm over time; a setting of Megalodon's recipes"
     )
 
 

@@ -31,6 +31,7 @@ from megalodon_tasks.models.decoding import Decoder, can_prepare
 from megalodon_tasks.models.documents import RowStates
 from megalodon_tasks.models.language_model import CausalLM, LanguageModel
 from megalodon_tasks.models.presets import CLASSIFIER_PRESETS, LM_PRESETS
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.models.state import Carried, StackState, reorder_state
 
@@ -51,13 +52,11 @@ def plain_config(
 class ClassifierData(FairseqDataclass):
     """What the configuration of a classifier says about its data set."""
 
-    vocabulary: Optional[str] = field(
-        default=None,
-        metadata={"help": "number and digest of the symbols; set and checked by the task"},
+    vocabulary: Optional[str] = setting(
+        None, "number and digest of the symbols; set and checked by the task"
     )
-    classes: Optional[str] = field(
-        default=None,
-        metadata={"help": "number and digest of the classes; set and checked by the task"},
+    classes: Optional[str] = setting(
+        None, "number and digest of the classes; set and checked by the task"
     )
 
 
@@ -93,26 +92,15 @@ class MegalodonLanguageModelConfig(FairseqDataclass, MegalodonConfig):
     ``causal`` is ignored: a language model always is.
     """
 
-    scale_emb: bool = field(default=False, metadata={"help": "embedding times sqrt(d)"})
-    share_emb: bool = field(
-        default=False,
-        metadata={"help": "one matrix for input and output (adaptive: projections too)"},
+    scale_emb: bool = setting(False, "embedding times sqrt(d)")
+    share_emb: bool = setting(False, "one matrix for input and output (adaptive: projections too)")
+    adaptive_cutoffs: Optional[str] = setting(
+        None, "adaptive input and softmax: ranks that divide the vocabulary, 20000,60000"
     )
-    adaptive_cutoffs: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "adaptive input and softmax: ranks that divide the vocabulary, 20000,60000"
-        },
-    )
-    adaptive_factor: float = field(
-        default=4.0, metadata={"help": "how much narrower the embedding of each rarer band is"}
-    )
-    adaptive_dropout: float = field(
-        default=0.0, metadata={"help": "dropout before the adaptive softmax"}
-    )
-    vocabulary: Optional[str] = field(
-        default=None,
-        metadata={"help": "size and digest of the vocabulary; set and checked by the task"},
+    adaptive_factor: float = setting(4.0, "how much narrower the embedding of each rarer band is")
+    adaptive_dropout: float = setting(0.0, "dropout before the adaptive softmax")
+    vocabulary: Optional[str] = setting(
+        None, "size and digest of the vocabulary; set and checked by the task"
     )
 
     def validate(self) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, L target length, S source length, D model dim, V vocabulary, H 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Optional
 
 import torch
@@ -18,6 +18,7 @@ from megalodon_tasks.models.embeddings import TokenEmbedding
 from megalodon_tasks.models.heads import TokenOutput
 from megalodon_tasks.models.layers.block import MegalodonBlock, drop_path
 from megalodon_tasks.models.layers.cross_attention import GatedCrossAttention, SourceKeys
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.models.state import BlockState, StackState
 
@@ -26,23 +27,19 @@ from megalodon_tasks.models.state import BlockState, StackState
 class Seq2SeqConfig(MegalodonConfig):
     """Sizes of both stacks, and which matrices they share.  ``causal`` is ignored."""
 
-    decoder_layers: Optional[int] = field(
-        default=None,
-        metadata={"help": "blocks of the decoder; left out: as many as the encoder's (num_layers)"},
+    decoder_layers: Optional[int] = setting(
+        None, "blocks of the decoder; left out: as many as the encoder's (num_layers)"
     )
-    cross_scale: float = field(
-        default=1.0,
-        metadata={
-            "help": "length of the queries and keys of cross attention at the start; 1 as published, "
-            "more lets attention choose among the source's steps earlier in training"
-        },
+    cross_scale: float = setting(
+        1.0,
+        "length of the queries and keys of cross attention at the start; 1 as published, "
+        "more lets attention choose among the source's steps earlier in training",
     )
-    share_all_embeddings: bool = field(
-        default=False,
-        metadata={"help": "one matrix for both embeddings and the output; needs one dictionary"},
+    share_all_embeddings: bool = setting(
+        False, "one matrix for both embeddings and the output; needs one dictionary"
     )
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata={"help": "one matrix for the decoder's embedding and the output"}
+    share_decoder_input_output_embed: bool = setting(
+        False, "one matrix for the decoder's embedding and the output"
     )
 
     def validate(self) -> None:

@@ -5,7 +5,7 @@ decoder or an encoder, in place of :class:`MegalodonStack` in the same language 
 Legend: B batch, L length, D model dim, F hidden width.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Optional
 
 import torch
@@ -17,6 +17,7 @@ from megalodon_tasks.models.layers.block import MegalodonBlock, drop_path
 from megalodon_tasks.models.layers.fused_attention import FusedAttention
 from megalodon_tasks.models.layers.linear import Linear, init_linear
 from megalodon_tasks.models.layers.norms import RMSNorm
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.models.stack import MegalodonStack
 from megalodon_tasks.models.state import BlockState
 
@@ -38,13 +39,11 @@ class TransformerConfig(MegalodonConfig):
     so many last steps, itself included.  Without it attention is full.
     """
 
-    attention_heads: Optional[int] = field(
-        default=None,
-        metadata={"help": "heads; default: of width 16 to 128, the wider the model the wider"},
+    attention_heads: Optional[int] = setting(
+        None, "heads; default: of width 16 to 128, the wider the model the wider"
     )
-    transformer_ffn_dim: Optional[int] = field(
-        default=None,
-        metadata={"help": "width of SwiGLU; default: as many parameters as Megalodon's block"},
+    transformer_ffn_dim: Optional[int] = setting(
+        None, "width of SwiGLU; default: as many parameters as Megalodon's block"
     )
 
     def validate(self) -> None:

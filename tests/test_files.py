@@ -1,9 +1,12 @@
 import multiprocessing
+import os
 import threading
 import time
+import zipfile
 
 import pytest
 
+from megalodon_tasks import files
 from megalodon_tasks.files import atomic_file, has_writer, sole_writer
 
 
@@ -106,3 +109,58 @@ def test_folder_of_a_killed_writer_is_free_while_its_workers_live(tmp_path):
     writer.join()
     with sole_writer(tmp_path):
         pipe.send("the worker may end")
+
+
+def make_sparse(path):
+    path.write_bytes(b"{")
+    os.truncate(path, files.MOST_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a folder, a pipe or a device"),
+        (os.mkdir, "is a folder, a pipe or a device"),
+        (make_sparse, "has 1,073,741,825 bytes, more than the 1,073,741,824"),
+    ],
+)
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_text])
+def test_what_cannot_be_read_whole_is_refused(tmp_path, make, message, read):
+    make(tmp_path / "file")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'file'} {message}"):
+        read(tmp_path / "file")
+
+
+def test_text_is_read_with_any_ends_of_lines(tmp_path):
+    (tmp_path / "file").write_bytes("ä\r\nb\rc\n".encode())
+    assert files.read_text(tmp_path / "file") == "ä\nb\nc\n"
+    assert [*files.read_lines(tmp_path / "file")] == ["ä\r\n".encode(), b"b\rc\n"]
+
+
+def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", 10)
+    (tmp_path / "file").write_bytes(b"short\n" + bytes(10))
+    with pytest.raises(ValueError, match="file has a line of over 10 bytes"):
+        list(files.read_lines(tmp_path / "file"))
+
+
+def write_archive(path, compression, content=b"a" * 1000):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("data.pkl", content)
+    return path
+
+
+def test_faults_of_archives_are_told(tmp_path):
+    whole = write_archive(tmp_path / "whole", zipfile.ZIP_STORED)
+    assert files.archive_fault(whole) is None
+    bomb = write_archive(tmp_path / "bomb", zipfile.ZIP_DEFLATED)
+    assert files.archive_fault(bomb) == "it would unpack to 1,000 bytes"
+    whole.write_bytes(whole.read_bytes().replace(b"aaa", b"aba", 1))
+    assert files.archive_fault(whole) == "the checksum of data.pkl inside it is wrong"
+    (tmp_path / "other").write_bytes(b"no archive")
+    assert files.archive_fault(tmp_path / "other") is None
+
+
+def test_a_link_to_itself_is_a_path_like_any_other(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.inner_path(tmp_path, "loop", tmp_path / "manifest.json") == tmp_path / "loop"

@@ -3,8 +3,12 @@
 import torch
 
 from megalodon_tasks.cuda_ops import checks
-from megalodon_tasks.cuda_ops.attention.arguments import ChunkAttentionCall, ChunkAttentionState
-from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
+from megalodon_tasks.cuda_ops.attention.arguments import (
+    ChunkAttentionCall,
+    ChunkAttentionState,
+    extend,
+    take_open,
+)
 from megalodon_tasks.cuda_ops.dispatch import pick
 
 OP = "chunk_attention"

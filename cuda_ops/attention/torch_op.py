@@ -18,9 +18,9 @@ from megalodon_tasks.cuda_ops.attention.arguments import (
     ChunkAttentionCall,
     ChunkAttentionState,
     CrossAttentionCall,
+    extend,
 )
 from megalodon_tasks.cuda_ops.attention.dropkey import draw_dropkey
-from megalodon_tasks.cuda_ops.attention.open_chunk import extend
 from megalodon_tasks.cuda_ops.transforms import data_is_at_hand
 
 # PyTorch has a fused kernel for equal widths of keys and values only.  The unfused form holds the Q x S

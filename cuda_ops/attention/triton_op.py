@@ -13,8 +13,9 @@ from megalodon_tasks.cuda_ops.attention.arguments import (
     ChunkAttentionCall,
     ChunkAttentionState,
     CrossAttentionCall,
+    extend,
+    take_open,
 )
-from megalodon_tasks.cuda_ops.attention.open_chunk import extend, take_open
 from megalodon_tasks.cuda_ops.attention.triton_launch import CROSS, Launches, OperatorArguments
 from megalodon_tasks.cuda_ops.operator import DifferentiableOperator, empty_like
 from megalodon_tasks.cuda_ops.triton_helpers import dense_features, mask_bytes

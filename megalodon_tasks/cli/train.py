@@ -23,7 +23,7 @@ from megalodon_tasks import errors
 from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import check_fields, hydra_overrides, quoted
 from megalodon_tasks.errors import UserError
-from megalodon_tasks.fairseq_compat import training_settings
+from megalodon_tasks.fairseq_compat import literal_text, training_settings
 from megalodon_tasks.training import trace
 from megalodon_tasks.training.console import FILE_ONLY
 
@@ -59,7 +59,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     check_fields(Path(folder), name, hydra_words)
     package = os.path.dirname(os.path.abspath(megalodon_tasks.__file__))
     overrides = [
-        f"common.user_dir={quoted(package)}",
+        f"common.user_dir={path(package)}",
         f"common.log_format={'tqdm' if sys.stderr.isatty() else 'simple'}",
         "hydra.job.chdir=false",
         "hydra.job_logging.handlers.console.class=megalodon_tasks.training.console.ConsoleHandler",
@@ -70,9 +70,9 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
             "hydra.job_logging.handlers.file.filename=${checkpoint.save_dir}/train.log"
         )
     if given.data is not None:
-        overrides.append(f"task.data={quoted(os.path.abspath(given.data))}")
+        overrides.append(f"task.data={path(given.data)}")
     if given.save_dir is not None:
-        overrides.append(f"checkpoint.save_dir={quoted(os.path.abspath(given.save_dir))}")
+        overrides.append(f"checkpoint.save_dir={path(given.save_dir)}")
     return [
         "--config-dir",
         folder,
@@ -81,6 +81,11 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         *overrides,
         *hydra_overrides(hydra_words),
     ]
+
+
+def path(name: str) -> str:
+    """Write a path, made absolute, as a value of hydra's override grammar."""
+    return quoted(literal_text.literal(os.path.abspath(name)))
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:
@@ -125,7 +130,8 @@ def _with_messages(run: Callable[[Any], float]) -> Callable[[Any], float]:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, in this process."""
-    training_settings.install()  # in hydra_train too, which was imported after the plugin
+    for patch in (training_settings, literal_text):
+        patch.install()  # in hydra_train too, which was imported after the plugin
     sys.argv = ["fairseq-hydra-train", *hydra_arguments(arguments)]
     if not is_multirun(arguments):
         hydra_train._hydra_main = _with_messages(hydra_train._hydra_main)

@@ -11,6 +11,7 @@ a manifest is read as one document per split.
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,9 @@ from fairseq.data.indexed_dataset import (
 )
 
 from megalodon_tasks.data.manifest import (
+    MANIFEST,
     Manifest,
     damaged,
-    is_prepared,
     refuse_incomplete,
     sha256_of,
 )
@@ -186,11 +187,10 @@ class CorpusSplit:
 
     def _check_info(self) -> None:
         """Raise ``ValueError`` unless the manifest says what the index says."""
-        items = self.first_items
         described = (self.info.items, self.info.tokens, self.info.documents)
-        found = (len(self.sizes), int(self.sizes.sum()), len(items))
-        starts = [0, *items.tolist(), len(self.sizes)]
-        if described != found or starts != sorted(starts):
+        found = (len(self.sizes), int(self.sizes.sum()), len(self.first_items))
+        bounds = np.concatenate(([0], self.first_items, [len(self.sizes)]))
+        if described != found or (np.diff(bounds) < 0).any():
             raise ValueError(
                 f"{self.folder}: the manifest says that the split {self.name!r} has {described} items, "
                 f"tokens and documents, its files have {found}; prepare the data again"
@@ -278,7 +278,7 @@ def read_corpus(folder: Path) -> Corpus:
 
     A folder with a dictionary and without a manifest is one of ``fairseq-preprocess``.
     """
-    if (folder / DICTIONARY).is_file() and not is_prepared(folder):
+    if (folder / DICTIONARY).is_file() and not os.path.lexists(folder / MANIFEST):
         refuse_incomplete(folder)
         return Corpus(folder, None)
     manifest = Manifest.read(folder, CorpusForm.stored_as)

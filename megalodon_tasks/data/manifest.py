@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.verified import check_changed
-from megalodon_tasks.files import atomic_file, inner_path, read_text
+from megalodon_tasks.files import atomic_file, inner_path, read_text, size_of
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # folder inside, in which the data grows until it is complete
@@ -196,6 +196,7 @@ def is_prepared(folder: str | os.PathLike) -> bool:
 
 def sha256_of(path: Path, on_bytes: OnBytes = no_progress) -> str:
     """Return the checksum of a file in hexadecimal."""
+    size_of(path)  # raises for what is no file
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):

@@ -179,12 +179,14 @@ def progress_bar(
     )
 
 
-def describe_splits(dataset: PreparedDataset, what: str, released: Mapping[str, int]) -> list[str]:
+def describe_splits(
+    dataset: PreparedDataset, what: str, released: Mapping[str, int], note: str = ""
+) -> list[str]:
     """Return a line per split: counts beside the released ones, lengths, balance of the labels.
 
-    ``what`` are the items (``expressions``).
+    ``what`` are the items (``expressions``), ``note`` says what counts as length.
     """
-    lines, note = [], " with the end token" if dataset.spec.kind == "tokens" else ""
+    lines = []
     for name, split in dataset.splits.items():
         info, expected = split.info, released.get(name)
         balance = " ".join(

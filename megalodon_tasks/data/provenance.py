@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megalodon_tasks.data.manifest import Manifest
+from megalodon_tasks.data.manifest import Manifest, damaged
 from megalodon_tasks.files import atomic_file
 
 _DEMO_MARK = "made-for-a-demo.txt"
@@ -44,12 +44,20 @@ def describe_data(folder: str | os.PathLike) -> dict[str, Any]:
     """Describe prepared data for the record of a run or result.
 
     ``origin``, ``split_rule`` and ``settings`` are those of the manifest and ``manifest`` is its digest;
-    ``differences`` says why the data does not compare with that of publications.
+    ``differences`` says why the data does not compare with that of publications.  Raises ``ValueError``
+    for a manifest whose ``source`` is of another form.
     """
     try:
         manifest = Manifest.read(folder)
     except ValueError:  # data of fairseq-preprocess, or of another project's task
         return {"origin": "unknown", "manifest": None, "differences": [_ORIGINS["unknown"]]}
+    try:
+        return _described(manifest)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(Path(folder), error) from None
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
     return {
         "origin": manifest.source.get("origin", "unknown"),
         "manifest": manifest.digest,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalodon_tasks.data.manifest import OnBytes, no_progress, sha256_of
-from megalodon_tasks.files import read_bytes, read_lines
+from megalodon_tasks.files import read_bytes, read_lines, size_of
 
 #: More damaged items than this mean that the data itself is damaged.
 LIMIT = 100
@@ -42,7 +42,7 @@ class Origin:
     @property
     def bytes(self) -> int:
         """The size of all files."""
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(size_of(path) for path in self.paths)
 
     def lines(self, on_bytes: OnBytes = no_progress) -> Iterator[bytes]:
         """Yield the lines of the one file, with their ends."""

@@ -6,7 +6,6 @@ tools work on the same data with ``--bpe bytes`` and ``--bpe sentencepiece``.
 """
 
 import codecs
-import functools
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -127,11 +126,6 @@ class SentencePieceTokenizer:
     def description(self) -> dict[str, Any]:
         """Return what the manifest stores of it."""
         return {"kind": "sentencepiece", "model": MODEL_FILE, "sha256": sha256_of(self.model)}
-
-    @functools.cached_property
-    def keeps_line_breaks(self) -> bool:
-        """Whether a line break in the text survives (T5's model makes a space of it)."""
-        return self.processor.decode(self.processor.encode("a\nb")) == "a\nb"
 
     def dictionary(self) -> Dictionary:
         """Return the pieces in the model's order, padded to a multiple of 128.

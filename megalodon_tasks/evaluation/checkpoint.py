@@ -19,6 +19,7 @@ from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.provenance import describe_data
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.divergence import finite
+from megalodon_tasks.fairseq_compat.literal_text import LiteralOmegaConf, literal
 from megalodon_tasks.fairseq_compat.sharded_checkpoints import FOLDER, with_shards
 from megalodon_tasks.fairseq_compat.trusted_components import check_components, check_depth
 from megalodon_tasks.models.config import MegalodonConfig
@@ -59,8 +60,7 @@ class Trained:
     def result(
         self, file: Path, measured: Mapping[str, Any], recipe: str | None = None
     ) -> dict[str, Any]:
-        """Return the line of ``file`` about ``measured``: of which model, data and machine it is, and
-        whether it compares with the published number.
+        """Return a line of ``file``: ``measured``, of which model and data, and what it compares with.
 
         recipe: its id in ``recipes/results.csv``, by default the task's name.
         """
@@ -107,7 +107,7 @@ def load(
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    overrides = {} if data is None else {"data": str(data.resolve())}
+    overrides = {} if data is None else {"data": literal(str(data.resolve()))}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
     check_components(str(path), state)
     _override_task(state["cfg"].task, task_overrides or {})
@@ -217,7 +217,7 @@ def untrained_checkpoint(model: CausalLM, data: Path) -> dict[str, Any]:
         "args": None,
         "cfg": _fairseq_settings(
             model={**settings, "scale_emb": model.scale_emb, "share_emb": model.share_emb},
-            task={"data": str(data.resolve()), **unit},
+            task={"data": literal(str(data.resolve())), **unit},
         ),
         "model": {PREFIX + name: tensor.detach() for name, tensor in model.state_dict().items()},
         "criterion": None,
@@ -236,7 +236,7 @@ def _fairseq_settings(model: dict[str, Any], task: dict[str, Any]) -> dict[str, 
     config.task = {"_name": TASK, **task}
     config.criterion = {"_name": "cross_entropy"}
     add_defaults(config)
-    settings: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    settings: Any = LiteralOmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return settings
 
 
@@ -270,7 +270,8 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def data_of(path: Path) -> Path:
     """Return the folder of the data that the language model in ``path`` was trained on."""
-    return Path(_read_state(path)["cfg"]["task"]["data"])
+    settings: Any = OmegaConf.create(_read_state(path)["cfg"]["task"])
+    return Path(settings.data)
 
 
 def read_language_model(path: Path) -> CausalLM:

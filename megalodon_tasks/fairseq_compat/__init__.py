@@ -32,6 +32,7 @@ PATCHES = (
     "optimizer_settings",
     "bf16_option",
     "training_settings",
+    "literal_text",
     "model_size",
     "processes",
     "adaptive_loss",

@@ -20,7 +20,7 @@ from fairseq.trainer import Trainer
 
 from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat.patching import wrap
-from megalodon_tasks.files import damaged_record
+from megalodon_tasks.files import archive_fault
 
 # Differences of settings and tensors that a message lists, and characters of each.
 LISTED, LINE_LENGTH = 10, 200
@@ -38,11 +38,8 @@ READING_ERRORS = (EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.U
 
 @user_errors()
 def _with_file_errors(stock: Callable, path: str, *args: Any, **kwargs: Any) -> dict:
-    if (record := damaged_record(path)) is not None:
-        raise UserError(
-            f"{path}: the checkpoint is damaged: the checksum of {record} inside it is wrong; "
-            f"{_remedy(Path(path))}"
-        )
+    if (fault := archive_fault(path)) is not None:
+        raise UserError(f"{path}: the checkpoint is damaged: {fault}; {_remedy(Path(path))}")
     try:
         return stock(path, *args, **kwargs)
     except FileNotFoundError:
@@ -74,7 +71,7 @@ def _why_unusable(path: str, error: Exception) -> str | None:
 
 def _remedy(damaged: Path) -> str:
     others = (p for p in _newest_first(damaged.parent) if p != damaged and is_whole(p))
-    other = next((p for p in others if damaged_record(p) is None), None)
+    other = next((p for p in others if archive_fault(p) is None), None)
     if other is None:
         return "no whole one is beside it: restore it from a copy, or delete it to start again"
     copy = f"cp {shlex.quote(str(other))} {shlex.quote(str(damaged))}"

@@ -52,7 +52,10 @@ def with_defaults(add_defaults: Callable[[Any], None], cfg: Any) -> None:
         add_defaults(cfg)
         OmegaConf.to_container(cfg, resolve=True)
         for section in (*COMPONENTS, *_OTHERS):
-            _check_numbers(section, cfg[section])
+            if isinstance(
+                cfg[section], DictConfig
+            ):  # models of fairseq's first kind have a Namespace
+                _check_numbers(section, cfg[section])
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg)) from None
 
@@ -61,7 +64,7 @@ def _check_name(section: str, part: Any) -> None:
     known = {"task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY}}
     names = known[section] if section in known else REGISTRIES[section]["registry"]
     try:
-        name = part.get("_name") if isinstance(part, DictConfig) else part
+        name = part if isinstance(part, str) else getattr(part, "_name", None)
     except OmegaConfBaseException as error:
         raise UserError(f"{section}._name: {_first_line(error)}") from None
     if not isinstance(name, str) or name not in names:
@@ -91,7 +94,7 @@ def _check_numbers(section: str, part: DictConfig) -> None:
     defaults = dict(_defaults(section, part))
     for name, value in part.items():
         place, default = f"{section}.{name}", defaults.get(name)
-        if isinstance(default, list) and not _numbers_in(value):
+        if _are_numbers(default) and not _are_numbers(value):
             raise UserError(f"{place}={value} is not a list of numbers, such as {default}")
         for number in value if isinstance(value, ListConfig) else [value]:
             if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -103,10 +106,10 @@ def _check_numbers(section: str, part: DictConfig) -> None:
                 raise UserError(f"{place}={shown} is out of range: it must {must}")
 
 
-def _numbers_in(value: Any) -> list[Any]:
-    """Return the entries of a list of numbers; nothing for anything else."""
-    entries = list(value) if isinstance(value, ListConfig) else []
-    return entries if all(type(entry) in (int, float) for entry in entries) else []
+def _are_numbers(value: Any) -> bool:
+    """Return whether ``value`` is a list of at least one number, and nothing else."""
+    entries = list(value) if isinstance(value, (list, ListConfig)) else []
+    return bool(entries) and all(type(entry) in (int, float) for entry in entries)
 
 
 def _usual_limits(number: float, default: Any) -> tuple[float, float]:

@@ -6,6 +6,7 @@ table and pictures of sweeps.
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,12 @@ def sweep_in(folder: Path, problems: list[str] | None = None) -> Sweep | None:
     )
 
 
+def plain_markdown(text: str) -> str:
+    """Return ``text`` on one line, so that Markdown shows every character and makes no tag or link."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
+
+
 def write(
     folder: Path, title: str, runs: list[Run], sweeps: list[Sweep], problems: Sequence[str] = ()
 ) -> list[Path]:
@@ -88,7 +95,7 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    environment.filters["plain"] = plain_markdown
     tables = [_metrics(runs), _published(runs), _differences(runs), _environment(runs)]
     if problems:
         tables.insert(0, Table("Left out", ["what, and why"], [[problem] for problem in problems]))

@@ -1,7 +1,7 @@
 """Read prepared data and make samples of it: what all classification tasks share."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
@@ -14,6 +14,7 @@ from megalodon_tasks.data.sequence_dataset import SequenceDataset
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.classifier import ClassifierInputs
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.training.recorded_names import check_recorded
 from megalodon_tasks.training.task_settings import NewBatchesEachEpoch, TaskSettings
 
@@ -26,13 +27,11 @@ SOURCE_REMEDY = "Prepare the data from the source that the model was trained wit
 class ClassificationConfig(TaskSettings):
     """Settings of every classification task."""
 
-    benchmark: Optional[str] = field(
-        default=None,
-        metadata={"help": "refuse data of another benchmark; default: take what the folder holds"},
+    benchmark: Optional[str] = setting(
+        None, "refuse data of another benchmark; default: take what the folder holds"
     )
-    max_positions: Optional[int] = field(
-        default=None,
-        metadata={"help": "longest sequence to accept, in steps; default: the longest there is"},
+    max_positions: Optional[int] = setting(
+        None, "longest sequence to accept, in steps; default: the longest there is"
     )
 
 

@@ -7,7 +7,7 @@ has no parameter groups, and its schedules know only a linear warm-up.
 import ast
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, List, Optional
 
 import torch
@@ -17,6 +17,7 @@ from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from omegaconf import II
 
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +33,11 @@ FUSED_DEVICES = ("cuda", "cpu")
 class AdamWGroupsConfig(FairseqDataclass):
     """Settings of ``adamw_groups``, named as those of fairseq's adam."""
 
-    adam_betas: str = field(default="(0.9, 0.98)", metadata={"help": "decay of both moments"})
-    adam_eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "decoupled weight decay; tagged parameters take none"}
-    )
-    spare_vectors: bool = field(
-        default=False,
-        metadata={
-            "help": "no weight decay on biases, scales and other parameters that are vectors"
-        },
+    adam_betas: str = setting("(0.9, 0.98)", "decay of both moments")
+    adam_eps: float = setting(1e-8, "added to the denominator")
+    weight_decay: float = setting(0.0, "decoupled weight decay; tagged parameters take none")
+    spare_vectors: bool = setting(
+        False, "no weight decay on biases, scales and other parameters that are vectors"
     )
     lr: List[float] = II("optimization.lr")
 
@@ -122,15 +118,13 @@ def _betas(text: str) -> tuple[float, float]:
 class LinearDecayConfig(FairseqDataclass):
     """Settings of ``linear_decay``."""
 
-    warmup_updates: int = field(default=0, metadata={"help": "updates from warmup_init_lr to lr"})
-    warmup_init_lr: float = field(default=1e-7, metadata={"help": "learning rate of update 0"})
-    warmup_power: float = field(
-        default=1.0, metadata={"help": "the warm-up grows with this power of the update"}
-    )
-    end_learning_rate: float = field(default=0.0, metadata={"help": "reached at the last update"})
+    warmup_updates: int = setting(0, "updates from warmup_init_lr to lr")
+    warmup_init_lr: float = setting(1e-7, "learning rate of update 0")
+    warmup_power: float = setting(1.0, "the warm-up grows with this power of the update")
+    end_learning_rate: float = setting(0.0, "reached at the last update")
     # not an interpolation itself: fairseq's command line turns one that has a help text into null
-    total_num_update: Optional[int] = field(
-        default=None, metadata={"help": "the last update of the decay (default: max_update)"}
+    total_num_update: Optional[int] = setting(
+        None, "the last update of the decay (default: max_update)"
     )
     max_update: int = II("optimization.max_update")
     lr: List[float] = II("optimization.lr")

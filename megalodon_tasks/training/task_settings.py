@@ -1,10 +1,12 @@
 """What the tasks of all recipes share: settings, and batches that are new in each epoch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
+
+from megalodon_tasks.models.settings import setting
 
 
 @dataclass
@@ -12,41 +14,32 @@ class TaskSettings(FairseqDataclass):
     """Settings of every task of this project."""
 
     # Without a default of its own, fairseq's parser would refuse the positional argument.
-    data: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder of the prepared data; for language models also what fairseq-preprocess "
-            "--only-source wrote"
-        },
+    data: Optional[str] = setting(
+        None,
+        "folder of the prepared data; for language models also what fairseq-preprocess "
+        "--only-source wrote",
     )
-    effective_batch: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "items (tokens, without dataset.batch_size) of an update over all processes, from "
-            "which update_freq follows; default: whatever results"
-        },
+    effective_batch: Optional[int] = setting(
+        None,
+        "items (tokens, without dataset.batch_size) of an update over all processes, from "
+        "which update_freq follows; default: whatever results",
     )
-    skip_nonfinite: int = field(
-        default=0,
-        metadata={
-            "help": "updates of a run that may be skipped because a loss or gradient is not finite; the "
-            "next such update ends the run"
-        },
+    skip_nonfinite: int = setting(
+        0,
+        "updates of a run that may be skipped because a loss or gradient is not finite; the "
+        "next such update ends the run",
     )
-    peak_flops: Optional[float] = field(
-        default=None,
-        metadata={
-            "help": "floating-point operations a second of one device, for mfu in metrics.jsonl; "
-            "default: known for some GPUs"
-        },
+    peak_flops: Optional[float] = setting(
+        None,
+        "floating-point operations a second of one device, for mfu in metrics.jsonl; "
+        "default: known for some GPUs",
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")
     # fairseq's switch, read from here.  A default of True would make the flag turn it off.
-    rebuild_batches: bool = field(
-        default=False,
-        metadata={"help": "make new batches for each epoch; always done, whatever this says"},
+    rebuild_batches: bool = setting(
+        False, "make new batches for each epoch; always done, whatever this says"
     )
 
 

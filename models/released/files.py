@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from megalodon_tasks.files import atomic_file, damaged_record, read_text
+from megalodon_tasks.files import archive_fault, atomic_file, read_text
 from megalodon_tasks.models.released.shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]
@@ -64,10 +64,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
-    if (record := damaged_record(path)) is not None:
-        raise ValueError(
-            f"{path} is damaged: the checksum of {record} inside it is wrong; copy it again"
-        )
+    if (fault := archive_fault(path)) is not None:
+        raise ValueError(f"{path} is damaged: {fault}; copy it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files, and one for code

@@ -11,12 +11,14 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
 import torch
 from PIL import Image
+
+from megalodon_tasks.models.settings import setting
 
 Transform = Callable[[Image.Image], torch.Tensor]
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "random")
@@ -26,38 +28,25 @@ _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "random")
 class AugmentationConfig:
     """Settings of the images, in timm's units.  Defaults are DeiT's as Mega used them."""
 
-    image_size: int = field(default=224, metadata={"help": "side of the images, in pixels"})
-    crop_pct: float = field(
-        default=0.875,
-        metadata={
-            "help": "evaluation: resize the shorter side to image_size / crop_pct, then crop"
-        },
+    image_size: int = setting(224, "side of the images, in pixels")
+    crop_pct: float = setting(
+        0.875, "evaluation: resize the shorter side to image_size / crop_pct, then crop"
     )
-    interpolation: str = field(default="bicubic", metadata={"help": "of resizing"})
-    smallest_crop: float = field(
-        default=0.08, metadata={"help": "least share of the area that a random crop has"}
+    interpolation: str = setting("bicubic", "of resizing")
+    smallest_crop: float = setting(0.08, "least share of the area that a random crop has")
+    hflip: float = setting(0.5, "probability of a mirror image")
+    auto_augment: Optional[str] = setting(
+        "rand-m9-mstd0.5-inc1", "timm's name of a policy; null for none"
     )
-    hflip: float = field(default=0.5, metadata={"help": "probability of a mirror image"})
-    auto_augment: Optional[str] = field(
-        default="rand-m9-mstd0.5-inc1",
-        metadata={"help": "timm's name of a policy; null for none"},
+    color_jitter: float = setting(0.3, "used only without auto_augment, as timm has it")
+    random_erasing: float = setting(0.25, "probability of noise in place of one rectangle")
+    random_erasing_clip: Optional[float] = setting(
+        2.0, "largest absolute value of that noise; null for none, as in DeiT"
     )
-    color_jitter: float = field(
-        default=0.3, metadata={"help": "used only without auto_augment, as timm has it"}
-    )
-    random_erasing: float = field(
-        default=0.25, metadata={"help": "probability of noise in place of one rectangle"}
-    )
-    random_erasing_clip: Optional[float] = field(
-        default=2.0,
-        metadata={"help": "largest absolute value of that noise; null for none, as in DeiT"},
-    )
-    mixup: float = field(default=0.8, metadata={"help": "alpha of mixup; 0 = no mixup"})
-    cutmix: float = field(default=1.0, metadata={"help": "alpha of cutmix; 0 = no cutmix"})
-    mix_prob: float = field(default=1.0, metadata={"help": "probability of mixing a batch"})
-    mix_switch_prob: float = field(
-        default=0.5, metadata={"help": "probability of cutmix where mixup is on too"}
-    )
+    mixup: float = setting(0.8, "alpha of mixup; 0 = no mixup")
+    cutmix: float = setting(1.0, "alpha of cutmix; 0 = no cutmix")
+    mix_prob: float = setting(1.0, "probability of mixing a batch")
+    mix_switch_prob: float = setting(0.5, "probability of cutmix where mixup is on too")
 
     def validate(self) -> None:
         """Raise ``ValueError`` naming the field for a value out of range."""

@@ -4,7 +4,6 @@ The 1,797 grey images of 8 x 8 pixels that ship with scikit-learn, as PNG files 
 (1,297), ``OUT/val`` (200) and ``OUT/test`` (300), each with its share of every digit.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,16 +40,7 @@ def write_tree(out: Path) -> int:
     return len(digits.target)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="demo_digits",
-        description="Write scikit-learn's digits as an ImageFolder tree.",
-    )
-    parser.add_argument("out", type=Path, help="folder for train/, val/ and test/")
-    args = parser.parse_args(arguments)
-    try:
-        count = write_tree(args.out)
-    except OSError as error:
-        parser.exit(2, f"error: {error}\n")
-    print(f"{args.out}: {count} images of digits")
+def main(arguments: Sequence[str]) -> None:
+    """Write the tree into the folder that is given."""
+    (out,) = arguments
+    print(f"{out}: {write_tree(Path(out))} images of digits")

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megalodon_tasks.files import size_of
+
 # Far beyond any photograph; a narrower one, resized to a shorter side of 256, would need gigabytes.
 SMALLEST_SIDE = 2
 LARGEST_ASPECT = 100
@@ -43,6 +45,7 @@ def read_image(path: Path) -> Image.Image:
 def read_with_mode(path: Path) -> tuple[Image.Image, str]:
     """Read the image, and the mode that Pillow found in the file (``L``, ``CMYK`` ...)."""
     try:
+        size_of(path)  # raises for what is no file
         with Image.open(path) as image:
             _check_size(path, image.size)
             image.load()

@@ -5,7 +5,7 @@ where the first ends.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import List, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -14,6 +14,7 @@ from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from omegaconf import II
 
 from megalodon_tasks.errors import user_errors
+from megalodon_tasks.models.settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,12 @@ logger = logging.getLogger(__name__)
 class CosineByEpochConfig(FairseqDataclass):
     """Settings of ``cosine_by_epoch``."""
 
-    warmup_epochs: int = field(default=0, metadata={"help": "epochs from warmup_init_lr to lr"})
-    warmup_init_lr: float = field(default=1e-5, metadata={"help": "learning rate of epoch 0"})
-    min_lr: float = field(default=1e-6, metadata={"help": "rate at the end of the cosine"})
+    warmup_epochs: int = setting(0, "epochs from warmup_init_lr to lr")
+    warmup_init_lr: float = setting(1e-5, "learning rate of epoch 0")
+    min_lr: float = setting(1e-6, "rate at the end of the cosine")
     # not an interpolation itself: fairseq's command line turns one that has a help text into null
-    cosine_epochs: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "length of the cosine, which begins after the warm-up (default: max_epoch)"
-        },
+    cosine_epochs: Optional[int] = setting(
+        None, "length of the cosine, which begins after the warm-up (default: max_epoch)"
     )
     max_epoch: int = II("optimization.max_epoch")
     lr: List[float] = II("optimization.lr")

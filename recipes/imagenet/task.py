@@ -1,7 +1,7 @@
 """The task ``imagenet``: classify the images of an ImageFolder tree as sequences of patches."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -11,6 +11,7 @@ from omegaconf import II
 
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.classifier import ClassifierInputs
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.recipes.imagenet.augmentation import (
     AugmentationConfig,
     Mixer,
@@ -34,10 +35,8 @@ PREPARE = "megalodon prepare imagenet/imagenet IMAGES {data}"
 class ImagenetConfig(AugmentationConfig, ClassificationConfig):
     """Settings of the task ``imagenet``."""
 
-    patch_size: int = field(default=16, metadata={"help": "side of a patch, in pixels"})
-    repeats: int = field(
-        default=3, metadata={"help": "views of an image in an epoch (repeated augmentation)"}
-    )
+    patch_size: int = setting(16, "side of a patch, in pixels")
+    repeats: int = setting(3, "views of an image in an epoch (repeated augmentation)")
     store_ema: bool = II("ema.store_ema")
 
 

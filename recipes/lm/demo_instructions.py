@@ -6,7 +6,6 @@
 A word belongs to one split, by a checksum of it, so no word of the test split occurs in training.
 """
 
-import argparse
 import json
 import random
 import zlib
@@ -26,6 +25,7 @@ INSTRUCTIONS = {
     "upper": str.upper,
 }
 CONVERSATIONS = {"train": 20_000, "valid": 200, "test": 400}
+SEED = 1
 PARTS = 10  # of the words; one is for validation and one for test
 
 
@@ -54,13 +54,10 @@ def draw_conversation(draw: random.Random, split: str) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Write ``train.jsonl``, ``valid.jsonl`` and ``test.jsonl`` into a folder."""
-    parser = argparse.ArgumentParser(prog="recipes.lm.demo_instructions")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    (folder,) = map(Path, arguments)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in CONVERSATIONS.items():
-        draw = random.Random(f"{given.seed} {split}")
-        with atomic_file(given.folder / f"{split}.jsonl", "w") as stream:
+        draw = random.Random(f"{SEED} {split}")
+        with atomic_file(folder / f"{split}.jsonl", "w") as stream:
             for _ in range(count):
                 stream.write(json.dumps({"messages": draw_conversation(draw, split)}) + "\n")

@@ -9,6 +9,7 @@ character" are bits per byte.
 
 import functools
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,14 +44,16 @@ def read_file(path: Path, size: int = SIZE) -> bytes:
     if path.suffix == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
-                data = archive.read("enwik8")
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                found = archive.getinfo("enwik8").file_size
+                data = archive.read("enwik8") if found == size else b""
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise ValueError(f"{path} is no archive that holds enwik8: {error}") from None
     else:
         data = read_bytes(path)
-    if len(data) != size:
+        found = len(data)
+    if found != size:
         raise ValueError(
-            f"{path} holds {len(data):,} bytes, enwik8 has {size:,}; the copy was cut short or is of "
+            f"{path} holds {found:,} bytes, enwik8 has {size:,}; the copy was cut short or is of "
             "another file: fetch it again"
         )
     return data

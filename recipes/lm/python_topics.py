@@ -6,7 +6,6 @@ tenth by size goes to the test split and another to the validation split: both h
 The text depends on the version of Python.
 """
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,15 +60,9 @@ def _write(path: Path, text: str) -> None:
             stream.write(data)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python_topics",
-        description="Write the help topics of Python as text files.",
-    )
-    parser.add_argument("out", type=Path, help="folder for the files")
-    parser.add_argument("--words", action="store_true", help="as files of WikiText-103")
-    options = parser.parse_args(arguments)
-    (write_words if options.words else write_documents)(options.out)
+def main(arguments: Sequence[str]) -> None:
+    """Write the files into the folder that is given, in the form of WikiText-103 with ``--words``."""
+    out, *options = arguments
+    (write_words if "--words" in options else write_documents)(Path(out))
     counts = ", ".join(f"{split} {len(documents)}" for split, documents in splits().items())
-    print(f"{options.out}: help topics of Python: {counts}")
+    print(f"{out}: help topics of Python: {counts}")

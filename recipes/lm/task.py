@@ -7,7 +7,7 @@ to a block.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -26,6 +26,7 @@ from megalodon_tasks.data.token_stream import open_stream
 from megalodon_tasks.errors import user_errors
 from megalodon_tasks.models.chunk_parallel import set_chunk_parallel
 from megalodon_tasks.models.layers.gated_attention import attention_chunks
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.models.state import Carried
 from megalodon_tasks.recipes.lm.chunk_groups import ChunkGroups, check_settings, piece_of_batch
 from megalodon_tasks.recipes.lm.inference import LanguageModelInference
@@ -46,62 +47,37 @@ VOCABULARY_REMEDY = (
 class MegalodonLanguageModelingConfig(TaskSettings):
     """Settings of the task."""
 
-    tokens_per_sample: int = field(
-        default=2048, metadata={"help": "tokens in a unit of a block; best the model's chunk"}
+    tokens_per_sample: int = setting(2048, "tokens in a unit of a block; best the model's chunk")
+    block_multiple_min: int = setting(1, "a training block has at least this many units")
+    block_multiple_max: int = setting(1, "and at most this many; drawn for each block and epoch")
+    sample_break_mode: str = setting(
+        "none",
+        "blocks: cut anywhere (none), fill with whole lines (complete) or whole documents "
+        "(documents), or eos",
     )
-    block_multiple_min: int = field(
-        default=1, metadata={"help": "a training block has at least this many units"}
+    stream: bool = setting(
+        False, "train on contiguous rows, one per batch item, with the state carried"
     )
-    block_multiple_max: int = field(
-        default=1, metadata={"help": "and at most this many; drawn for each block and epoch"}
+    documents: str = setting(
+        "none",
+        "keep documents apart: line (each line is one), blank (divided by empty lines), "
+        "corpus (as the recipe's preparation recorded them: articles, books)",
     )
-    sample_break_mode: str = field(
-        default="none",
-        metadata={
-            "help": "blocks: cut anywhere (none), fill with whole lines (complete) or whole documents "
-            "(documents), or eos"
-        },
+    answers_only: bool = setting(
+        False, "data of lm/instruct: only the tokens of answers are learned and scored"
     )
-    stream: bool = field(
-        default=False,
-        metadata={"help": "train on contiguous rows, one per batch item, with the state carried"},
+    eval_mode: str = setting(
+        "stream", "other splits: rows with the state carried (stream), or blocks"
     )
-    documents: str = field(
-        default="none",
-        metadata={
-            "help": "keep documents apart: line (each line is one), blank (divided by empty lines), "
-            "corpus (as the recipe's preparation recorded them: articles, books)"
-        },
+    eval_streams: int = setting(10, "stream: rows that a split is cut into for evaluation")
+    eval_multiple: int = setting(2, "stream: units read at a time in evaluation")
+    eval_chunk_size: Optional[int] = setting(
+        None, "steps in an attention chunk in validation and evaluation; default: as in training"
     )
-    answers_only: bool = field(
-        default=False,
-        metadata={"help": "data of lm/instruct: only the tokens of answers are learned and scored"},
+    chunk_parallel: int = setting(
+        1, "training: processes that share a sequence, each with consecutive chunks of it"
     )
-    eval_mode: str = field(
-        default="stream",
-        metadata={"help": "other splits: rows with the state carried (stream), or blocks"},
-    )
-    eval_streams: int = field(
-        default=10, metadata={"help": "stream: rows that a split is cut into for evaluation"}
-    )
-    eval_multiple: int = field(
-        default=2, metadata={"help": "stream: units read at a time in evaluation"}
-    )
-    eval_chunk_size: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "steps in an attention chunk in validation and evaluation; default: as in training"
-        },
-    )
-    chunk_parallel: int = field(
-        default=1,
-        metadata={
-            "help": "training: processes that share a sequence, each with consecutive chunks of it"
-        },
-    )
-    add_bos_token: bool = field(
-        default=False, metadata={"help": "not supported: a text starts after EOS"}
-    )
+    add_bos_token: bool = setting(False, "not supported: a text starts after EOS")
 
 
 @register_task("megalodon_language_modeling", dataclass=MegalodonLanguageModelingConfig)

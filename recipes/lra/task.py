@@ -1,9 +1,10 @@
 """Tasks of the Long Range Arena (arXiv 2011.04006)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq.tasks import register_task
 
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.training.classification_task import ClassificationConfig, ClassificationTask
 
 
@@ -11,12 +12,10 @@ from megalodon_tasks.training.classification_task import ClassificationConfig, C
 class LraTextConfig(ClassificationConfig):
     """Settings of the task ``lra_text``."""
 
-    length_pool: int = field(
-        default=0,
-        metadata={
-            "help": "in training, so many shuffled items are sorted by length before they are cut into "
-            "batches: less padding; 0: plain shuffled batches, as the benchmark draws them"
-        },
+    length_pool: int = setting(
+        0,
+        "in training, so many shuffled items are sorted by length before they are cut into "
+        "batches: less padding; 0: plain shuffled batches, as the benchmark draws them",
     )
 
 

@@ -1,12 +1,13 @@
 """The task ``speech_commands``: spoken words from raw audio samples."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 from fairseq.tasks import register_task
 
 from megalodon_tasks.data.sequences import PreparedDataset
+from megalodon_tasks.models.settings import setting
 from megalodon_tasks.recipes.speech.signal_split import (
     RESAMPLING,
     Normalise,
@@ -26,20 +27,15 @@ NORMALISATIONS = ("per_step", "per_step_twice", "global")
 class SpeechCommandsConfig(ClassificationConfig):
     """Settings of the task ``speech_commands``."""
 
-    sample_rate: Optional[int] = field(
-        default=None, metadata={"help": "samples a second; default: as prepared"}
+    sample_rate: Optional[int] = setting(None, "samples a second; default: as prepared")
+    resampling: str = setting(
+        "subsample", f"how a lower sample_rate is reached: one of {', '.join(RESAMPLING)}"
     )
-    resampling: str = field(
-        default="subsample",
-        metadata={"help": f"how a lower sample_rate is reached: one of {', '.join(RESAMPLING)}"},
-    )
-    normalisation: str = field(
-        default="per_step",
-        metadata={
-            "help": "mean and deviation of the training clips: of each time step, as published "
-            "(per_step), of samples that were divided by 2^15 twice (per_step_twice), or one for all "
-            "samples (global)"
-        },
+    normalisation: str = setting(
+        "per_step",
+        "mean and deviation of the training clips: of each time step, as published "
+        "(per_step), of samples that were divided by 2^15 twice (per_step_twice), or one for all "
+        "samples (global)",
     )
 
 

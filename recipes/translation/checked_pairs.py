@@ -28,21 +28,21 @@ def install() -> None:
 
 
 @user_errors()
-def _with_place(stock: Callable, self: Dictionary, f: Any) -> None:
+def _with_place(stock: Callable, dictionary: Dictionary, f: Any) -> None:
     if isinstance(f, str):
-        explained(Path(f), lambda: stock(self, f))
+        explained(Path(f), lambda: stock(dictionary, f))
     else:
-        stock(self, f)
+        stock(dictionary, f)
 
 
 @user_errors()
-def _checked(stock: Callable, self: TranslationTask, split: str, *args: Any, **kwargs: Any) -> None:
-    for folder in utils.split_paths(self.cfg.data):
+def _checked(stock: Callable, task: TranslationTask, split: str, *args: Any, **kwargs: Any) -> None:
+    for folder in utils.split_paths(task.cfg.data):
         if os.path.lexists(os.path.join(folder, MANIFEST)):
             Manifest.read(folder, "pairs")
-    stock(self, split, *args, **kwargs)
-    pairs = self.datasets[split]
-    for dataset, dictionary in ((pairs.src, self.src_dict), (pairs.tgt, self.tgt_dict)):
+    stock(task, split, *args, **kwargs)
+    pairs = task.datasets[split]
+    for dataset, dictionary in ((pairs.src, task.src_dict), (pairs.tgt, task.tgt_dict)):
         _check_tokens(split, dataset, dictionary)
 
 

@@ -7,14 +7,13 @@ The first word of a source says what it is written in.  Training, validation and
 up to ``NUMBERS`` numbers below a million, and ``test1`` has lists of exactly twice as many.
 """
 
-import argparse
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from megalodon_tasks.files import atomic_file
 
-NUMBERS = 3
+NUMBERS, SEED = 3, 1
 PAIRS = {"train": 60_000, "valid": 500, "test": 1_000, "test1": 500}
 ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
@@ -45,9 +44,9 @@ def draw_pair(draw: random.Random, numbers: int) -> tuple[str, str]:
     return (f"words {words}", digits) if draw.random() < 0.5 else (f"digits {digits}", words)
 
 
-def draw_split(split: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """Draw the pairs of a split; the same for the same seed."""
-    draw = random.Random(f"{seed} {split}")
+def draw_split(split: str, count: int) -> list[tuple[str, str]]:
+    """Draw the pairs of a split, always the same."""
+    draw = random.Random(f"{SEED} {split}")
     longer = split == "test1"
     return [
         draw_pair(draw, 2 * NUMBERS if longer else draw.randint(1, NUMBERS)) for _ in range(count)
@@ -59,17 +58,10 @@ def main(arguments: Sequence[str]) -> None:
 
     The languages have the names of the recipe whose demo this is.
     """
-    parser = argparse.ArgumentParser(prog="recipes.translation.demo_numbers")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--pairs", type=int, help="training pairs (default: {})".format(PAIRS["train"])
-    )
-    given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    (folder,) = map(Path, arguments)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in PAIRS.items():
-        count = given.pairs if split == "train" and given.pairs else count
-        pairs = draw_split(split, count, given.seed)
+        pairs = draw_split(split, count)
         for side, language in enumerate(("en", "de")):
-            with atomic_file(given.folder / f"{split}.{language}", "w") as stream:
+            with atomic_file(folder / f"{split}.{language}", "w") as stream:
                 stream.writelines(f"{pair[side]}\n" for pair in pairs)

@@ -11,7 +11,7 @@ SOURCE holds WMT16 English-German as Google released it, tokenised and in byte p
 import argparse
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq import options
@@ -19,7 +19,7 @@ from fairseq_cli import preprocess as fairseq_preprocess
 
 from megalodon_tasks.data.manifest import Manifest, is_prepared, sha256_of
 from megalodon_tasks.data.provenance import origin_of
-from megalodon_tasks.files import sole_writer
+from megalodon_tasks.files import read_lines, sole_writer
 
 BENCHMARK = "wmt16_en_de"
 SUFFIX = "bpe.32000"
@@ -103,12 +103,15 @@ def _count_pairs(folder: Path, prefix: str, languages: Sequence[str]) -> int:
 
 
 def _count_lines(path: Path) -> int:
-    def blocks() -> Iterator[bytes]:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                yield block
-
-    return sum(block.count(b"\n") for block in blocks())
+    number = 0
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is not UTF-8 (byte {error.start}); correct or replace the file"
+            ) from None
+    return number
 
 
 def _preprocess(given: argparse.Namespace, folder: Path) -> None:

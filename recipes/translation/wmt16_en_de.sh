@@ -9,7 +9,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../run.sh"
 evaluate_recipe() {
     local common=("$SAVE_DIR/checkpoint_best.pt" --data "$PREPARED" --results "$SAVE_DIR/results.jsonl")
     if ((DEMO)); then
-        common+=(--metric exact --beam 2)
+        common+=(--metric exact)
         megalodon evaluate-translation "${common[@]}" --recipe "$1-twice-as-long" --split test1
         megalodon evaluate-translation "${common[@]}" --recipe "$1" --split test
     else

@@ -142,7 +142,7 @@ def test_bytes_and_pieces_keep_every_text(pieces):
         tokens = tokenizer.encode(TEXT).tolist()
         assert set(tokens) <= set(tokenizer.text_tokens())
         assert "".join(tokenizer.stream(tokens)) == TEXT
-    assert pieces.keeps_line_breaks
+    assert pieces.processor.decode(pieces.processor.encode("a\nb")) == "a\nb"
     assert len(pieces.encode(TEXT)) < len(TEXT)
 
 

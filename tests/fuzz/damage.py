@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 SPARSE_BYTES = 10 << 30
-BOMB_BYTES = 4 << 30
+BOMB_BYTES = 2 << 30  # of each of two records
+BOMB = Path()  # where write_bomb wrote it
 IMAGES = (".png", ".jpg", ".jpeg")
 
 
@@ -85,16 +86,17 @@ def bomb(path: Path) -> None:
     if path.suffix.lower() in IMAGES:
         side = 30_000
         _write_png(path, side, itertools.repeat(bytes(1 + side // 8), side))
-        return
-    kept = Path(os.environ["FUZZ_BOMB"]) if "FUZZ_BOMB" in os.environ else None
-    if kept is None or not kept.exists():
-        kept = kept or path.with_suffix(".bomb")
-        with zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name in ("archive/data.pkl", "archive/data/0", "enwik8"):
-                with archive.open(name, "w", force_zip64=True) as stream:
-                    for _ in range(BOMB_BYTES >> 24):
-                        stream.write(bytes(1 << 24))
-    shutil.copyfile(kept, path)
+    else:
+        shutil.copyfile(BOMB, path)
+
+
+def write_bomb(path: Path) -> None:
+    """Write an archive with records named as in a checkpoint and in the archive of enwik8."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("archive/data.pkl", "enwik8"):
+            with archive.open(name, "w", force_zip64=True) as stream:
+                for _ in range(BOMB_BYTES >> 24):
+                    stream.write(bytes(1 << 24))
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

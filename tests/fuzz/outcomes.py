@@ -58,13 +58,16 @@ def outcome_of(status: int, output: str, refused: bool) -> str:
 
 
 def run(case: Case, folder: Path, limit: float) -> Result:
-    """Run ``case`` for at most ``limit`` seconds, in the working directory ``folder``."""
+    """Run ``case`` in the working directory ``folder``.
+
+    It hangs if it uses ``limit`` seconds of a processor, or does nothing for so long.
+    """
     log = folder / "output"
     start = time.monotonic()
     child = os.fork()
     if not child:
         _run_here(case, folder, log)
-    status = _wait(child, start + limit)
+    status = _wait(child, limit)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what it left running
     with open(log, "rb") as stream:
@@ -74,15 +77,20 @@ def run(case: Case, folder: Path, limit: float) -> Result:
     return Result(case, outcome, output, time.monotonic() - start)
 
 
-def _wait(child: int, deadline: float) -> int | None:
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
+def _wait(child: int, limit: float) -> int | None:
+    """Return the status of ``child``; None if it used so many seconds, or did nothing for so many."""
+    used, changed = 0.0, time.monotonic()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        now = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        if now != used:
+            used, changed = now, time.monotonic()
+        if used > limit or time.monotonic() > changed + limit:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+    return ended[1]
 
 
 def _run_here(case: Case, folder: Path, log: Path) -> None:

@@ -32,7 +32,9 @@ TRAIN = f"""--task translation --source-lang en --target-lang de --arch megalodo
 def preprocess(folder, *arguments):
     """What fairseq-preprocess makes of 120 pairs."""
     raw = folder / "raw"
-    demo_numbers.main([str(raw), "--pairs", "120"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo_numbers.PAIRS, "train", 120)
+        demo_numbers.main([str(raw)])
     for path in raw.glob("test.*"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:12]))
     words = ["--source-lang", "en", "--target-lang", "de", "--destdir", str(folder / "bin")]
@@ -205,7 +207,9 @@ def test_two_processes_equal_one_that_accumulates(trained, tmp_path):
 @pytest.mark.slow
 def test_the_encoder_learns_sentence_prediction(tmp_path):
     """fairseq's stock task and criterion: whether a source is in words or in digits."""
-    demo_numbers.main([str(tmp_path / "raw"), "--pairs", "200"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo_numbers.PAIRS, "train", 200)
+        demo_numbers.main([str(tmp_path / "raw")])
     for split in ("train", "valid"):
         lines = (tmp_path / "raw" / f"{split}.en").read_text().splitlines()
         (tmp_path / f"{split}.input0").write_text("".join(f"{x.split(' ', 1)[1]}\n" for x in lines))

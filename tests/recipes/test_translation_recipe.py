@@ -41,9 +41,9 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_pairs_are_the_same_for_a_seed_and_longer_in_the_second_test():
-    assert demo_numbers.draw_split("test", 20, 1) == demo_numbers.draw_split("test", 20, 1)
-    assert demo_numbers.draw_split("test", 20, 1) != demo_numbers.draw_split("valid", 20, 1)
-    pairs = demo_numbers.draw_split("test1", 20, 1)
+    assert demo_numbers.draw_split("test", 20) == demo_numbers.draw_split("test", 20)
+    assert demo_numbers.draw_split("test", 20) != demo_numbers.draw_split("valid", 20)
+    pairs = demo_numbers.draw_split("test1", 20)
     assert {source.count(",") + 1 for source, _ in pairs} == {2 * demo_numbers.NUMBERS}
     assert {source.split()[0] for source, _ in pairs} == {"words", "digits"}
 
@@ -60,7 +60,9 @@ def test_both_directions_say_the_same():
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
-    demo_numbers.main([str(folder / "raw"), "--pairs", "60"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo_numbers.PAIRS, "train", 60)
+        demo_numbers.main([str(folder / "raw")])
     for path in (folder / "raw").glob("[vt]*[td1].*"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
     words = [RECIPE, str(folder / "raw"), str(folder / "prepared"), *OPTIONS]

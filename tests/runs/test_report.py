@@ -163,7 +163,7 @@ def test_one_picture_per_benchmark(tmp_path, make_run):
 def test_names_are_escaped(tmp_path, make_run):
     page, markdown = made(tmp_path, make_run("a", results=[result(device="<b>|card</b>")]))
     assert "&lt;b&gt;|card&lt;/b&gt;" in page
-    assert "<b>\\|card</b>" in markdown
+    assert "&lt;b&gt;\\|card&lt;/b&gt;" in markdown
     assert "0123456789ab-dirty" in markdown
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from megalodon_tasks.fairseq_compat.checkpoint_errors import damaged_record
+from megalodon_tasks.files import archive_fault
 from megalodon_tasks.runs.record import read_run
 from tests.toy_plugin import runs
 from tests.training.faults import FAILS, INTERVAL, KINDS, LAST, Kind, Strike, train
@@ -167,7 +167,7 @@ class Harness:
     ) -> bool:
         kind = self.kind
         self.count.tried += bool(where)
-        damaged = [path.name for path in run.glob("*.pt") if damaged_record(path)]
+        damaged = [path.name for path in run.glob("*.pt") if archive_fault(path)]
         assert not damaged, f"{damaged} are damaged"
         assert "Traceback" not in output
         if not any(statuses):

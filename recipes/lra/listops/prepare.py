@@ -173,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return prepare(options.source, options.out)
 
     def report(dataset: PreparedDataset) -> list[str]:
-        return preparing.describe_splits(dataset, "expressions", RELEASED_COUNTS)
+        note = " with the end token"
+        return preparing.describe_splits(dataset, "expressions", RELEASED_COUNTS, note)
 
     return preparing.run(parser, options, run, report)

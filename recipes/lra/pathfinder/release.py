@@ -20,6 +20,7 @@ from PIL import Image
 from megalodon_tasks.data.finding import folders_in
 from megalodon_tasks.data.parallel import map_in_order
 from megalodon_tasks.data.sources import Origin, Rejects, is_leftover, listing
+from megalodon_tasks.files import size_of
 
 CLASSES = ("not joined", "joined")
 
@@ -148,7 +149,7 @@ def read_images(
 def _decode(path: Path, side: int) -> np.ndarray | str:
     """Return the pixels, or what is wrong with the file."""
     try:
-        if path.stat().st_size == 0:
+        if size_of(path) == 0:
             return "is empty"
         with Image.open(path) as image:
             if image.size != (side, side):
@@ -158,5 +159,5 @@ def _decode(path: Path, side: int) -> np.ndarray | str:
             return np.asarray(image).reshape(-1)
     except FileNotFoundError:
         return "is missing"
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"is no readable image ({error})"

@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return prepare(options.source, options.out, rejects, max_bytes=options.max_bytes)
 
     def report(dataset: PreparedDataset) -> list[str]:
-        return preparing.describe_splits(dataset, "pairs", EXPECTED_COUNTS)
+        note = " with the end token"
+        return preparing.describe_splits(dataset, "pairs", EXPECTED_COUNTS, note)
 
     return preparing.run(parser, options, run, report)

@@ -173,7 +173,7 @@ def report(dataset: PreparedDataset) -> list[str]:
     released = dict.fromkeys(SPLITS, _RELEASED)
     if dataset.spec.source["settings"].get("validation") == "held-out":
         released = {"test": _RELEASED}
-    return preparing.describe_splits(dataset, "reviews", released)
+    return preparing.describe_splits(dataset, "reviews", released, note=" with the end token")
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
