@@ -167,6 +167,16 @@ def test_torch_alone_does_not_find_it(trained, tmp_path):
     assert any(not torch.equal(changed_run[name], tensor) for name, tensor in before.items())
 
 
+def test_shards_that_python_3_13_wrote_are_read(trained, tmp_path):
+    shutil.copytree(trained / "two", tmp_path / "run")
+    path = tmp_path / "run" / "shards" / "6" / ".metadata"
+    content = pickle.dumps(pickle.loads(path.read_bytes()), protocol=2)
+    path.write_bytes(content.replace(b"cpathlib\n", b"cpathlib._local\n"))
+    assert b"cpathlib._local\nPosixPath" in path.read_bytes()
+    sign(tmp_path / "run")
+    assert_same(last(tmp_path / "run"), last(trained / "two"))
+
+
 def sign(run):
     """Give the checkpoint the checksums of the shards that are there now, as an attacker can."""
     state = torch.load(run / "checkpoint_last.pt")
