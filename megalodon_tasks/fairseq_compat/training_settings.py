@@ -94,8 +94,8 @@ def _with_refusals(stock: Callable, self: Trainer) -> None:
         stock(self)
     except AssertionError as error:  # such as "max_lr must be more than min_lr"
         raise UserError(
-            f"optimizer {self.cfg.optimizer._name} and lr_scheduler {self.cfg.lr_scheduler._name} cannot "
-            f"be built with their settings: {error}"
+            f"optimizer {self.cfg.optimizer._name} with lr_scheduler {self.cfg.lr_scheduler._name} "
+            f"cannot be built with their settings: {error}"
         ) from error
     except (ValueError, RuntimeError) as error:
         # optim/fp16_optimizer.py:288 and 461
