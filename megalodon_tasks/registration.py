@@ -18,8 +18,7 @@ from megalodon_tasks.recipes.imagenet import task as imagenet_task  # noqa: E402
 from megalodon_tasks.recipes.lm import task as lm_task  # noqa: E402, F401
 from megalodon_tasks.recipes.lra import task  # noqa: E402, F401
 from megalodon_tasks.recipes.speech import task as speech_task  # noqa: E402, F401
-from megalodon_tasks.recipes.translation import checked_pairs  # noqa: E402
-from megalodon_tasks.training import effective_batch, fully_sharded, recorder, trace  # noqa: E402
+from megalodon_tasks.training import checked_pairs, effective_batch, fully_sharded, recorder, trace  # noqa: E402
 from megalodon_tasks.training import optimizer as optim  # noqa: E402, F401
 
 checked_pairs.install()

@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "recipes": {"training", "data", "models", *LEAVES},
     "evaluation": {"runs", "data", "models", "cuda_ops", "fairseq_compat", *LEAVES},
     "hf": {"data", "models", *LEAVES},
-    "cli": {"hf", "evaluation", "training", "runs", "configuration", "data", "models", *LEAVES},
+    "cli": {"hf", "evaluation", "training", "runs", "configuration", "data", "models", *LEAVES}
+    | {"fairseq_compat"},
 }
 # These look back, to register everything and to start the command.
 LOOK_BACK = {"__init__", "registration", "__main__"}

@@ -65,7 +65,13 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         "hydra.job_logging.handlers.console.class=megalodon_tasks.training.console.ConsoleHandler",
     ]
     if not is_multirun(hydra_words):
-        overrides.append("hydra.run.dir=${checkpoint.save_dir}/hydra")
+        if "${" in (
+            given.save_dir or ""
+        ):  # hydra takes its own folder for a reference: it gets none
+            os.makedirs(given.save_dir, exist_ok=True)
+            overrides += ["hydra.run.dir=.", "hydra.output_subdir=null"]
+        else:
+            overrides.append("hydra.run.dir=${checkpoint.save_dir}/hydra")
         overrides.append(
             "hydra.job_logging.handlers.file.filename=${checkpoint.save_dir}/train.log"
         )

@@ -12,12 +12,17 @@ from typing import Any
 from fairseq import trainer
 from omegaconf import OmegaConf
 
+from megalodon_tasks.fairseq_compat.patching import training_modules
+
 
 def install() -> None:
     """Patch what resolves a configuration, also where this plugin is imported only then."""
     modules: list[Any] = [trainer, sys.modules.get("fairseq_cli.hydra_train")]
     for module in filter(None, modules):
         module.OmegaConf = LiteralOmegaConf
+    trains: list[Any] = training_modules()
+    for module in trains:
+        module.OmegaConf = _ResolvedOmegaConf
 
 
 def literal(text: str) -> str:
@@ -32,6 +37,15 @@ class LiteralOmegaConf(OmegaConf):
     def to_container(*args: Any, **kwargs: Any) -> Any:
         """Return what OmegaConf does, with each ``${`` escaped."""
         return _escaped(OmegaConf.to_container(*args, **kwargs))
+
+
+class _ResolvedOmegaConf(OmegaConf):
+    """OmegaConf for the settings of logging, which fairseq takes as they are written (train.py:61)."""
+
+    @staticmethod
+    def to_container(cfg: Any, **kwargs: Any) -> Any:
+        """Return what OmegaConf does, without escapes."""
+        return OmegaConf.to_container(cfg, **{**kwargs, "resolve": True})
 
 
 def _escaped(value: Any) -> Any:

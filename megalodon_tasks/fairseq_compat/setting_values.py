@@ -26,17 +26,17 @@ COMPONENTS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 _OTHERS = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
 # Whole numbers beyond are not exact as double-precision numbers, others not finite in single precision.
 LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 3.4e38
-# Limits of single settings of fairseq's, both included.
+# What is divided by, or of which nothing would be left at 0.
+_POSITIVE = (
+    "checkpoint.save_interval", "common.log_interval", "dataset.batch_size",
+    "dataset.batch_size_valid", "dataset.max_tokens", "dataset.max_tokens_valid",
+    "dataset.required_batch_size_multiple", "dataset.validate_interval", "optimization.update_freq",
+    "task.chunk_parallel", "task.eval_multiple", "task.eval_streams", "task.tokens_per_sample",
+)  # fmt: skip
 _LIMITS = {
-    "common.log_interval": (1, LARGEST_INTEGER),
+    **dict.fromkeys(_POSITIVE, (1, LARGEST_INTEGER)),
     "common.seed": (0, 2**32 - 1),
-    "dataset.batch_size": (1, LARGEST_INTEGER),
-    "dataset.batch_size_valid": (1, LARGEST_INTEGER),
-    "dataset.max_tokens": (1, LARGEST_INTEGER),
-    "dataset.max_tokens_valid": (1, LARGEST_INTEGER),
     "dataset.num_workers": (0, 1024),
-    "dataset.required_batch_size_multiple": (1, LARGEST_INTEGER),
-    "optimization.update_freq": (1, LARGEST_INTEGER),
 }
 
 

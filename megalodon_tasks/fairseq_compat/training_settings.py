@@ -92,6 +92,11 @@ def _check_sharding(cfg: Any) -> None:
 def _with_refusals(stock: Callable, self: Trainer) -> None:
     try:
         stock(self)
+    except AssertionError as error:  # such as "max_lr must be more than min_lr"
+        raise UserError(
+            f"optimizer {self.cfg.optimizer._name} with lr_scheduler {self.cfg.lr_scheduler._name} "
+            f"cannot be built with their settings: {error}"
+        ) from error
     except (ValueError, RuntimeError) as error:
         # optim/fp16_optimizer.py:288 and 461
         if not str(error).startswith(("Unsupported optimizer", "chosen optimizer")):

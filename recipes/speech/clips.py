@@ -79,7 +79,7 @@ def _resampler(rate: int, new_rate: int) -> Resample:
 def _check_whole(path: Path) -> None:
     """Compare the size that a RIFF header states with the file's: libsndfile reads what there is."""
     if path.exists() and not path.is_file():
-        raise DamagedClip("is a folder, a pipe or a device")
+        raise DamagedClip("cannot be read (it is a folder, a pipe or a device)")
     with open(path, "rb") as stream:
         head = stream.read(8)
         size = stream.seek(0, 2)

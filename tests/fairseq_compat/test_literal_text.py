@@ -41,7 +41,7 @@ def test_folders_of_a_run(tmp_path):
             cwd=ROOT, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert {"checkpoint_last.pt", "train.log", "hydra"} <= {
+    assert {"checkpoint_last.pt", "train.log", "metrics.jsonl"} <= {
         p.name for p in (folder / "run").iterdir()
     }
     assert [path.name for path in tmp_path.iterdir() if path.name != "toy.yaml"] == ["a ${b}"]

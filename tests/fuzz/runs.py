@@ -61,9 +61,11 @@ def write_images(folder: Path) -> Path:
 def write_pairs(folder: Path) -> Path:
     """Numbers in words and in digits."""
     raw = folder / "raw"
-    demo_numbers.main([str(raw), "--pairs", "30"])
-    for path in raw.glob("[vt]*[td1].*"):
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
+    raw.mkdir(parents=True)
+    for split, count in {"train": 30, "valid": 8, "test": 8}.items():
+        pairs = demo_numbers.draw_split(split, count)
+        for side, language in enumerate(("en", "de")):
+            (raw / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
     names = ["--train", "train", "--valid", "valid", "--test", "test"]
     return prepare_pairs.main([str(raw), str(folder / "prepared"), *names])
 

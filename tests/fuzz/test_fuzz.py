@@ -46,7 +46,7 @@ def fails():
         (lambda: print("error: no") or 1, True, MESSAGE),
         (lambda: 1, True, SILENT),
         (fails, False, TRACEBACK),
-        (lambda: os.kill(os.getpid(), 11), False, CRASH),
+        (lambda: os.kill(os.getpid(), 9), False, CRASH),
     ],
 )
 def test_outcomes_are_told_apart(action, refused, outcome, tmp_path):
