@@ -13,7 +13,8 @@ states stay in the accumulator registers of their warp from the first block to t
 elementwise, and the coefficients stay in registers, in float32 and fp16 in shared memory.  Nothing
 crosses a program: a first kernel finds what each segment adds to the state from zero, a small second
 one carries the states from segment to segment, a third computes the outputs.  x is read twice, y
-written once.
+written once.  Backward, the first kernel also sums the products of inputs and gradients within each
+segment, and the second those of different segments.
 
 Time runs in processing order: position ``tau`` is ``t = tau``, or ``L - 1 - tau`` if REVERSE.  The
 adjoint is the same map in the other order with p and eta exchanged.
@@ -468,6 +469,7 @@ def cema_sums_kernel(
     steps = tl.cdiv(tl.minimum(segment, L), C) * C
     begin = length - steps
     forth: tl.constexpr = -1 if REVERSE else 1
+    block = tl.full((1, 1, 1), forth * C, tl.int64)
     x_tau, g_tau = begin[:, None] + exponent[None, :], begin[:, None] + o_c[None, :]
     x_time, g_time = first[:, None] + x_tau, first[:, None] + g_tau
     if REVERSE:
@@ -481,8 +483,8 @@ def cema_sums_kernel(
         b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
         valid = not_padded(mask, row, g_time + forth * start, (g_tau + start >= 0) & inside_m, L)
         b_g = tl.load(from_grad, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
-        from_x += forth * C * multiple(x_strides[1], ALIGN)
-        from_grad += forth * C * multiple(grad_strides[1], ALIGN)
+        from_x += block * multiple(x_strides[1], ALIGN)
+        from_grad += block * multiple(grad_strides[1], ALIGN)
 
         x_t = beside(tl.permute(b_x, (0, 2, 1)), lags, OPERAND)
         g_t = beside(tl.permute(b_g, (0, 2, 1)), lags, OPERAND)

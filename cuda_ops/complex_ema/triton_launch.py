@@ -93,8 +93,8 @@ class Plan(NamedTuple):
     @staticmethod
     def planes(ends: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return states and their derivatives along log q, each None if it is not there."""
-        states, logs, *_ = (*(() if ends is None else ends), None, None)
-        return states, logs
+        states = None if ends is None else ends[0]
+        return states, ends[1] if ends is not None and len(ends) > 1 else None
 
     def align(self, *tensors: torch.Tensor) -> int:
         """Return the largest power of two, up to 16, that divides the dim and all strides."""
@@ -202,7 +202,7 @@ class Direction:
             sums = ends.new_empty(plan.batch, plan.dim, 4 * plan.order)
         weight = (self.coeffs.eta_re, self.coeffs.eta_im)
         named = {"carried": carried, "weight": weight, "state": last, "final": final}
-        self._carry(ends, others, sums=sums, finals=finals, reversed=True, **named)
+        self._carry(ends, others, sums=sums, finals=finals, adjoint=True, **named)
         return carried, final, finals, sums
 
     def total(self, ends: torch.Tensor) -> torch.Tensor:
@@ -226,7 +226,7 @@ class Direction:
         final: torch.Tensor | None = None,
         sums: torch.Tensor | None = None,
         finals: torch.Tensor | None = None,
-        reversed: bool = False,
+        adjoint: bool = False,
     ) -> None:
         plan = self.plan
         kernels.cema_carry_kernel[(plan.batch * triton.cdiv(plan.dim * plan.order, 32),)](
@@ -245,7 +245,7 @@ class Direction:
             plan.order,
             plan.segment,
             plan.last,
-            REVERSED=reversed,
+            REVERSED=adjoint,
             ROWS=min(8, triton.next_power_of_2(plan.segments)),
             BLOCK=32,
             num_warps=1,
