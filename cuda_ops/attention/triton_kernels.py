@@ -88,9 +88,9 @@ def _dropped(drop, q_place, k_place):
     """Tell whether DropKey masks the score of a query and a key at these places of their chunk.
 
     ``drop`` is the seed, the indices of head and chunk and the probability.  One draw of four words
-    serves the four scores that differ only in bit 3 of the query and bit 0 of the key.
-    Where queries are the rows of a product's result, a thread has all four, and where keys are, two of
-    them, so that the compiler finds one draw where several are written.
+    serves the four scores that differ only in bit 3 of the query and bit 0 of the key.  Where queries
+    are the rows of a product's result, a thread has all four, and where keys are, two of them, so that
+    the compiler finds one draw where several are written.
     """
     seed, i_bh, i_c, dropout_p = drop
     (o_q, high_q), (o_k, odd_k) = q_place, k_place

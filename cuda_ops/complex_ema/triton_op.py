@@ -122,7 +122,7 @@ def _backward(
             if grad_last is not None and x_ends is not None:
                 part = _add_state_out(part, direction, x_ends, state, grad_last)
             parts.append(part)
-    # Without saved ends the gradients of the coefficients are not whole, and nobody asked for them.
+    # Without saved ends the gradients of the coefficients are incomplete, and nobody asked for them.
     coeffs = parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
     return [grad_x, *coeffs, grad_omega, grad_state]
 
