@@ -78,38 +78,53 @@ def _products(a, b, WIDTH: tl.constexpr, PART: tl.constexpr, OPERAND: tl.constex
 
 
 @triton.jit
-def _dropped(seed, i_bh, o_l, o_w, dropout_p):
-    """Tell whether DropKey masks the score of query ``o_l`` and key ``o_w`` of the chunk."""
-    zero = (o_l + o_w) * 0
-    word, _, _, _ = tl.philox(seed, zero + o_w, zero + o_l, zero + i_bh, zero)
-    return tl.uint_to_uniform_float(word) < dropout_p
+def _place(o, base, BIT: tl.constexpr):
+    """Split positions ``base + o``, where 16 divides ``base``: the number without a bit, and the bit."""
+    return base + (o & ~BIT), (o & BIT) != 0
 
 
 @triton.jit
-def _masked(scores, lse, real_k, o_q, o_k, drop, start, past, CAUSAL: tl.constexpr):
+def _dropped(drop, q_place, k_place):
+    """Tell whether DropKey masks the score of a query and a key at these places of their chunk.
+
+    ``drop`` is the seed, the indices of head and chunk and the probability.  One draw of four words
+    serves the four scores that differ only in bit 3 of the query and bit 0 of the key.  Where queries
+    are the rows of a product's result, a thread has all four, and where keys are, two of them, so that
+    the compiler finds one draw where several are written.
+    """
+    seed, i_bh, i_c, dropout_p = drop
+    (o_q, high_q), (o_k, odd_k) = q_place, k_place
+    zero = (o_q + o_k) * 0
+    words = tl.philox(tl.load(seed), zero + o_k, zero + o_q, zero + i_bh, zero + i_c)
+    of_low_query = tl.where(odd_k, words[1], words[0])
+    of_high_query = tl.where(odd_k, words[3], words[2])
+    return tl.uint_to_uniform_float(tl.where(high_q, of_high_query, of_low_query)) < dropout_p
+
+
+@triton.jit
+def _masked(scores, lse, real_k, o_q, o_k, drop, q_place, k_place, CAUSAL: tl.constexpr):
     """Take scores to base 2 and subtract ``lse``; -inf where query ``o_q`` does not see key ``o_k``.
 
-    ``drop`` is the seed of DropKey or None, the index of the head and the probability.  The positions
-    and ``real_k`` broadcast to the scores.
+    The seed in ``drop`` is None without DropKey.  Positions and ``real_k`` broadcast to the scores.
     """
-    seed, i_bh, dropout_p = drop
     seen = real_k
     if CAUSAL:
         seen = seen & (o_k <= o_q)
-    if seed is not None:
-        seen = seen & ~_dropped(tl.load(seed), i_bh, o_q - past, o_k - start, dropout_p)
+    if drop[0] is not None:
+        seen = seen & ~_dropped(drop, q_place, k_place)
     return tl.where(seen, scores * LOG2E - lse, float("-inf"))
 
 
 @triton.jit
-def dropkey_kernel(seed, drop, dropout_p, L, W, BM: tl.constexpr, BN: tl.constexpr):
+def dropkey_kernel(seed, drop, dropout_p, L, W, C, past, BM: tl.constexpr, BN: tl.constexpr):
     """Write the mask of DropKey (B, H, L, W), True where the key is dropped."""
     across, down = tl.cdiv(W, BN), tl.cdiv(L, BM)
     i_w, i_l = tl.program_id(0) % across, tl.program_id(0) // across % down
     i_bh = tl.program_id(0) // across // down
     o_l = i_l * BM + tl.arange(0, BM)[:, None]
     o_w = i_w * BN + tl.arange(0, BN)[None, :]
-    dropped = _dropped(tl.load(seed), i_bh, o_l, o_w, dropout_p)
+    i_c, o_q = (past + o_l) // C, (past + o_l) % C
+    dropped = _dropped((seed, i_bh, i_c, dropout_p), _place(o_q, 0, 8), _place(o_w, 0, 1))
     at = drop + (i_bh.to(tl.int64) * L + o_l) * W + o_w
     tl.store(at, dropped.to(tl.uint8), mask=(o_l < L) & (o_w < W))
 
@@ -160,6 +175,8 @@ def chunk_attention_kernel(
     highest = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BV), tl.float32)
+    drop = (seed, i_bh, start // chunk, dropout_p)
+    q_place = _place(tl.arange(0, BM)[:, None], first - start, 8)
     end = S if CROSS else stop
     if CAUSAL:
         end = tl.minimum(stop, first + BM)
@@ -172,9 +189,9 @@ def chunk_attention_kernel(
             scores = dot(b_q, tl.trans(b_k), tl.zeros((BM, BN), tl.float32))
         else:
             scores = _products(queries, keys, K, BC, OPERAND)
-        drop = (seed, i_bh, dropout_p)
+        k_place = _place(tl.arange(0, BN)[None, :], at_s - start, 1)
         scores = _masked(
-            scores, 0.0, real_s[None, :], o_q[:, None], o_s[None, :], drop, start, past, CAUSAL
+            scores, 0.0, real_s[None, :], o_q[:, None], o_s[None, :], drop, q_place, k_place, CAUSAL
         )
         raised = tl.maximum(highest, tl.max(scores, 1))
         # Where no key was seen yet all differences would be inf - inf.
@@ -278,6 +295,8 @@ def chunk_attention_queries_kernel(
         b_grad = load_rows(grads, o_v, V, OPERAND)
 
     acc = tl.zeros((BM, BK), tl.float32)
+    drop = (seed, i_bh, start // chunk, dropout_p)
+    q_place = _place(tl.arange(0, BM)[:, None], first - start, 8)
     end = S if CROSS else stop
     if CAUSAL:
         end = tl.minimum(stop, first + BM)
@@ -290,9 +309,17 @@ def chunk_attention_queries_kernel(
             scores = dot(b_q, tl.trans(b_k), tl.zeros((BM, BN), tl.float32))
         else:
             scores = _products(queries, keys, K, BC, OPERAND)
-        drop = (seed, i_bh, dropout_p)
+        k_place = _place(tl.arange(0, BN)[None, :], at_s - start, 1)
         scores = _masked(
-            scores, b_lse, real_s[None, :], o_q[:, None], o_s[None, :], drop, start, past, CAUSAL
+            scores,
+            b_lse,
+            real_s[None, :],
+            o_q[:, None],
+            o_s[None, :],
+            drop,
+            q_place,
+            k_place,
+            CAUSAL,
         )
         weights = tl.exp2(scores)
         if V <= BV:
@@ -362,13 +389,16 @@ def chunk_attention_keys_kernel(
     if grad_v is not None:
         acc_v = tl.zeros((BN, BV), tl.float32)
 
-    begin = tl.maximum(start, past)
+    drop = (seed, i_bh, start // chunk, dropout_p)
+    k_place = _place(tl.arange(0, BN)[:, None], first - start, 1)
+    begin = start + tl.maximum(past - start, 0) // 16 * 16
     if CAUSAL:
         begin = tl.maximum(begin, first)
     end = L if CROSS else stop
     for at_q in range(begin, end, BM):
         o_q = at_q + tl.arange(0, BM)
-        real_q = o_q < end if CROSS else not_padded(mask, row, o_q, o_q < end, S)
+        inside_q = (o_q >= past) & (o_q < end)
+        real_q = inside_q if CROSS else not_padded(mask, row, o_q, inside_q, S)
         queries = (q, o_q - past, q_strides[1], real_q)
         grads = (grad, o_q - past, grad_strides[1], real_q)
         if K <= BC or grad_k is not None:
@@ -379,9 +409,17 @@ def chunk_attention_keys_kernel(
             scores = dot(b_k, tl.trans(b_q), tl.zeros((BN, BM), tl.float32))
         else:
             scores = _products(keys, queries, K, BC, OPERAND)
-        drop = (seed, i_bh, dropout_p)
+        q_place = _place(tl.arange(0, BM)[None, :], at_q - start, 8)
         scores = _masked(
-            scores, b_lse, real_s[:, None], o_q[None, :], o_s[:, None], drop, start, past, CAUSAL
+            scores,
+            b_lse,
+            real_s[:, None],
+            o_q[None, :],
+            o_s[:, None],
+            drop,
+            q_place,
+            k_place,
+            CAUSAL,
         )
         weights = tl.exp2(scores)
         if V <= BV or grad_v is not None:

@@ -261,10 +261,22 @@ class Launches:
         )
 
 
-def dropkey(seed: torch.Tensor, shape: tuple[int, int, int, int], dropout_p: float) -> torch.Tensor:
-    """Return the mask that a call with this seed draws, (B, H, L, W) as in ``draw_dropkey``."""
+def dropkey(
+    seed: torch.Tensor,
+    shape: tuple[int, int, int, int],
+    dropout_p: float,
+    chunk_size: int | None = None,
+    past: int = 0,
+) -> torch.Tensor:
+    """Return the mask that a call with this seed draws, (B, H, L, W) as in ``draw_dropkey``.
+
+    chunk_size: steps per chunk, None for all in one.
+    past: number of steps of the open chunk that come before the first query.
+    """
     batch, heads, length, width = shape
+    chunk = past + length if chunk_size is None else chunk_size
     drop = torch.empty(shape, dtype=torch.uint8, device=seed.device)
     grid = (batch * heads * triton.cdiv(length, 32) * triton.cdiv(width, 32),)
-    kernels.dropkey_kernel[grid](seed, drop, dropout_p, L=length, W=width, BM=32, BN=32)
+    sizes = {"L": length, "W": width, "C": chunk, "past": past}
+    kernels.dropkey_kernel[grid](seed, drop, dropout_p, **sizes, BM=32, BN=32)
     return drop.view(torch.bool)

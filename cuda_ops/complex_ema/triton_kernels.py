@@ -13,7 +13,8 @@ states stay in the accumulator registers of their warp from the first block to t
 elementwise, and the coefficients stay in registers, in float32 and fp16 in shared memory.  Nothing
 crosses a program: a first kernel finds what each segment adds to the state from zero, a small second
 one carries the states from segment to segment, a third computes the outputs.  x is read twice, y
-written once.
+written once.  Backward, the first kernel also sums the products of inputs and gradients within each
+segment, and the second those of different segments.
 
 Time runs in processing order: position ``tau`` is ``t = tau``, or ``L - 1 - tau`` if REVERSE.  The
 adjoint is the same map in the other order with p and eta exchanged.
@@ -29,153 +30,26 @@ M rows of a tile; i and j are positions in a block, n a component of the state.
 import triton
 import triton.language as tl
 
+from megalodon_tasks.cuda_ops.complex_ema.triton_helpers import (
+    beside,
+    coefficient,
+    coefficient_tile,
+    dot_exact_left,
+    dot_exact_right,
+    dot_wide_left,
+    load_weight,
+    multiple,
+    multiply,
+    offsets,
+    positions,
+    power,
+    segments_of,
+    split,
+    state_tile,
+    tile,
+    zero_pair,
+)
 from megalodon_tasks.cuda_ops.triton_helpers import dot, load_pair, not_padded, store_pair
-
-
-@triton.jit
-def _split(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
-    """Return two bf16 numbers, held in OPERAND, that add up to ``a`` within 2**-16; else ``a`` twice."""
-    high, low = a, a
-    if SPLIT:
-        # Cut off rather than rounded: one bit operation, and the rest is exact in float32.
-        bits = a.to(tl.uint32, bitcast=True)
-        cut = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
-        high = cut.to(tl.bfloat16).to(OPERAND)
-        low = (a - cut).to(tl.bfloat16).to(OPERAND)
-    return high, low
-
-
-@triton.jit
-def _coefficient(a, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
-    """Split ``a`` (BD, K, any) into operands of products that stay in registers, if SPLIT.
-
-    From the result of a product, here with the identity, operands are made within a warp, once.
-    """
-    high, low = _split(a, SPLIT, OPERAND)
-    if SPLIT:
-        o_k = tl.arange(0, a.shape[1])
-        diagonal = o_k[None, :, None] == o_k[None, None, :]
-        identity = tl.broadcast_to(diagonal, (a.shape[0], a.shape[1], a.shape[1])).to(OPERAND)
-        high, low = tl.dot(identity, high).to(OPERAND), tl.dot(identity, low).to(OPERAND)
-    return high, low
-
-
-@triton.jit
-def _dot(a, b, acc, SPLIT: tl.constexpr):
-    """Return ``acc + a b`` where ``a`` is exact as an operand and ``b`` comes from :func:`_split`."""
-    return tl.dot(a, b[0], tl.dot(a, b[1], acc)) if SPLIT else dot(a, b[0], acc)
-
-
-@triton.jit
-def _dot_by(a, b, acc, SPLIT: tl.constexpr):
-    """Return ``acc + a b`` where ``a`` comes from :func:`_split` and ``b`` is exact as an operand."""
-    return tl.dot(a[0], b, tl.dot(a[1], b, acc)) if SPLIT else dot(a[0], b, acc)
-
-
-@triton.jit
-def _dot_split(a, b, acc, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
-    """Return ``acc + a b`` for ``a`` in float32; the product of the two low halves is left out."""
-    if SPLIT:
-        high, low = _split(a, SPLIT, OPERAND)
-        acc = tl.dot(low, b[0], acc)
-        acc = tl.dot(high, b[1], acc)
-        acc = tl.dot(high, b[0], acc)
-    else:
-        acc = dot(a, b[0], acc)
-    return acc
-
-
-@triton.jit
-def _beside(b_x, acc, OPERAND: tl.constexpr):
-    """Return ``b_x`` in the registers of the accumulator ``acc``: an operand without bank conflicts.
-
-    The comparison is there for the layout; where ``acc`` is NaN already, so is the result.
-    """
-    return tl.where(acc == acc, b_x.to(tl.float32), float("nan")).to(OPERAND)
-
-
-@triton.jit
-def _power(powers, o_d, exponent, o_n, D, N, C: tl.constexpr):
-    """Load q**exponent, real and imaginary, over the broadcast of the three offsets; zero outside."""
-    at = powers + ((o_d * (C + 1) + exponent) * 2) * N + o_n
-    return load_pair(at, N, 0, (o_d < D) & (o_n < N))
-
-
-@triton.jit
-def _weight(weight, o_d, o_n, D, N):
-    """Load a complex weight (D, N), a pair of pointers, over the broadcast of the two offsets."""
-    inside = (o_d < D) & (o_n < N)
-    re = tl.load(weight[0] + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
-    im = tl.zeros_like(re)
-    if weight[1] is not None:
-        im = tl.load(weight[1] + o_d * N + o_n, mask=inside, other=0.0).to(tl.float32)
-    return re, im
-
-
-@triton.jit
-def _times(a_re, a_im, b_re, b_im):
-    return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
-
-
-@triton.jit
-def _zeros(SHAPE: tl.constexpr):
-    """Return a complex zero of this shape, real and imaginary."""
-    return tl.zeros(SHAPE, dtype=tl.float32), tl.zeros(SHAPE, dtype=tl.float32)
-
-
-@triton.jit
-def _tile(D, S, BD: tl.constexpr, BM: tl.constexpr):
-    """Return rows and channels of this program, and sequence and segment of each row.
-
-    Neighbouring programs share rows, and so cache lines.
-    """
-    groups = tl.cdiv(D, BD)
-    i_m, i_d = tl.program_id(0) // groups, tl.program_id(0) % groups
-    o_m = i_m * BM + tl.arange(0, BM)
-    return o_m, i_d * BD + tl.arange(0, BD), o_m // S, o_m % S
-
-
-@triton.jit
-def _state_tile(m, d, n, rows, D, N):
-    """Return plane, and offsets and mask over the broadcast of rows, channels and components.
-
-    The states of a tile lie in (2, rows, D, N).
-    """
-    at = (m.to(tl.int64) * D + d) * N + n
-    inside = (m < rows) & (d < D) & (n < N)
-    return rows.to(tl.int64) * D * N, at, inside
-
-
-@triton.jit
-def _coefficient_tile(D, N, BD: tl.constexpr, BN: tl.constexpr):
-    """Return channels and components of this program, their offsets in (D, N) and a mask."""
-    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    at = o_d[:, None] * N + o_n[None, :]
-    return o_d, o_n, at, (o_d < D)[:, None] & (o_n < N)[None, :]
-
-
-@triton.jit
-def _positions(tau, valid, row_b, mask, L, REVERSE: tl.constexpr):
-    """Return positions in time of a tile (M, C) and which of them exist and are not padding."""
-    time = tau
-    if REVERSE:
-        time = L - 1 - tau
-    return time, not_padded(mask, row_b.to(tl.int64)[:, None], time, valid, L)
-
-
-@triton.jit
-def _multiple(a, ALIGN: tl.constexpr):
-    """Return ``a``, which is a multiple of ALIGN, so that the compiler knows it and loads vectors."""
-    return a // ALIGN * ALIGN
-
-
-@triton.jit
-def _offsets(row_b, time, o_d, strides, ALIGN: tl.constexpr):
-    """Return where a tile (BD, M, C) lies in a tensor (B, L, D) with neighbouring channels together."""
-    by_batch, by_time = _multiple(strides[0], ALIGN), _multiple(strides[1], ALIGN)
-    row = row_b.to(tl.int64)[:, None] * by_batch + time.to(tl.int64) * by_time
-    return row[None, :, :] + o_d[:, None, None]
 
 
 @triton.jit(do_not_specialize=["segment", "last"])
@@ -201,7 +75,7 @@ def cema_tables_kernel(
     segment_power (2, 2, D, N) = q**segment and q**last, real and imaginary.
     """
     p, log_radius, angle, eta_re, eta_im = coeffs
-    o_d, o_n, at, inside = _coefficient_tile(D, N, BD, BN)
+    o_d, o_n, at, inside = coefficient_tile(D, N, BD, BN)
     b_log = tl.load(log_radius + at, mask=inside, other=0.0)
     b_angle = tl.load(angle + at, mask=inside, other=0.0)
     b_p = tl.load(p + at, mask=inside, other=0.0)
@@ -231,7 +105,7 @@ def cema_tables_kernel(
             b_omega = tl.load(omega + o_d, mask=o_d < D, other=0.0).to(tl.float64)
             at_lag += tl.where(m == 0, b_omega, 0.0)
         tl.store(at_kernel + m + SHIFT, at_lag.to(tl.float32), mask=(o_d < D) & (m + SHIFT < C))
-        power_re, power_im = _times(power_re, power_im, q_re, q_im)
+        power_re, power_im = multiply(power_re, power_im, q_re, q_im)
 
 
 @triton.jit(do_not_specialize=["rows", "L", "S"])
@@ -248,7 +122,6 @@ def cema_ends_kernel(
     S,
     segment,
     strides,
-    OFFSET: tl.constexpr,
     REVERSE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -260,112 +133,165 @@ def cema_ends_kernel(
 ):
     """Write what each segment adds to the state after it, for input weight one.
 
-    ends (2, B S, D, N) = sum over the segment of ``q**m x`` with m = steps to its end + OFFSET, and
-    ends_log, unless None, the same with ``m q**m``, its derivative along log q.
+    ends (2, B S, D, N) = sum over the segment of ``q**m x`` with m = steps to its end, and ends_log,
+    unless None, the same with ``m q**m``, its derivative along log q.
     """
-    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
+    o_m, o_d, row_b, row_s = tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
-    inside_d = d < _multiple(D, ALIGN)
-    q_re, q_im = _power(powers, d, C, n, D, N, C)
-    exponent = C - 1 - o_c + OFFSET
-    w_re, w_im = _power(powers, d, exponent[None, :, None], n, D, N, C)
-    write_re = _coefficient(w_re, SPLIT, OPERAND)
-    write_im = _coefficient(w_im, SPLIT, OPERAND)
+    inside_d = d < multiple(D, ALIGN)
+    q_re, q_im = power(powers, d, C, n, D, N, C)
+    exponent = C - 1 - o_c
+    w_re, w_im = power(powers, d, exponent[None, :, None], n, D, N, C)
+    write_re = coefficient(w_re, SPLIT, OPERAND)
+    write_im = coefficient(w_im, SPLIT, OPERAND)
     if ends_log is not None:
-        times = exponent.to(tl.float32)[None, :, None]
-        v_re = _coefficient(w_re * times, SPLIT, OPERAND)
-        v_im = _coefficient(w_im * times, SPLIT, OPERAND)
-        log_re, log_im = _zeros((BD, BM, BN))
-    s_re, s_im = _zeros((BD, BM, BN))
+        by_steps = exponent.to(tl.float32)[None, :, None]
+        v_re = coefficient(w_re * by_steps, SPLIT, OPERAND)
+        v_im = coefficient(w_im * by_steps, SPLIT, OPERAND)
+        log_re, log_im = zero_pair((BD, BM, BN))
+    s_re, s_im = zero_pair((BD, BM, BN))
 
     # Blocks are counted from the end of the segment: a short one begins with absent positions.
-    length = tl.minimum(segment, L - row_s * segment)
+    first, length = segments_of(row_s, S, segment, L, False)
     steps = tl.cdiv(tl.minimum(segment, L), C) * C
     for start in range(0, steps, C):
         local = (length - steps + start)[:, None] + o_c[None, :]
         valid = (local >= 0) & (o_m < rows)[:, None]
-        time, valid = _positions((row_s * segment)[:, None] + local, valid, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        time, valid = positions(first[:, None] + local, valid, row_b, mask, L, REVERSE)
+        from_x = x + offsets(row_b, time, o_d, strides, ALIGN)
         b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
         if BN == C:
-            b_x = _beside(b_x, s_re, OPERAND)
+            b_x = beside(b_x, s_re, OPERAND)
         if ends_log is not None:
-            log_re, log_im = _times(q_re, q_im, log_re + C * s_re, log_im + C * s_im)
-            log_re = _dot(b_x, v_re, log_re, SPLIT)
-            log_im = _dot(b_x, v_im, log_im, SPLIT)
-        s_re, s_im = _times(q_re, q_im, s_re, s_im)
-        s_re = _dot(b_x, write_re, s_re, SPLIT)
-        s_im = _dot(b_x, write_im, s_im, SPLIT)
+            log_re, log_im = multiply(q_re, q_im, log_re + C * s_re, log_im + C * s_im)
+            log_re = dot_exact_left(b_x, v_re, log_re, SPLIT)
+            log_im = dot_exact_left(b_x, v_im, log_im, SPLIT)
+        s_re, s_im = multiply(q_re, q_im, s_re, s_im)
+        s_re = dot_exact_left(b_x, write_re, s_re, SPLIT)
+        s_im = dot_exact_left(b_x, write_im, s_im, SPLIT)
 
-    plane, at, inside = _state_tile(o_m[None, :, None], d, n, rows, D, N)
+    plane, at, inside = state_tile(o_m[None, :, None], d, n, rows, D, N)
     store_pair(ends, plane, at, s_re, s_im, inside)
     if ends_log is not None:
         store_pair(ends_log, plane, at, log_re, log_im, inside)
+
+
+@triton.jit
+def _load_rows(ends, plane, at, step, row, S, inside, ROWS: tl.constexpr):
+    """Load pairs of ROWS segments from ``row`` on, ``step`` numbers apart, zero after the last."""
+    pairs = ()
+    for k in tl.static_range(ROWS):
+        pairs += (load_pair(ends, plane, at + k * step, inside & (row + k < S)),)
+    return pairs
 
 
 @triton.jit(do_not_specialize=["B", "S", "segment", "last"])
 def cema_carry_kernel(
     ends,
     ends_log,
+    others,
+    others_log,
     carried,
     segment_power,
     weight,
     state,
     final,
-    final_log,
+    sums,
+    finals,
     B,
     S,
-    DN,
+    D,
+    N,
     segment,
     last,
+    REVERSED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the state before each segment, ``s <- q**segment s + w end``, and the last one to ``final``.
+    """Run along the segments of each sequence, ROWS of them loaded at a time.
 
-    The first state is ``state``, or zero.
+    ends (2, B, S, D N) is what each segment adds to a state of input weight one, ends_log its derivative
+    along log q; ``carried``, which may be the same buffer, and what follows it may be None:
 
-    ends and carried (2, B, S, D N) may be one buffer; state and final (B, D N, 2).  ``weight`` is the
-    real and the imaginary part of w, the latter None for zero; a real part of None stands for w = 1.
-    ends_log, unless None, is replaced by the derivatives along log q of states for w = 1 from zero,
-    ``l <- q**segment (l + segment s) + end_log``.  The last segment has its own length and power.
+    carried: the states before each segment, ``s <- q**segment s + w end``, where ``weight`` is the
+        real and the imaginary part of w, the latter None for zero.  The first is ``state`` (B, D N, 2),
+        or zero if None, and the one after the last segment is written to ``final``.
+    sums: (B, D, 4, N), with u and v the states of weight one from zero and their derivatives: the sums
+        over segments of ``u e`` and of ``v e + u e_log``, real and imaginary, where e and e_log are
+        ``others`` and ``others_log``, the same segments processed in the other order.
+    finals: (2, B, D N, 2), u and v after the last segment.
+
+    The segment of its own length is the last one, or the first if REVERSED.
     """
+    DN = D * N
     parts = tl.cdiv(DN, BLOCK)
-    i_b = tl.program_id(0) // parts
+    i_b = (tl.program_id(0) // parts).to(tl.int64)
     o = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)
     inside = o < DN
     q_re, q_im = load_pair(segment_power, DN, o, inside)
-    if weight[0] is not None:
-        w_re, w_im = _weight(weight, 0, o, 1, DN)
-    s_re, s_im = _zeros((BLOCK,))
-    l_re, l_im = _zeros((BLOCK,))
-    pair = (i_b.to(tl.int64) * DN + o) * 2
-    if state is not None:
-        s_re, s_im = load_pair(state, 1, pair, inside)
-    steps = segment.to(tl.float32)
-    at = i_b.to(tl.int64) * S * DN + o
+    last_re, last_im = load_pair(segment_power + 2 * DN, DN, o, inside)
+    s_re, s_im = zero_pair((BLOCK,))
+    u_re, u_im = zero_pair((BLOCK,))
+    v_re, v_im = zero_pair((BLOCK,))
+    a_re, a_im = zero_pair((BLOCK,))
+    b_re, b_im = zero_pair((BLOCK,))
+    if carried is not None:
+        w_re, w_im = load_weight(weight, 0, o, 1, DN)
+        if state is not None:
+            s_re, s_im = load_pair(state, 1, (i_b * DN + o) * 2, inside)
+
     plane = B.to(tl.int64) * S * DN
-    for i_s in range(S):
-        add_re, add_im = load_pair(ends, plane, at, inside)
-        store_pair(carried, plane, at, s_re, s_im, inside)
-        if i_s == S - 1:
-            q_re, q_im = load_pair(segment_power + 2 * DN, DN, o, inside)
-            steps = last.to(tl.float32)
+    short = 0 if REVERSED else S - 1
+    for start in range(0, S, ROWS):
+        # All loads come before the first result is used, and so wait for memory together.
+        at = (i_b * S + start) * DN + o
+        end = _load_rows(ends, plane, at, DN, start, S, inside, ROWS)
         if ends_log is not None:
-            log_re, log_im = load_pair(ends_log, plane, at, inside)
-            store_pair(ends_log, plane, at, l_re, l_im, inside)
-            l_re, l_im = _times(q_re, q_im, l_re + steps * s_re, l_im + steps * s_im)
-            l_re += log_re
-            l_im += log_im
-        if weight[0] is not None:
-            add_re, add_im = _times(w_re, w_im, add_re, add_im)
-        s_re, s_im = _times(q_re, q_im, s_re, s_im)
-        s_re += add_re
-        s_im += add_im
-        at += DN
-    store_pair(final, 1, pair, s_re, s_im, inside)
-    if ends_log is not None:
-        store_pair(final_log, 1, pair, l_re, l_im, inside)
+            end_log = _load_rows(ends_log, plane, at, DN, start, S, inside, ROWS)
+        if sums is not None:
+            at = (i_b * S + S - 1 - start) * DN + o
+            other = _load_rows(others, plane, at, -DN, start, S, inside, ROWS)
+            other_log = _load_rows(others_log, plane, at, -DN, start, S, inside, ROWS)
+        for k in tl.static_range(ROWS):
+            i_s = start + k
+            exists, is_short = i_s < S, i_s == short
+            e_re, e_im = end[k]
+            # After the last segment nothing decays.
+            r_re = tl.where(exists, tl.where(is_short, last_re, q_re), 1.0)
+            r_im = tl.where(exists, tl.where(is_short, last_im, q_im), 0.0)
+            if carried is not None:
+                at_k = (i_b * S + i_s) * DN + o
+                store_pair(carried, plane, at_k, s_re, s_im, inside & exists)
+                t_re, t_im = multiply(w_re, w_im, e_re, e_im)
+                s_re, s_im = multiply(r_re, r_im, s_re, s_im)
+                s_re, s_im = s_re + t_re, s_im + t_im
+            if ends_log is not None:
+                if sums is not None:
+                    x_re, x_im = other[k]
+                    t_re, t_im = multiply(u_re, u_im, x_re, x_im)
+                    a_re, a_im = a_re + t_re, a_im + t_im
+                    t_re, t_im = multiply(v_re, v_im, x_re, x_im)
+                    b_re, b_im = b_re + t_re, b_im + t_im
+                    x_re, x_im = other_log[k]
+                    t_re, t_im = multiply(u_re, u_im, x_re, x_im)
+                    b_re, b_im = b_re + t_re, b_im + t_im
+                f_re, f_im = end_log[k]
+                steps = tl.where(exists, tl.where(is_short, last, segment), 0).to(tl.float32)
+                v_re, v_im = multiply(r_re, r_im, v_re + steps * u_re, v_im + steps * u_im)
+                v_re, v_im = v_re + f_re, v_im + f_im
+                u_re, u_im = multiply(r_re, r_im, u_re, u_im)
+                u_re, u_im = u_re + e_re, u_im + e_im
+
+    if carried is not None:
+        store_pair(final, 1, (i_b * DN + o) * 2, s_re, s_im, inside)
+    if sums is not None:
+        to = sums + (i_b * D + o // N) * 4 * N + o % N
+        store_pair(to, N, 0, a_re, a_im, inside)
+        store_pair(to, N, 2 * N, b_re, b_im, inside)
+    if finals is not None:
+        store_pair(finals, 1, (i_b * DN + o) * 2, u_re, u_im, inside)
+        store_pair(finals, 1, ((B + i_b) * DN + o) * 2, v_re, v_im, inside)
 
 
 @triton.jit(do_not_specialize=["rows", "L", "S"])
@@ -388,6 +314,7 @@ def cema_output_kernel(
     WRITE_OFFSET: tl.constexpr,
     READ_OFFSET: tl.constexpr,
     REVERSE: tl.constexpr,
+    REVERSED: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -403,47 +330,49 @@ def cema_output_kernel(
     ``s <- q**C s + sum_j write q**(C - 1 - j + WRITE_OFFSET) x_j``.  y (B, L, D) is contiguous, zero at
     padding, and added to if ACCUMULATE.  ``write`` and ``read`` are weights as in the kernel above.
     """
-    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
+    o_m, o_d, row_b, row_s = tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, None, :]
-    inside_d = d < _multiple(D, ALIGN)
+    inside_d = d < multiple(D, ALIGN)
 
     lag = (o_c[None, :] - o_c[:, None])[None, :, :]
     b_kernel = tl.load(kernel + d * C + lag, mask=(lag >= 0) & (d < D), other=0.0)
-    b_kernel = _coefficient(b_kernel, SPLIT, OPERAND)
-    q_re, q_im = _power(powers, d, C, n, D, N, C)
-    t_re, t_im = _power(powers, d, (C - 1 - o_c + WRITE_OFFSET)[None, :, None], n, D, N, C)
-    w_re, w_im = _weight(write, d, n, D, N)
-    t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    write_re = _coefficient(t_re, SPLIT, OPERAND)
-    write_im = _coefficient(t_im, SPLIT, OPERAND)
+    b_kernel = coefficient(b_kernel, SPLIT, OPERAND)
+    q_re, q_im = power(powers, d, C, n, D, N, C)
+    t_re, t_im = power(powers, d, (C - 1 - o_c + WRITE_OFFSET)[None, :, None], n, D, N, C)
+    w_re, w_im = load_weight(write, d, n, D, N)
+    t_re, t_im = multiply(w_re, w_im, t_re, t_im)
+    write_re = coefficient(t_re, SPLIT, OPERAND)
+    write_im = coefficient(t_im, SPLIT, OPERAND)
     n_rows = o_n[None, :, None]
-    t_re, t_im = _power(powers, d, (o_c + READ_OFFSET)[None, None, :], n_rows, D, N, C)
-    w_re, w_im = _weight(read, d, n_rows, D, N)
-    t_re, t_im = _times(w_re, w_im, t_re, t_im)
-    read_re = _coefficient(t_re, SPLIT, OPERAND)
-    read_im = _coefficient(-t_im, SPLIT, OPERAND)
+    t_re, t_im = power(powers, d, (o_c + READ_OFFSET)[None, None, :], n_rows, D, N, C)
+    w_re, w_im = load_weight(read, d, n_rows, D, N)
+    t_re, t_im = multiply(w_re, w_im, t_re, t_im)
+    read_re = coefficient(t_re, SPLIT, OPERAND)
+    read_im = coefficient(-t_im, SPLIT, OPERAND)
 
-    s_re, s_im = _zeros((BD, BM, BN))
+    s_re, s_im = zero_pair((BD, BM, BN))
     if carried is not None:
-        plane, at, inside = _state_tile(o_m[None, :, None], d, n, rows, D, N)
+        plane, at, inside = state_tile(o_m[None, :, None], d, n, rows, D, N)
         s_re, s_im = load_pair(carried, plane, at, inside)
 
+    first, length = segments_of(row_s, S, segment, L, REVERSED)
     for start in range(0, tl.minimum(segment, L), C):
-        tau = (row_s * segment + start)[:, None] + o_c[None, :]
-        exists = (tau < L) & (o_m < rows)[:, None]
-        time, valid = _positions(tau, exists, row_b, mask, L, REVERSE)
-        from_x = x + _offsets(row_b, time, o_d, strides, ALIGN)
+        local = start + o_c
+        exists = (local[None, :] < length[:, None]) & (o_m < rows)[:, None]
+        tau = first[:, None] + local[None, :]
+        time, valid = positions(tau, exists, row_b, mask, L, REVERSE)
+        from_x = x + offsets(row_b, time, o_d, strides, ALIGN)
         b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
-        to_y = y + _offsets(row_b, time, o_d, (L.to(tl.int64) * D, D), ALIGN)
+        to_y = y + offsets(row_b, time, o_d, (L.to(tl.int64) * D, D), ALIGN)
         b_y = tl.zeros([BD, BM, C], dtype=tl.float32)
-        b_y = _dot_split(s_re, read_re, b_y, SPLIT, OPERAND)
-        b_y = _dot_split(s_im, read_im, b_y, SPLIT, OPERAND)
-        b_x = _beside(b_x, b_y, OPERAND)
-        b_y = _dot(b_x, b_kernel, b_y, SPLIT)
-        s_re, s_im = _times(q_re, q_im, s_re, s_im)
-        s_re = _dot(b_x, write_re, s_re, SPLIT)
-        s_im = _dot(b_x, write_im, s_im, SPLIT)
+        b_y = dot_wide_left(s_re, read_re, b_y, SPLIT, OPERAND)
+        b_y = dot_wide_left(s_im, read_im, b_y, SPLIT, OPERAND)
+        b_x = beside(b_x, b_y, OPERAND)
+        b_y = dot_exact_left(b_x, b_kernel, b_y, SPLIT)
+        s_re, s_im = multiply(q_re, q_im, s_re, s_im)
+        s_re = dot_exact_left(b_x, write_re, s_re, SPLIT)
+        s_im = dot_exact_left(b_x, write_im, s_im, SPLIT)
         if ACCUMULATE:
             b_y += tl.load(to_y, mask=valid[None] & inside_d, other=0.0).to(tl.float32)
         elif mask is not None:
@@ -452,14 +381,46 @@ def cema_output_kernel(
         tl.store(to_y, b_y.to(y.dtype.element_ty), mask=valid[None] & inside_d)
 
 
+@triton.jit
+def _add_rows(to, b_x, acc_re, acc_im, SPLIT: tl.constexpr):
+    """Return complex ``acc + to x^T`` for x (BD, BM, C), exact as an operand."""
+    x_t = tl.permute(b_x, (0, 2, 1))
+    return dot_exact_right(to[0], x_t, acc_re, SPLIT), dot_exact_right(to[1], x_t, acc_im, SPLIT)
+
+
+@triton.jit
+def _add_rows_by_steps(to, b_x, steps, acc_re, acc_im, SPLIT: tl.constexpr, OPERAND: tl.constexpr):
+    """Return the same for x times whole numbers up to C, which take two operands."""
+    high, low = split(b_x.to(tl.float32) * steps, SPLIT, OPERAND)
+    acc_re, acc_im = _add_rows(to, high, acc_re, acc_im, SPLIT)
+    if SPLIT:
+        low_t = tl.permute(low, (0, 2, 1))
+        acc_re, acc_im = tl.dot(to[0][0], low_t, acc_re), tl.dot(to[1][0], low_t, acc_im)
+    return acc_re, acc_im
+
+
+@triton.jit
+def _sum_of_four(a):
+    """Sum each fourth pair of the last axis, which is what a thread has of the result of a product."""
+    quarters = tl.reshape(a, (a.shape[0], a.shape[1], a.shape[2] // 8, 4, 2))
+    return tl.sum(tl.sum(quarters, axis=4), axis=2)
+
+
+@triton.jit
+def _add_products(a_re, a_im, b_re, b_im, acc_re, acc_im):
+    """Add complex products ``a b`` (BD, BN, BM) to their sums (BD, BN, 4)."""
+    re, im = multiply(a_re, a_im, b_re, b_im)
+    return acc_re + _sum_of_four(re), acc_im + _sum_of_four(im)
+
+
 @triton.jit(do_not_specialize=["rows", "L", "S"])
-def cema_weights_kernel(
+def cema_sums_kernel(
     x,
     grad,
     mask,
     powers,
-    carried,
-    carried_log,
+    ends,
+    ends_log,
     partial,
     rows,
     L,
@@ -481,77 +442,93 @@ def cema_weights_kernel(
 ):
     """Write sums over rows and time from which the gradients of the coefficients follow.
 
-    Runs in the order of the adjoint.  With the state ``u_n = sum q_n**m grad`` of the gradients before
-    a block and its derivative v along log q, a program stores for its rows (partial (groups, D,
-    C + 4 N)): the products of gradients and inputs of one block by lag, then real and imaginary part of
-    ``sum_i q**i x_i u`` and of ``sum_i q**i x_i (v + i u)``.
+    Runs in the order of the adjoint.  With the state ``u_n = sum q_n**(m + OFFSET) grad``, from zero at
+    the start of a segment, of the gradients before a block and its derivative v along log q, a program
+    stores for its rows (partial (groups, D, C + 4 N)): the products of gradients and inputs of one block
+    by lag, then real and imaginary part of ``sum_i q**i x_i u`` and of ``sum_i q**i x_i (v + i u)``.  u
+    and v after each segment are written to ends and ends_log, unless None.
     """
-    o_m, o_d, row_b, row_s = _tile(D, S, BD, BM)
+    o_m, o_d, row_b, row_s = tile(D, S, BD, BM)
     o_c, o_n = tl.arange(0, C), tl.arange(0, BN)
     d, n = o_d[:, None, None], o_n[None, :, None]
-    inside_d = d < _multiple(D, ALIGN)
-    # States are (BD, BN, BM): first operands of products, which accumulators become within a warp.
-    q_re, q_im = _power(powers, d, C, n, D, N, C)
-    exponent = C - 1 - o_c + OFFSET
-    t_re, t_im = _power(powers, d, exponent[None, None, :], n, D, N, C)
-    to_u_re, to_u_im = _coefficient(t_re, SPLIT, OPERAND), _coefficient(t_im, SPLIT, OPERAND)
+    inside_d = d < multiple(D, ALIGN)
+    q_re, q_im = power(powers, d, C, n, D, N, C)
+    exponent = C - 1 - o_c
+    by_steps = exponent.to(tl.float32)[None, None, :]
+    t_re, t_im = power(powers, d, exponent[None, None, :], n, D, N, C)
+    to = coefficient(t_re, SPLIT, OPERAND), coefficient(t_im, SPLIT, OPERAND)
 
-    u_re, u_im = _zeros((BD, BN, BM))
-    v_re, v_im = _zeros((BD, BN, BM))
-    if carried is not None:
-        plane, at, inside = _state_tile(o_m[None, None, :], d, n, rows, D, N)
-        u_re, u_im = load_pair(carried, plane, at, inside)
-        v_re, v_im = load_pair(carried_log, plane, at, inside)
-
+    u_re, u_im = zero_pair((BD, BN, BM))
+    v_re, v_im = zero_pair((BD, BN, BM))
     lags = tl.zeros([BD, C, C], dtype=tl.float32)
-    a_re, a_im = _zeros((BD, BN, C))
-    b_re, b_im = _zeros((BD, BN, C))
-    for start in range(0, tl.minimum(segment, L), C):
-        tau = (row_s * segment + start)[:, None] + o_c[None, :]
-        valid = (tau < L) & (o_m < rows)[:, None]
-        time, valid = _positions(tau, valid, row_b, mask, L, REVERSE)
-        keep = valid[None] & inside_d
-        from_x = x + _offsets(row_b, time, o_d, x_strides, ALIGN)
-        b_x = tl.load(from_x, mask=keep, other=0.0).to(OPERAND)
-        x_t = _beside(tl.permute(b_x, (0, 2, 1)), lags, OPERAND)
-        b_x = tl.permute(x_t, (0, 2, 1))
-        from_grad = grad + _offsets(row_b, time, o_d, grad_strides, ALIGN)
-        b_g = tl.load(from_grad, mask=keep, other=0.0).to(OPERAND)
-        b_times = _beside(b_g, lags, OPERAND)
-        g_t = tl.permute(b_times, (0, 2, 1))
-        b_g = tl.permute(_beside(tl.permute(b_g, (0, 2, 1)), lags, OPERAND), (0, 2, 1))
-        lags = dot(x_t, b_g, lags)
-        a_re = _dot_by(_split(u_re, SPLIT, OPERAND), b_x, a_re, SPLIT)
-        a_im = _dot_by(_split(u_im, SPLIT, OPERAND), b_x, a_im, SPLIT)
-        b_re = _dot_by(_split(v_re, SPLIT, OPERAND), b_x, b_re, SPLIT)
-        b_im = _dot_by(_split(v_im, SPLIT, OPERAND), b_x, b_im, SPLIT)
-        v_re, v_im = _times(q_re, q_im, v_re + C * u_re, v_im + C * u_im)
-        b_times = b_times.to(tl.float32) * exponent.to(tl.float32)[None, None, :]
-        high, low = _split(b_times, SPLIT, OPERAND)
-        high, low = tl.permute(high, (0, 2, 1)), tl.permute(low, (0, 2, 1))
-        v_re = _dot_by(to_u_re, high, v_re, SPLIT)
-        v_im = _dot_by(to_u_im, high, v_im, SPLIT)
-        if SPLIT:
-            v_re = tl.dot(to_u_re[0], low, v_re)
-            v_im = tl.dot(to_u_im[0], low, v_im)
-        u_re, u_im = _times(q_re, q_im, u_re, u_im)
-        u_re = _dot_by(to_u_re, g_t, u_re, SPLIT)
-        u_im = _dot_by(to_u_im, g_t, u_im, SPLIT)
+    a_re, a_im = zero_pair((BD, BN, 4))
+    b_re, b_im = zero_pair((BD, BN, 4))
+    # Blocks as in the kernel of the ends.  The inputs of a block are loaded in reversed order, so that
+    # the same powers serve them and the gradients; OFFSET follows at the end.
+    first, length = segments_of(row_s, S, segment, L, True)
+    steps = tl.cdiv(tl.minimum(segment, L), C) * C
+    begin = length - steps
+    forth: tl.constexpr = -1 if REVERSE else 1
+    block = tl.full((1, 1, 1), forth * C, tl.int64)
+    x_tau, g_tau = begin[:, None] + exponent[None, :], begin[:, None] + o_c[None, :]
+    x_time, g_time = first[:, None] + x_tau, first[:, None] + g_tau
+    if REVERSE:
+        x_time, g_time = L - 1 - x_time, L - 1 - g_time
+    from_x = x + offsets(row_b, x_time, o_d, x_strides, ALIGN)
+    from_grad = grad + offsets(row_b, g_time, o_d, grad_strides, ALIGN)
+    inside_m = (o_m < rows)[:, None]
+    row = row_b.to(tl.int64)[:, None]
+    for start in range(0, steps, C):
+        valid = not_padded(mask, row, x_time + forth * start, (x_tau + start >= 0) & inside_m, L)
+        b_x = tl.load(from_x, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        valid = not_padded(mask, row, g_time + forth * start, (g_tau + start >= 0) & inside_m, L)
+        b_g = tl.load(from_grad, mask=valid[None] & inside_d, other=0.0).to(OPERAND)
+        from_x += block * multiple(x_strides[1], ALIGN)
+        from_grad += block * multiple(grad_strides[1], ALIGN)
+
+        x_t = beside(tl.permute(b_x, (0, 2, 1)), lags, OPERAND)
+        g_t = beside(tl.permute(b_g, (0, 2, 1)), lags, OPERAND)
+        b_x, b_g = beside(b_x, lags, OPERAND), beside(b_g, lags, OPERAND)
+        lags = dot(x_t, tl.permute(g_t, (0, 2, 1)), lags)
+
+        p_re, p_im = zero_pair((BD, BN, BM))
+        p_re, p_im = _add_rows_by_steps(to, b_x, by_steps, p_re, p_im, SPLIT, OPERAND)
+        b_re, b_im = _add_products(u_re, u_im, p_re, p_im, b_re, b_im)
+        p_re, p_im = zero_pair((BD, BN, BM))
+        p_re, p_im = _add_rows(to, b_x, p_re, p_im, SPLIT)
+        b_re, b_im = _add_products(v_re, v_im, p_re, p_im, b_re, b_im)
+        a_re, a_im = _add_products(u_re, u_im, p_re, p_im, a_re, a_im)
+
+        v_re, v_im = multiply(q_re, q_im, v_re + C * u_re, v_im + C * u_im)
+        v_re, v_im = _add_rows_by_steps(to, b_g, by_steps, v_re, v_im, SPLIT, OPERAND)
+        u_re, u_im = multiply(q_re, q_im, u_re, u_im)
+        u_re, u_im = _add_rows(to, b_g, u_re, u_im, SPLIT)
+
+    if ends is not None:
+        if OFFSET:
+            q_re, q_im = power(powers, d, OFFSET, n, D, N, C)
+            v_re, v_im = multiply(q_re, q_im, v_re + OFFSET * u_re, v_im + OFFSET * u_im)
+            u_re, u_im = multiply(q_re, q_im, u_re, u_im)
+        plane, at, inside = state_tile(o_m[None, None, :], d, n, rows, D, N)
+        store_pair(ends, plane, at, u_re, u_im, inside)
+        store_pair(ends_log, plane, at, v_re, v_im, inside)
 
     i_m = (tl.program_id(0) // tl.cdiv(D, BD)).to(tl.int64)
-    to = partial + (i_m * D + o_d) * (C + 4 * N)
-    lag = (o_c[:, None] - o_c[None, :])[None, :, :]
+    at = partial + (i_m * D + o_d) * (C + 4 * N)
+    lag = (exponent[:, None] - o_c[None, :])[None, :, :]
     for k in tl.static_range(C):
         at_lag = tl.sum(tl.sum(tl.where(lag == k, lags, 0.0), axis=2), axis=1)
-        tl.store(to + k, at_lag, mask=o_d < D)
-    t_re, t_im = _power(powers, d, o_c[None, None, :], n, D, N, C)
-    position = o_c.to(tl.float32)[None, None, :]
-    b_re, b_im = _times(t_re, t_im, b_re + position * a_re, b_im + position * a_im)
-    a_re, a_im = _times(t_re, t_im, a_re, a_im)
-    to = to[:, None] + C + o_n[None, :]
+        tl.store(at + k, at_lag, mask=o_d < D)
+    a_re, a_im = tl.sum(a_re, axis=2), tl.sum(a_im, axis=2)
+    b_re, b_im = tl.sum(b_re, axis=2), tl.sum(b_im, axis=2)
+    if OFFSET:
+        q_re, q_im = power(powers, o_d[:, None], OFFSET, o_n[None, :], D, N, C)
+        b_re, b_im = multiply(q_re, q_im, b_re + OFFSET * a_re, b_im + OFFSET * a_im)
+        a_re, a_im = multiply(q_re, q_im, a_re, a_im)
+    at = at[:, None] + C + o_n[None, :]
     inside = (o_d < D)[:, None] & (o_n < N)[None, :]
-    store_pair(to, N, 0, tl.sum(a_re, axis=2), tl.sum(a_im, axis=2), inside)
-    store_pair(to, N, 2 * N, tl.sum(b_re, axis=2), tl.sum(b_im, axis=2), inside)
+    store_pair(at, N, 0, a_re, a_im, inside)
+    store_pair(at, N, 2 * N, b_re, b_im, inside)
 
 
 @triton.jit
@@ -572,7 +549,7 @@ def cema_finish_kernel(
     With ``a = sum over lags of g q**lag`` and ``b`` its derivative along log q, where g is the product
     of gradients and inputs at a lag: ``dL = Re(a d(p eta)) + Re(p eta b d(log q))``.
     """
-    o_d, o_n, at, inside = _coefficient_tile(D, N, BD, BN)
+    o_d, o_n, at, inside = coefficient_tile(D, N, BD, BN)
     p, _, _, eta_re, eta_im = coeffs
     grad_p, grad_log_radius, grad_angle, grad_eta_re, grad_eta_im = grads
     row = sums + o_d[:, None] * (C + 4 * N) + C + o_n[None, :]
@@ -583,7 +560,7 @@ def cema_finish_kernel(
     for m in range(C - SHIFT):
         at_lag = tl.load(sums + o_d * (C + 4 * N) + m + SHIFT, mask=o_d < D, other=0.0)
         at_lag = at_lag.to(tl.float64)[:, None]
-        q_re, q_im = _power(powers, o_d[:, None], m, o_n[None, :], D, N, C)
+        q_re, q_im = power(powers, o_d[:, None], m, o_n[None, :], D, N, C)
         a_re += at_lag * q_re
         a_im += at_lag * q_im
         b_re += m * at_lag * q_re
@@ -594,6 +571,6 @@ def cema_finish_kernel(
     tl.store(grad_p + at, a_re * e_re - a_im * e_im, mask=inside)
     tl.store(grad_eta_re + at, b_p * a_re, mask=inside)
     tl.store(grad_eta_im + at, -b_p * a_im, mask=inside)
-    b_re, b_im = _times(b_p * e_re, b_p * e_im, b_re, b_im)
+    b_re, b_im = multiply(b_p * e_re, b_p * e_im, b_re, b_im)
     tl.store(grad_log_radius + at, b_re, mask=inside)
     tl.store(grad_angle + at, -b_im, mask=inside)

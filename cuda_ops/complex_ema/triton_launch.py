@@ -86,6 +86,16 @@ class Plan(NamedTuple):
             "num_stages": 1,
         }
 
+    def ends_shape(self, planes: int) -> tuple[int, ...]:
+        """Return the shape of what segments add to states: ``planes`` pairs of real numbers."""
+        return planes, 2, self.rows, self.dim, self.order
+
+    @staticmethod
+    def planes(ends: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return states and their derivatives along log q, each None if it is not there."""
+        states = None if ends is None else ends[0]
+        return states, ends[1] if ends is not None and len(ends) > 1 else None
+
     def align(self, *tensors: torch.Tensor) -> int:
         """Return the largest power of two, up to 16, that divides the dim and all strides."""
         return math.gcd(16, self.dim, *(s for tensor in tensors for s in tensor.stride()[:2]))
@@ -149,75 +159,97 @@ class Direction:
             **plan.coefficient_constants,
         )
 
-    def _buffer(self) -> torch.Tensor:
-        plan = self.plan
-        return self.powers.new_empty(2, plan.rows, plan.dim, plan.order)
+    def ends(self, x_BLD: torch.Tensor, ends: torch.Tensor) -> None:
+        """Fill ``ends`` (planes, 2, rows, D, N) with what each segment adds to the state after it.
 
-    def ends(
-        self, x_BLD: torch.Tensor, *, adjoint: bool, with_log: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what each segment adds to the state after it, and its derivative along log q."""
-        ends, ends_log = self._buffer(), self._buffer() if with_log else None
+        Real and imaginary part; a second plane gets the derivatives along log q.
+        """
         kernels.cema_ends_kernel[self.plan.grid](
             x_BLD,
             self.mask,
             self.powers,
-            ends,
-            ends_log,
+            *self.plan.planes(ends),
             strides=x_BLD.stride()[:2],
-            OFFSET=int(adjoint) * (1 - self.shift),
-            REVERSE=self.backward != adjoint,
+            REVERSE=self.backward,
             ALIGN=self.plan.align(x_BLD),
             **self.plan.sizes,
             **self.plan.constants,
         )
-        return ends, ends_log
 
     def carry(
-        self,
-        ends: torch.Tensor,
-        carried: torch.Tensor,
-        weight: tuple[torch.Tensor, torch.Tensor | None],
-        state: torch.Tensor | None,
+        self, ends: torch.Tensor, carried: torch.Tensor, state: torch.Tensor | None
     ) -> torch.Tensor:
         """Fill ``carried`` with the states before the segments, return the state after the last."""
-        return self._carry(ends, None, carried, weight, state)[0]
+        final = self._pairs()
+        weight = (self.coeffs.p, None)
+        self._carry(ends[:1], carried=carried, weight=weight, state=state, final=final)
+        return final
 
-    def carry_log(
-        self, ends: torch.Tensor, ends_log: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do the same in place, from zero and with weight one, for ends and derivatives together."""
-        return self._carry(ends, ends_log, ends, (None, None), None)
+    def carry_back(
+        self, ends: torch.Tensor, others: torch.Tensor | None, last: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Carry what :meth:`sums` found, ``ends``, from the last segment to the first.
+
+        ``others`` is what :meth:`ends` found of x, ``last`` the adjoint state after the last step.
+        Returns the adjoint states that enter each segment; the one before the first step; the same for
+        a weight of one from zero, with its derivative, in one tensor (2, B, D, N, 2); and the sums over
+        pairs of steps in different segments, (B, D, 4 N), if ``others`` is given.
+        """
+        plan = self.plan
+        carried, final, finals = torch.empty_like(ends[0]), self._pairs(), self._pairs(2)
+        sums = None
+        if others is not None:
+            sums = ends.new_empty(plan.batch, plan.dim, 4 * plan.order)
+        weight = (self.coeffs.eta_re, self.coeffs.eta_im)
+        named = {"carried": carried, "weight": weight, "state": last, "final": final}
+        self._carry(ends, others, sums=sums, finals=finals, adjoint=True, **named)
+        return carried, final, finals, sums
+
+    def total(self, ends: torch.Tensor) -> torch.Tensor:
+        """Return what all segments add to a state, and its derivative, (2, B, D, N, 2)."""
+        finals = self._pairs(2)
+        self._carry(ends, finals=finals)
+        return finals
+
+    def _pairs(self, *planes: int) -> torch.Tensor:
+        plan = self.plan
+        return self.powers.new_empty(*planes, plan.batch, plan.dim, plan.order, 2)
 
     def _carry(
         self,
         ends: torch.Tensor,
-        ends_log: torch.Tensor | None,
-        carried: torch.Tensor,
-        weight: tuple[torch.Tensor | None, torch.Tensor | None],
-        state: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        others: torch.Tensor | None = None,
+        *,
+        carried: torch.Tensor | None = None,
+        weight: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+        state: torch.Tensor | None = None,
+        final: torch.Tensor | None = None,
+        sums: torch.Tensor | None = None,
+        finals: torch.Tensor | None = None,
+        adjoint: bool = False,
+    ) -> None:
         plan = self.plan
-        features = plan.dim * plan.order
-        final = self.powers.new_empty(plan.batch, plan.dim, plan.order, 2)
-        final_log = None if ends_log is None else torch.empty_like(final)
-        kernels.cema_carry_kernel[(plan.batch * triton.cdiv(features, 256),)](
-            ends,
-            ends_log,
+        kernels.cema_carry_kernel[(plan.batch * triton.cdiv(plan.dim * plan.order, 32),)](
+            *plan.planes(ends),
+            *plan.planes(others),
             carried,
             self.segment_power,
             weight,
             state,
             final,
-            final_log,
+            sums,
+            finals,
             plan.batch,
             plan.segments,
-            features,
+            plan.dim,
+            plan.order,
             plan.segment,
             plan.last,
-            BLOCK=256,
+            REVERSED=adjoint,
+            ROWS=min(8, triton.next_power_of_2(plan.segments)),
+            BLOCK=32,
+            num_warps=1,
         )
-        return final, final_log
 
     def output(
         self,
@@ -247,29 +279,28 @@ class Direction:
             WRITE_OFFSET=int(adjoint) * (1 - self.shift),
             READ_OFFSET=int(not adjoint) * (1 - self.shift),
             REVERSE=self.backward != adjoint,
+            REVERSED=adjoint,
             ACCUMULATE=self.backward,
             ALIGN=self.plan.align(x_BLD),
             **self.plan.sizes,
             **self.plan.constants,
         )
 
-    def gradients(
-        self,
-        x_BLD: torch.Tensor,
-        grad_BLD: torch.Tensor,
-        carried: torch.Tensor | None,
-        carried_log: torch.Tensor | None,
-    ) -> tuple[Coefficients, torch.Tensor]:
-        """Return gradients of the coefficients, and of omega (D,) if this is the forward direction."""
-        plan, c = self.plan, self.coeffs
+    def sums(
+        self, x_BLD: torch.Tensor, grad_BLD: torch.Tensor, ends: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return sums over pairs of steps of a segment, (D, BLOCK + 4 N), for :meth:`gradients`.
+
+        Fills ``ends``, unless None, as :meth:`ends` does, for the gradients in the order of the adjoint.
+        """
+        plan = self.plan
         partial = self.powers.new_empty(plan.row_groups, plan.dim, BLOCK + 4 * plan.order)
-        kernels.cema_weights_kernel[plan.grid](
+        kernels.cema_sums_kernel[plan.grid](
             x_BLD,
             grad_BLD,
             self.mask,
             self.powers,
-            carried,
-            carried_log,
+            *plan.planes(ends),
             partial,
             x_strides=x_BLD.stride()[:2],
             grad_strides=grad_BLD.stride()[:2],
@@ -279,7 +310,14 @@ class Direction:
             **plan.sizes,
             **plan.constants,
         )
-        sums = partial.sum(0)
+        return partial.sum(0)
+
+    def gradients(self, sums: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
+        """Return gradients of the coefficients, and of omega (D,) if this is the forward direction.
+
+        ``sums`` is of all pairs of steps; see the kernel.
+        """
+        plan, c = self.plan, self.coeffs
         grads = Coefficients(*(torch.empty_like(tensor) for tensor in c))
         kernels.cema_finish_kernel[plan.coefficient_grid](
             sums,

@@ -1,9 +1,12 @@
 """CEMA's ``triton`` backend: the kernels as differentiable operators of PyTorch.
 
 Forward, per direction: tables of powers, what each segment adds to the state, the states carried from
-segment to segment, the outputs.  Only the inputs are saved.  Backward runs the same kernels in the other
-order for the gradient of x, and one more for the sums from which the gradients of the coefficients
-follow; sums over programs are taken in a fixed order, so that results repeat bit for bit.
+segment to segment, the outputs.  Saved are the inputs and what the segments add.  Backward, in the other
+order: one pass over inputs and gradients finds the sums over pairs of steps of a segment, from which the
+gradients of the coefficients follow, and what the segment adds to the adjoint state; carrying that from
+segment to segment, with what was saved, adds the pairs of steps of different segments; a last pass
+computes the gradient of x.  Sums over programs are taken in a fixed order, so that results repeat bit
+for bit.
 
 Complex numbers enter and leave the operators as pairs of float32.  The coefficients are computed outside
 of them, in float64, where autograd differentiates them.
@@ -28,7 +31,10 @@ def cema_triton(call: CemaCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     state = call.state
     pairs = None if state is None else torch.view_as_real(state.to(torch.complex64).resolve_conj())
     coeffs, omega_D = coefficients(*call.logits), call.omega[:, 0]
-    y_BLD, last = cema_op(call.x, *coeffs, omega_D, pairs, call.padding_mask, call.bidirectional)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in coeffs)
+    y_BLD, last, _ = cema_op(
+        call.x, *coeffs, omega_D, pairs, call.padding_mask, call.bidirectional, save
+    )
     return y_BLD, None if call.bidirectional else torch.view_as_complex(last)
 
 
@@ -45,62 +51,78 @@ class _Arguments(NamedTuple):
     state: torch.Tensor | None  # (B, D, N, 2) float32
     padding_mask: torch.Tensor | None  # (B, L)
     bidirectional: bool
+    save: bool  # whether the backward will ask for gradients of coefficients
 
 
 class _Results(NamedTuple):
     y: torch.Tensor  # (B, L, D), contiguous
-    last: (
-        torch.Tensor
-    )  # (B, D, N, 2) float32, the state after the last step; empty if bidirectional
+    last: torch.Tensor  # (B, D, N, 2) float32, the state after step L; empty if bidirectional
+    ends: torch.Tensor  # float32, what segments add to states in each direction, if saved
+
+
+def _carries(call: _Arguments, plan: Plan) -> bool:
+    """Return whether states pass into a segment or out of the last one."""
+    return not call.bidirectional or plan.segments > 1
 
 
 def _allocate(call: _Arguments) -> _Results:
-    shape = (0,) if call.bidirectional else (call.x.shape[0], call.x.shape[2], call.p.shape[1], 2)
-    return _Results(empty_like(call.x), call.x.new_empty(shape, dtype=torch.float32))
+    plan, new = plan_for(call.x, call.p.shape[1]), call.x.new_empty
+    last = (0,) if call.bidirectional else (plan.batch, plan.dim, plan.order, 2)
+    ends = (0,)
+    if call.save and _carries(call, plan):
+        ends = (1 + call.bidirectional, *plan.ends_shape(2))
+    return _Results(
+        empty_like(call.x), new(last, dtype=torch.float32), new(ends, dtype=torch.float32)
+    )
 
 
 def _forward(call: _Arguments) -> _Results:
     x, plan, directions = _prepare(call)
-    y, last = empty_like(x), None
+    results = _allocate(call)
+    last = results.last
     with torch.cuda.device_of(x):
-        for direction in directions:
+        for k, direction in enumerate(directions):
             carried = None
-            if plan.segments > 1 or not call.bidirectional:
-                carried, _ = direction.ends(x, adjoint=False, with_log=False)
-                weight = (direction.coeffs.p, None)
-                last = direction.carry(carried, carried, weight, *contiguous(call.state))
-            direction.output(x, y, carried, adjoint=False)
-    return _Results(y, _allocate(call).last if call.bidirectional else last)
+            if _carries(call, plan):
+                carried = last.new_empty(plan.ends_shape(1))
+                ends = results.ends[k] if call.save else carried
+                direction.ends(x, ends)
+                final = direction.carry(ends, carried, *contiguous(call.state))
+                last = last if call.bidirectional else final
+            direction.output(x, results.y, carried, adjoint=False)
+    return results._replace(last=last)
 
 
 def _backward(
-    call: _Arguments, grads: list[torch.Tensor | None], _: list[torch.Tensor]
+    call: _Arguments, grads: list[torch.Tensor | None], saved: list[torch.Tensor]
 ) -> list[torch.Tensor | None]:
     x, plan, directions = _prepare(call)
     grad = torch.zeros_like(x) if grads[0] is None else dense_features(grads[0])
     state, grad_last = contiguous(call.state, None if call.bidirectional else grads[1])
     grad_x, grad_state, grad_omega, parts = empty_like(x), None, None, []
     with torch.cuda.device_of(x):
-        for direction in directions:
-            carried = ends = ends_log = None
+        for k, direction in enumerate(directions):
+            x_ends = saved[0][k] if saved[0].numel() else None
+            carried = ends = None
             if plan.segments > 1 or state is not None or grad_last is not None:
-                ends, ends_log = direction.ends(grad, adjoint=True, with_log=True)
-                carried = torch.empty_like(ends)
-                weight = (direction.coeffs.eta_re, direction.coeffs.eta_im)
+                ends = saved[0].new_empty(plan.ends_shape(2))
+            sums = direction.sums(x, grad, ends)
+            if ends is not None:
                 conj_last = None if grad_last is None else _conj(grad_last)
-                before = direction.carry(ends, carried, weight, conj_last)
-                finals = direction.carry_log(ends, ends_log)
+                carried, before, totals, across = direction.carry_back(ends, x_ends, conj_last)
+                if across is not None:
+                    sums[:, -across.shape[2] :] += across.sum(0)
             direction.output(grad, grad_x, carried, adjoint=True)
-            del carried
-            part, by_omega = direction.gradients(x, grad, ends, ends_log)
+            part, by_omega = direction.gradients(sums)
             if not direction.backward:
                 grad_omega = by_omega.to(call.omega.dtype)
             if state is not None:
                 grad_state = _conj(before)
-                part = _add_state_in(part, direction.coeffs, state, *finals)
-            if grad_last is not None:
-                part = _add_state_out(part, direction, x, state, grad_last)
+                part = _add_state_in(part, direction.coeffs, state, *totals)
+            if grad_last is not None and x_ends is not None:
+                part = _add_state_out(part, direction, x_ends, state, grad_last)
             parts.append(part)
+    # Without saved ends the gradients of the coefficients are incomplete, and nobody asked for them.
     coeffs = parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
     return [grad_x, *coeffs, grad_omega, grad_state]
 
@@ -113,7 +135,7 @@ cema_op = DifferentiableOperator(
     fake=_allocate,
     backward=_backward,
     differentiable=("y", "last"),
-    saved=(),
+    saved=("ends",),
     gradients=("x", *Coefficients._fields, "omega", "state"),
 ).register()
 
@@ -173,14 +195,13 @@ def _add_state_in(
 def _add_state_out(
     part: Coefficients,
     direction: Direction,
-    x: torch.Tensor,
+    x_ends: torch.Tensor,
     state: torch.Tensor | None,
     grad_last: torch.Tensor,
 ) -> Coefficients:
     """Add what the coefficients contribute through ``s_L = q**L s_0 + p sum q**(L - 1 - t) x_t``."""
     coeffs, length = direction.coeffs, direction.plan.length
-    finals = direction.carry_log(*direction.ends(x, adjoint=False, with_log=True))
-    from_x, from_x_log = (_wide(final) for final in finals)
+    from_x, from_x_log = (_wide(total) for total in direction.total(x_ends))
     weight = _wide(_conj(grad_last))
     by_log = (weight * coeffs.p * from_x_log).sum(0)
     if state is not None:

@@ -113,6 +113,22 @@ def test_default_length_of_segments(case, backend, dtype, monkeypatch):
     assert_matches_reference(case, backend, dtype)
 
 
+@each([Cema(2, 40, "random", dim=3, order=4, state=True)], "reference", "fft")
+def test_frozen_coefficients_change_no_other_gradient(case, backend, dtype):
+    leaves = cast(case, case.leaves(), dtype)
+    frozen = {n: leaf if n in ("x", "state") else leaf.detach() for n, leaf in leaves.items()}
+    found = []
+    for tensors in (leaves, frozen):
+        y, state = case.call(tensors, case.padding(), case.initial_state(tensors), backend)
+        inputs = [tensors["x"], tensors["state"]]
+        grads = torch.autograd.grad(y.sum() + state.real.sum(), inputs)
+        found.append((y, state, *grads))
+    with torch.no_grad():
+        found.append(case.call(leaves, case.padding(), case.initial_state(leaves), backend))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0][:2], found[2]))
+
+
 # In float32 the reference multiplies a rounded q step by step; it is exact enough in float64 only.
 LOOSENED = {"reference": 10}
 

@@ -165,7 +165,7 @@ def test_dropkey_is_the_reference_given_its_mask(
     torch.manual_seed(5)  # as in evaluate
     seed = triton_op.draw_seed(torch.device(device))
     width = 33 if chunk_size is None else chunk_size
-    drop = triton_launch.dropkey(seed, (2, 2, 33, width), dropout_p).cpu()
+    drop = triton_launch.dropkey(seed, (2, 2, 33, width), dropout_p, chunk_size, past).cpu()
     assert abs(drop.double().mean().item() - dropout_p) < 0.03
     monkeypatch.setattr(reference, "draw_dropkey", lambda *_: drop)
     assert_matches_reference(case, backend, device=device)

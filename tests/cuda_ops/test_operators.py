@@ -55,7 +55,7 @@ def torch_operator_calls():
 def operator_calls():
     """(module, operator, backend, arguments): one block and several, with and without a state."""
     for arguments in cema_calls(torch.float32):
-        yield "complex_ema.triton_op", "cema_op", "triton", arguments
+        yield "complex_ema.triton_op", "cema_op", "triton", (*arguments, True)
     for save in (True, False):
         for arguments in cema_calls(torch.float64):
             yield "complex_ema.native_op", "cema_native_op", "native", (*arguments, save)
@@ -150,7 +150,7 @@ def test_backward_operators_are_registered(module, name, backend, arguments):
 def test_nothing_is_copied_from_the_host(backend):
     """Such a copy makes a GPU wait and cannot be captured in a graph."""
     for arguments in cema_calls(torch.float32):
-        calls = differentiate(operator("complex_ema.triton_op", "cema_op"), arguments)
+        calls = differentiate(operator("complex_ema.triton_op", "cema_op"), (*arguments, True))
         assert not [func for func, _ in calls if "lift" in str(func)]
 
 

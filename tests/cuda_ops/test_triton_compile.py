@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # Bytes stored and loaded again: a few registers may spill, more mean that a tile is too large.
 # Attention with wide values on an sm_80 keeps two accumulators and needs more than the rest; so does the
-# kernel of cema's coefficients, which keeps four states and five accumulators.
-SPILLS = {"chunk_attention": 256, "cema": 320}
+# kernel of cema's sums, which keeps four states and their products, most of all on an sm_100.
+SPILLS = {"chunk_attention": 256, "cema": 400}
 FEW_SPILLS = 100
 
 

@@ -73,10 +73,12 @@ def cema_of_many_channels():
     x = torch.empty(1, 1, 1_100_000, device="meta")
     coeffs = Coefficients(*(x.new_empty(x.shape[2], 16) for _ in Coefficients._fields))
     direction = Direction(plan_for(x, 16), coeffs, x[0, 0], None, backward=False)
-    ends, _ = direction.ends(x, adjoint=False, with_log=False)
-    direction.carry(ends, ends, (coeffs.p, None), None)
+    ends = x.new_empty(direction.plan.ends_shape(2))
+    direction.ends(x, ends)
+    direction.carry(ends, ends[:1], None)
     direction.output(x, torch.empty_like(x), ends, adjoint=False)
-    return 4
+    direction.gradients(direction.sums(x, x, ends))
+    return 6
 
 
 @pytest.mark.parametrize(
