@@ -32,16 +32,6 @@ def wrap(owner: object, name: str, around: Callable[..., Any]) -> None:
     setattr(owner, name, staticmethod(function) if is_static else function)
 
 
-def replace(owner: object, name: str, build: Callable[[Callable], Callable]) -> None:
-    """Replace the function ``owner.name`` by ``build(original)``, as :func:`wrap` does."""
-
-    def around(original: Callable, *args: Any, **kwargs: Any) -> Any:
-        return build(original)(*args, **kwargs)
-
-    around.__module__, around.__qualname__ = build.__module__, build.__qualname__
-    wrap(owner, name, around)
-
-
 def training_modules() -> list[ModuleType]:
     """Return fairseq's module for training, where it is loaded; ``python -m`` makes it ``__main__``.
 

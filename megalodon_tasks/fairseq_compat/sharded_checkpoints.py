@@ -33,7 +33,7 @@ from torch.distributed.tensor import empty as empty_sharded
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.fairseq_compat.checkpoint_errors import READING_ERRORS
-from megalodon_tasks.fairseq_compat.patching import replace
+from megalodon_tasks.fairseq_compat.patching import wrap
 from megalodon_tasks.fairseq_compat.shard_files import TensorReader, checksums, compare
 from megalodon_tasks.fairseq_compat.sharded_tensors import is_sharded, mesh_of_all
 
@@ -60,11 +60,11 @@ _layout: Layout | None = None  # of the training that loads a checkpoint
 
 def install() -> None:
     """Patch saving and loading."""
-    replace(Trainer, "state_dict", _without_shards)
-    replace(Trainer, "save_checkpoint", _only_with_shards)
-    replace(checkpoint_utils, "save_checkpoint", _after_writing_shards)
-    replace(Trainer, "load_checkpoint", _onto_own_mesh)
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_shards)
+    wrap(Trainer, "state_dict", _without_shards)
+    wrap(Trainer, "save_checkpoint", _only_with_shards)
+    wrap(checkpoint_utils, "save_checkpoint", _after_writing_shards)
+    wrap(Trainer, "load_checkpoint", _onto_own_mesh)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _with_shards)
 
 
 def write_shards(trainer: Any, save_dir: Path) -> None:
@@ -112,16 +112,15 @@ def _reason(error: BaseException) -> str:
     return failures[0].splitlines()[0] if failures and failures[0] else "writing failed"
 
 
-def _after_writing_shards(stock: Callable) -> Callable:
-    def save_checkpoint(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_sharded(trainer) and not cfg.no_save:
-            write_shards(trainer, Path(cfg.save_dir))
-        result = stock(cfg, trainer, *args, **kwargs)
-        if trainer.data_parallel_rank == 0 and not cfg.no_save:
-            _remove_unused(Path(cfg.save_dir))
-        return result
-
-    return save_checkpoint
+def _after_writing_shards(
+    stock: Callable, cfg: Any, trainer: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if is_sharded(trainer) and not cfg.no_save:
+        write_shards(trainer, Path(cfg.save_dir))
+    result = stock(cfg, trainer, *args, **kwargs)
+    if trainer.data_parallel_rank == 0 and not cfg.no_save:
+        _remove_unused(Path(cfg.save_dir))
+    return result
 
 
 def _remove_unused(save_dir: Path) -> None:
@@ -138,25 +137,21 @@ def _remove_unused(save_dir: Path) -> None:
         shutil.rmtree(folders[name])
 
 
-def _without_shards(stock: Callable) -> Callable:
-    def state_dict(self: Trainer) -> dict[str, Any]:
-        state, shards = stock(self), getattr(self, "_shards", None)
-        if not shards:
-            return state
-        divided = {key: _mapped(state.get(key), _placeholder, key) for key in DIVIDED}
-        return state | divided | shards[1]
-
-    return state_dict
+def _without_shards(stock: Callable, self: Trainer) -> dict[str, Any]:
+    state, shards = stock(self), getattr(self, "_shards", None)
+    if not shards:
+        return state
+    divided = {key: _mapped(state.get(key), _placeholder, key) for key in DIVIDED}
+    return state | divided | shards[1]
 
 
-def _only_with_shards(stock: Callable) -> Callable:
-    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> str | None:
-        written = getattr(self, "_shards", None)
-        if is_sharded(self) and (not written or written[0] != self.get_num_updates()):
-            return None  # of one process that failed: the others do not write theirs
-        return stock(self, filename, extra_state)
-
-    return save_checkpoint
+def _only_with_shards(
+    stock: Callable, self: Trainer, filename: str, extra_state: dict[str, Any]
+) -> str | None:
+    written = getattr(self, "_shards", None)
+    if is_sharded(self) and (not written or written[0] != self.get_num_updates()):
+        return None  # of one process that failed: the others do not write theirs
+    return stock(self, filename, extra_state)
 
 
 def _placeholder(leaf: Any, key: str) -> Any:
@@ -178,25 +173,19 @@ def _mapped(value: Any, change: Callable[[Any, str], Any], key: str = "") -> Any
     return change(value, key)
 
 
-def _onto_own_mesh(stock: Callable) -> Callable:
-    def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        global _layout
-        if is_sharded(self):
-            buffers = frozenset(f"model/{name}" for name, _ in self.model.named_buffers())
-            _layout = Layout(mesh_of_all(self.device.type), buffers)
-        try:
-            return stock(self, *args, **kwargs)
-        finally:
-            _layout = None
-
-    return load_checkpoint
+def _onto_own_mesh(stock: Callable, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    global _layout
+    if is_sharded(self):
+        buffers = frozenset(f"model/{name}" for name, _ in self.model.named_buffers())
+        _layout = Layout(mesh_of_all(self.device.type), buffers)
+    try:
+        return stock(self, *args, **kwargs)
+    finally:
+        _layout = None
 
 
-def _with_shards(stock: Callable) -> Callable:
-    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return with_shards(Path(path), stock(path, *args, **kwargs), _layout)
-
-    return load_checkpoint_to_cpu
+def _with_shards(stock: Callable, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return with_shards(Path(path), stock(path, *args, **kwargs), _layout)
 
 
 def with_shards(path: Path, state: dict[str, Any], layout: Layout | None = None) -> dict[str, Any]:
