@@ -26,6 +26,8 @@ def test_a_text_stays_as_it_is_through_any_number_of_configurations(text):
 def test_folders_of_a_run(tmp_path):
     (tmp_path / "toy.yaml").write_text(runs.YAML.replace("toy}", "toy, data: .}", 1))
     folder = tmp_path / "a ${b}"
+    for name in ("${c}", "${d}"):
+        (folder / name).mkdir(parents=True)
     words = [
         "--config-dir",
         str(tmp_path),
