@@ -248,7 +248,7 @@ class Direction:
             REVERSED=adjoint,
             ROWS=min(8, triton.next_power_of_2(plan.segments)),
             BLOCK=32,
-            num_warps=1,
+            **{"num_warps": 1},
         )
 
     def output(
