@@ -94,9 +94,12 @@ def _check_numbers(section: str, part: DictConfig) -> None:
     defaults = dict(_defaults(section, part))
     for name, value in part.items():
         place, default = f"{section}.{name}", defaults.get(name)
+        entries = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(entry, ListConfig) for entry in entries):
+            raise UserError(f"{place}={value} is a list of lists, where a list is expected")
         if _are_numbers(default) and not _are_numbers(value):
             raise UserError(f"{place}={value} is not a list of numbers, such as {default}")
-        for number in value if isinstance(value, ListConfig) else [value]:
+        for number in entries:
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
             least, most = _LIMITS.get(place, _usual_limits(number, default))

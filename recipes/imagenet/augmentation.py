@@ -53,9 +53,12 @@ class AugmentationConfig:
         for name in ("hflip", "random_erasing", "mix_prob", "mix_switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"task.{name}={getattr(self, name)} must be from 0 to 1")
-        for name in ("crop_pct", "smallest_crop"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"task.{name}={getattr(self, name)} must be above 0 and at most 1")
+        if not 0.01 <= self.crop_pct <= 1.0:
+            raise ValueError(f"task.crop_pct={self.crop_pct} must be from 0.01 to 1")
+        if not 0.0 < self.smallest_crop <= 1.0:
+            raise ValueError(
+                f"task.smallest_crop={self.smallest_crop} must be above 0 and at most 1"
+            )
         for name in ("mixup", "cutmix", "color_jitter"):
             if getattr(self, name) < 0.0:
                 raise ValueError(f"task.{name}={getattr(self, name)} must not be negative")
