@@ -310,6 +310,7 @@ def test_two_processes_resume_whole_and_sharded_checkpoints(trained, tmp_path, b
     eight = ("--max-update", "8", "--keep-last-epochs", "0")
     shutil.copytree(trained / before, tmp_path / "two")
     finish(start(data, tmp_path / "two", 2, *SHARDED, *eight))
-    train(data, tmp_path / "one", *FOUR, "--max-update", "8")
+    shutil.copytree(trained / "one", tmp_path / "one")  # the schedule of the first updates counts
+    train(data, tmp_path / "one", *FOUR, *eight)
     assert_same(last(tmp_path / "two"), last(tmp_path / "one"))
     assert [p.name for p in (tmp_path / "two" / "shards").iterdir()] == ["8"]
