@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.models.config import EncoderConfig
@@ -86,7 +87,7 @@ def hydra_overrides(overrides: Sequence[str]) -> list[str]:
 def compose_configuration(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose ``folder/name.yaml`` with hydra, before fairseq fills in the components' defaults.
 
-    Raises :class:`UserError` for an override that hydra refuses.
+    Raises :class:`UserError` for an override that hydra refuses, and for a file that is not YAML.
     """
     GlobalHydra.instance().clear()
     hydra_init(cfg_name=name)
@@ -95,6 +96,11 @@ def compose_configuration(folder: Path, name: str, overrides: Sequence[str] = ()
             return compose(config_name=name, overrides=hydra_overrides(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _refused(folder, name, overrides, error) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder / name}.yaml, or a file it names, is not YAML: {reason}"
+        ) from None
 
 
 def training_configuration(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:

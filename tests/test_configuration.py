@@ -4,7 +4,11 @@ import pytest
 
 import megalodon_tasks  # noqa: F401
 from megalodon_tasks import configuration
-from megalodon_tasks.configuration import check_fields, training_configuration
+from megalodon_tasks.configuration import (
+    check_fields,
+    compose_configuration,
+    training_configuration,
+)
 from megalodon_tasks.errors import UserError
 
 
@@ -104,3 +108,10 @@ def test_fields_are_those_of_the_chosen_component(listops_config):
     check_fields(*listops_config, ["lr_scheduler._name=cosine", "lr_scheduler.min_lr=0"])
     with pytest.raises(UserError, match=r"lr_scheduler.min_lr: there is no such field"):
         check_fields(*listops_config, ["lr_scheduler.min_lr=0"])
+
+
+@pytest.mark.parametrize("content", [bytes(300), b"\x89PNG\r\n\xaf", b"a: [1, 2", b"a: 'b"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"{tmp_path / 'mine.yaml'}, or a file it names, is not"):
+        compose_configuration(tmp_path, "mine")

@@ -113,9 +113,8 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     interrupted = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if is_repeated():
-            return
-        if interrupted.is_set():
+        repeated = is_repeated()
+        if interrupted.is_set() and not repeated:
             signal.default_int_handler(number, frame)
         interrupted.set()
 

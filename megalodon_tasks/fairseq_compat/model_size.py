@@ -37,18 +37,19 @@ def count_numbers(build: Callable[[], torch.nn.Module], where: str = "") -> int:
     try:
         with torch.device("meta"):
             model = build()
-    except ValueError as error:
-        raise UserError(f"{where}{error}") from error
-    except _BUILDING_ERRORS as error:
+    except _BUILDING_ERRORS as error:  # OmegaConf's may be a ValueError too
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}no model can be built from its settings: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"{where}{error}") from error
     return sum(t.numel() for t in itertools.chain(model.parameters(), model.buffers()))
 
 
 def _within_memory(stock: Callable, cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
     name = getattr(cfg, "_name", None)
     ours = getattr(models.ARCH_MODEL_REGISTRY.get(name), "__module__", "").split(".")[0]
-    if not from_checkpoint and ours == __name__.split(".")[0]:
+    takes_memory = torch.get_default_device().type != "meta"
+    if takes_memory and not from_checkpoint and ours == __name__.split(".")[0]:
         _check_memory(lambda settings: stock(settings, task), cfg)
     return stock(cfg, task, from_checkpoint)
 

@@ -7,6 +7,7 @@ that it trained, which counts towards ``optimization.stop_time_hours`` (trainer.
 """
 
 import ast
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def check_settings(cfg: Any, suffix: str, schedule: str) -> None:
     _check_overrides(cfg.optimizer_overrides, schedule)
     for name in ("checkpoint_last", "checkpoint_best"):
         path = Path(cfg.save_dir, f"{name}{suffix}.pt")
-        if path.is_dir():
-            raise UserError(
-                f"{path} is a folder, where a checkpoint is to be written; move it away"
-            )
+        if os.path.lexists(path) and not os.path.isfile(path):
+            found = "a folder" if path.is_dir() else "a pipe or a device"
+            found = "a link that leads nowhere" if path.is_symlink() else found
+            raise UserError(f"{path} is {found}, where a checkpoint is to be written; move it away")
     restored, finetuned = cfg.restore_file != LAST, cfg.finetune_from_model is not None
     if restored and finetuned:
         raise UserError(

@@ -97,6 +97,8 @@ def _check_numbers(section: str, part: DictConfig) -> None:
         entries = value if isinstance(value, ListConfig) else [value]
         if any(isinstance(entry, ListConfig) for entry in entries):
             raise UserError(f"{place}={value} is a list of lists, where a list is expected")
+        if not entries and isinstance(default, str):  # an interpolation
+            raise UserError(f"{place} is an empty list; leave it out, or give it a number")
         if _are_numbers(default) and not _are_numbers(value):
             raise UserError(f"{place}={value} is not a list of numbers, such as {default}")
         for number in entries:
@@ -104,9 +106,10 @@ def _check_numbers(section: str, part: DictConfig) -> None:
                 continue
             least, most = _LIMITS.get(place, _usual_limits(number, default))
             if number != default and not least <= number <= most:  # NaN is not either
-                shown, must = textwrap.shorten(str(value), 60), f"be from {least} to {most:g}"
-                must = must if math.isfinite(number) else "be finite"
-                raise UserError(f"{place}={shown} is out of range: it must {must}")
+                shown = textwrap.shorten(str(value), 60)
+                must = f"at least {least:g}" if number < least else f"at most {most:g}"
+                must = must if math.isfinite(number) else "finite"
+                raise UserError(f"{place}={shown} must be {must}")
 
 
 def _are_numbers(value: Any) -> bool:

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from megalodon_tasks.files import archive_fault, atomic_file, read_text
+from megalodon_tasks.files import archive_fault, atomic_file, read_text, size_of
 from megalodon_tasks.models.released.shards import merge_shards, split_shards
 
 Tensors = dict[str, torch.Tensor]
@@ -64,6 +64,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` naming the file if it is damaged or holds anything else.
     """
+    size_of(path)
     if (fault := archive_fault(path)) is not None:
         raise ValueError(f"{path} is damaged: {fault}; copy it again")
     try:
@@ -103,6 +104,7 @@ def _read_file(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
 def read_safetensors(path: Path) -> Tensors:
     """Read the tensors of a file by name.  Raises ``ValueError`` naming the file if it is damaged."""
     try:
+        size_of(path)
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None

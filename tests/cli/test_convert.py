@@ -144,6 +144,12 @@ class Evil:
         return os.system, ("touch executed",)
 
 
+def piped(path):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    return path.parent
+
+
 def without(folder, name):
     (folder / name).unlink()
     return folder
@@ -190,6 +196,8 @@ BAD = {
     ),
     "config.json is missing": lambda f, g: without(write_release(f / "r", g), "config.json"),
     "is not a torch file of plain tensors": lambda f, g: saved(f / "m.pth", {"a": Evil()}),
+    "m.safetensors is a folder, a pipe or a device": lambda f, g: piped(f / "p" / "m.safetensors"),
+    "consolidated.00.pth is a folder, a pipe": lambda f, g: piped(f / "p" / "consolidated.00.pth"),
     "is not a dict of tensors": lambda f, g: saved(f / "m.pth", {"a": 3}),
     "there is no such file or folder": lambda f, g: f / "nowhere",
     "holds no checkpoint": lambda f, g: f,

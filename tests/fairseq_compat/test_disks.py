@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,9 +96,18 @@ def test_a_full_disk_while_the_copies_are_made(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_last.pt", "checkpoint_best.pt"])
-def test_a_folder_where_a_checkpoint_belongs_is_named_at_the_start(tmp_path, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path / name} is a folder, where a checkpoint"):
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (Path.mkdir, "a folder"),
+        (os.mkfifo, "a pipe or a device"),
+        (lambda path: path.symlink_to("missing.pt"), "a link that leads nowhere"),
+        (lambda path: path.symlink_to(path), "a link that leads nowhere"),
+    ],
+)
+def test_what_is_no_file_in_a_checkpoint_s_place_is_named_at_the_start(tmp_path, name, make, what):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{tmp_path / name} is {what}, where a checkpoint"):
         runs.train(tmp_path)
 
 

@@ -17,16 +17,19 @@ from tests.toy_plugin import runs
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--stop-time-hours", "nan"], "stop_time_hours=nan is out of range: it must be finite"),
-        (["--weight-decay", "inf"], "optimizer.weight_decay=inf .* must be finite"),
-        (["--batch-size", "-3"], "dataset.batch_size=-3 .* must be from 1 to"),
-        (["--batch-size", "0"], "dataset.batch_size=0 .* must be from 1 to"),
-        (["--required-batch-size-multiple", "0"], "required_batch_size_multiple=0 .* from 1 to"),
-        (["--log-interval", "0"], "common.log_interval=0 .* from 1 to"),
-        (["--seed", "-1"], "common.seed=-1 .* from 0 to"),
-        (["--clip-norm", "-1"], "optimization.clip_norm=-1.0 .* from 0 to"),
-        (["--max-epoch", "1" + "0" * 30], "optimization.max_epoch=10+ is out of range"),
-        (["--num-workers", "100000"], "dataset.num_workers=100000 .* from 0 to 1024"),
+        (["--stop-time-hours", "nan"], "stop_time_hours=nan must be finite"),
+        (["--weight-decay", "inf"], "optimizer.weight_decay=inf must be finite"),
+        (["--batch-size", "-3"], "dataset.batch_size=-3 must be at least 1"),
+        (["--batch-size", "0"], "dataset.batch_size=0 must be at least 1"),
+        (
+            ["--required-batch-size-multiple", "0"],
+            "required_batch_size_multiple=0 must be at least 1",
+        ),
+        (["--log-interval", "0"], "common.log_interval=0 must be at least 1"),
+        (["--seed", "-1"], "common.seed=-1 must be at least 0"),
+        (["--clip-norm", "-1"], "optimization.clip_norm=-1.0 must be at least 0"),
+        (["--max-epoch", "1" + "0" * 30], "optimization.max_epoch=10+ must be at most"),
+        (["--num-workers", "100000"], "dataset.num_workers=100000 must be at most 1024"),
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, words, message):
@@ -62,6 +65,7 @@ def changed(config, *words):
         ("model.dropout=high", "^model.dropout: Value 'high' .* could not be converted to Float"),
         ("task.max_positions=[1]", "^task.max_positions: .* could not be converted to Integer"),
         ("task.max_position=3", "^task.max_position: Key 'max_position' not in"),
+        ("optimizer.lr=[]", "optimizer.lr is an empty list"),
         ("checkpoint.save_dir=${nope}", "checkpoint.save_dir: Interpolation key 'nope' not found"),
         (
             "optimization.update_freq=[]",
