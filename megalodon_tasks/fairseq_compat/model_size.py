@@ -21,6 +21,7 @@ from megalodon_tasks.fairseq_compat.patching import wrap
 _BUILDING_ERRORS = (
     AssertionError, OverflowError, RuntimeError, TypeError, OmegaConfBaseException,
 )  # fmt: skip
+_LAYERS = ("num_layers", "decoder_layers")  # settings that repeat a part of the model
 _BYTES = 4  # of a parameter, when a model is built
 
 
@@ -57,15 +58,20 @@ def _within_memory(stock: Callable, cfg: Any, task: Any, from_checkpoint: bool =
 def _check_memory(build: Callable[[Any], torch.nn.Module], cfg: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` for a model that is larger than the memory of this machine.
 
-    Its size is reckoned from those with one and with two layers: there may be any number of layers.
+    Its size follows from those with one and with two layers: there may be any number of layers.
     """
-    layers = cfg["num_layers"]
-    sizes = []
-    for few in range(min(layers, 1), min(layers, 2) + 1):
+    layers = {name: cfg[name] for name in _LAYERS if isinstance(cfg.get(name), int)}
+
+    def size(**counts: int) -> int:
         settings: Any = copy.deepcopy(cfg)
-        settings["num_layers"] = few
-        sizes.append(count_numbers(lambda settings=settings: build(settings)))
-    needed = _BYTES * (sizes[-1] + (layers - min(layers, 2)) * (sizes[-1] - sizes[0]))
+        for name, count in counts.items():
+            settings[name] = count
+        return count_numbers(lambda: build(settings))
+
+    few = {name: min(count, 1) for name, count in layers.items()}
+    smallest = size(**few)
+    each = {n: size(**few | {n: 2}) - smallest for n, count in layers.items() if count > 1}
+    needed = _BYTES * (smallest + sum((layers[n] - 1) * numbers for n, numbers in each.items()))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(

@@ -16,7 +16,9 @@ def wrap(owner: object, name: str, around: Callable[..., Any]) -> None:
     The original stays reachable as ``owner.name.__wrapped__``.  One that a class inherits is replaced
     for that class only.
     """
-    original = getattr(owner, name)
+    attribute = vars(owner).get(name) if isinstance(owner, type) else None
+    bound = isinstance(attribute, (staticmethod, classmethod))
+    original: Any = attribute.__func__ if bound else getattr(owner, name)
     patches = getattr(original, "patched_by", ())
     patch = f"{around.__module__}.{around.__qualname__}"
     if patch in patches:
@@ -28,8 +30,7 @@ def wrap(owner: object, name: str, around: Callable[..., Any]) -> None:
 
     function: Any = patched
     function.patched_by = (*patches, patch)
-    is_static = isinstance(owner, type) and isinstance(vars(owner).get(name), staticmethod)
-    setattr(owner, name, staticmethod(function) if is_static else function)
+    setattr(owner, name, type(attribute)(function) if bound else function)
 
 
 def training_modules() -> list[ModuleType]:

@@ -17,13 +17,14 @@ from fairseq.tasks.translation import TranslationTask
 
 from megalodon_tasks.data.dictionary import explained
 from megalodon_tasks.data.manifest import MANIFEST, Manifest
-from megalodon_tasks.errors import user_errors
+from megalodon_tasks.errors import UserError, user_errors
 from megalodon_tasks.fairseq_compat.patching import wrap
 
 
 def install() -> None:
     """Patch how dictionaries and pairs are loaded."""
     wrap(Dictionary, "add_from_file", _with_place)
+    wrap(TranslationTask, "setup_task", _with_data)
     wrap(TranslationTask, "load_dataset", _checked)
 
 
@@ -33,6 +34,15 @@ def _with_place(stock: Callable, dictionary: Dictionary, f: Any) -> None:
         explained(Path(f), lambda: stock(dictionary, f))
     else:
         stock(dictionary, f)
+
+
+def _with_data(stock: Callable, task: type, cfg: Any, **kwargs: Any) -> Any:
+    if not cfg.data:
+        raise UserError(
+            f"task.data={cfg.data!r} names no folder of pairs; prepare one with fairseq-preprocess or "
+            "megalodon prepare translation/wmt16_en_de"
+        )
+    return stock(task, cfg, **kwargs)
 
 
 @user_errors()

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from fairseq.dataclass.initialize import add_defaults
 from omegaconf import OmegaConf
 
@@ -88,14 +89,17 @@ def test_the_recipe_itself_is_taken(listops):
         ({"num_layers": 10**9}, "takes .* GB, and this machine has"),
         ({"num_layers": 2, "ffn_hidden_dim": 10**12}, "takes .* GB, and this machine has"),
         ({"num_layers": 2, "model_dim": 2**62}, "no model can be built from its settings"),
+        ({"decoder_layers": 10**9}, "takes .* GB, and this machine has"),
         ({"num_layers": 0}, "model.num_layers=0 must be a positive integer"),
     ],
 )
 def test_sizes_that_no_machine_has_are_refused(sizes, message):
     def build(settings):
+        decoder = settings.pop("decoder_layers", 1)  # which another kind of model has
         config = MegalodonConfig(**settings)
         config.validate()
-        return SequenceClassifier(config, ClassifierInputs("tokens", num_classes=3, vocab_size=9))
+        inputs = ClassifierInputs("tokens", num_classes=3, vocab_size=9)
+        return torch.nn.ModuleList(SequenceClassifier(config, inputs) for _ in range(decoder))
 
     settings = {"num_layers": 2, "model_dim": 16, "value_dim": 16, "z_dim": 8} | sizes
     with pytest.raises(UserError, match=message):
