@@ -25,6 +25,7 @@ from fairseq.data.indexed_dataset import (
     index_file_path,
 )
 
+from megalodon_tasks.data.dictionary import read_dictionary
 from megalodon_tasks.data.manifest import (
     MANIFEST,
     Manifest,
@@ -36,6 +37,7 @@ from megalodon_tasks.data.typed import typed
 from megalodon_tasks.data.writer import Form
 
 DICTIONARY = "dict.txt"
+TOKENIZERS = ("words", "bytes", "sentencepiece")  # kinds
 SPLITS = ("train", "valid", "test")
 
 
@@ -284,9 +286,16 @@ def read_corpus(folder: Path) -> Corpus:
     manifest = Manifest.read(folder, CorpusForm.stored_as)
     try:
         corpus = Corpus(folder, manifest)
-        corpus.tokenizer["kind"]  # raises
+        kind, symbols = corpus.tokenizer["kind"], manifest.form["symbols"]
         for split in manifest.splits:
             corpus.info(split)
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged(folder, error) from None
+    if kind not in TOKENIZERS:
+        raise ValueError(f"{folder}: tokenizer kind {kind!r} is unknown; prepare the data again")
+    if symbols != (found := len(read_dictionary(folder / DICTIONARY))):
+        raise ValueError(
+            f"{folder}: {DICTIONARY} has {found} symbols, {MANIFEST} says {symbols}; prepare the data "
+            "again"
+        )
     return corpus

@@ -38,6 +38,7 @@ PATCHES = (
     "adaptive_loss",
     "loss_in_pieces",
     "byte_encoder",
+    "numpy_two",
     "last_batch",
 )
 

@@ -31,7 +31,8 @@ _POSITIVE = (
     "checkpoint.save_interval", "common.log_interval", "dataset.batch_size",
     "dataset.batch_size_valid", "dataset.max_tokens", "dataset.max_tokens_valid",
     "dataset.required_batch_size_multiple", "dataset.validate_interval", "optimization.update_freq",
-    "task.chunk_parallel", "task.eval_multiple", "task.eval_streams", "task.tokens_per_sample",
+    "task.chunk_parallel", "task.eval_multiple", "task.eval_streams", "task.max_source_positions",
+    "task.max_target_positions", "task.required_seq_len_multiple", "task.tokens_per_sample",
 )  # fmt: skip
 _LIMITS = {
     **dict.fromkeys(_POSITIVE, (1, LARGEST_INTEGER)),

@@ -1,11 +1,14 @@
 """Data of fairseq's translation task that does not fit its dictionaries, or is not there."""
 
+import shutil
+
 import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 import megalodon_tasks  # noqa: F401
+from megalodon_tasks.data.manifest import Manifest, sha256_of
 from megalodon_tasks.errors import UserError
 
 SYMBOLS = ("a", "b", "c")  # after the four special ones
@@ -49,3 +52,35 @@ def test_a_damaged_dictionary_is_named_with_its_line(tmp_path, content):
 def test_no_folder_is_refused(data):
     with pytest.raises(UserError, match="task.data=.* names no folder of pairs"):
         TranslationTask.setup_task(TranslationConfig(data=data))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"eval_bleu": True, "eval_bleu_detok": ""}, "eval_bleu_detok='': there is no such"),
+        ({"eval_bleu": True, "eval_bleu_detok": "mose"}, "known are moses, nltk, space"),
+        ({"eval_bleu_remove_bpe": "seven"}, "eval_bleu_remove_bpe='seven' is unknown"),
+    ],
+)
+def test_unknown_words_of_the_evaluation_are_refused(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        TranslationTask.setup_task(TranslationConfig(data=str(tmp_path), **words))
+
+
+@pytest.mark.parametrize("items", [2, -1, "1", None, [1]])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_manifest_that_counts_other_pairs_is_refused(tmp_path, items, split):
+    task = write_pairs(tmp_path, [6, 2], [4, 5, 2])
+    for path in list(tmp_path.glob("train.*")):
+        shutil.copyfile(path, path.with_name(path.name.replace("train", "valid")))
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in tmp_path.iterdir()
+    }
+    counts = {"train": {"items": 1}, "valid": {"items": 1}}
+    Manifest(tmp_path, "pairs", "toy", {}, counts, files).write(tmp_path)
+    task.load_dataset("train")
+    counts[split] = {"items": items}
+    Manifest(tmp_path, "pairs", "toy", {}, counts, files).write(tmp_path)
+    with pytest.raises(UserError, match="has 1 items, manifest.json says 2|is damaged"):
+        task.load_dataset("train")
