@@ -69,7 +69,6 @@ def _note(number: int, frame: FrameType | None) -> None:
 def _listening(stock: Callable, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple:
     global _received
     if not _handlers.listening:
-        _received = 0
         _handlers.enter_context(handled(_note, *STOPPING))
         _handlers.listening = True
     more = False
@@ -80,6 +79,7 @@ def _listening(stock: Callable, cfg: Any, trainer: Any, task: Any, epoch_itr: An
         more = not result[1] and epoch_itr.next_epoch_idx <= last_epoch
     finally:
         if not more:
+            _received = 0
             _handlers.listening = False
             _handlers.close()
     return result

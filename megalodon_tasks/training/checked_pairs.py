@@ -83,6 +83,8 @@ def _checked(stock: Callable, task: TranslationTask, split: str, *args: Any, **k
 
 def _check_counts(manifest: Manifest) -> None:
     """Raise ``ValueError`` unless the manifest counts the pairs that its files hold."""
+    if manifest.form:
+        raise damaged(manifest.folder, TypeError("form is not empty"))
     for name, counts in manifest.splits.items():
         try:
             items = typed(PairCount, counts).items

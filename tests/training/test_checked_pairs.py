@@ -80,6 +80,9 @@ def test_a_manifest_that_counts_other_pairs_is_refused(tmp_path, items, split):
     counts = {"train": {"items": 1}, "valid": {"items": 1}}
     Manifest(tmp_path, "pairs", "toy", {}, counts, files).write(tmp_path)
     task.load_dataset("train")
+    Manifest(tmp_path, "pairs", "toy", {}, counts, files, form={"a": 1}).write(tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        task.load_dataset("train")
     counts[split] = {"items": items}
     Manifest(tmp_path, "pairs", "toy", {}, counts, files).write(tmp_path)
     with pytest.raises(UserError, match="has 1 items, manifest.json says 2|is damaged"):
