@@ -49,7 +49,8 @@ def coefficients(
 
 def power(log_radius: torch.Tensor, angle: torch.Tensor, exponent: int) -> torch.Tensor:
     """Return q**exponent, complex128, in the shape of ``log_radius``."""
-    return torch.polar((exponent * log_radius).exp(), exponent * angle)
+    # not torch.polar, whose gradient divides by the radius: infinite where that is subnormal
+    return torch.view_as_complex(power_pairs(log_radius, angle, exponent))
 
 
 def power_pairs(log_radius: torch.Tensor, angle: torch.Tensor, exponent: int) -> torch.Tensor:

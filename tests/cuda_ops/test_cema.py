@@ -146,8 +146,8 @@ def test_saturated_logits(case, backend, dtype, seed):
 @each([Cema(2, 130, state=True)])
 @pytest.mark.parametrize(
     ("alpha", "delta"),
-    [(40.0, 40.0), (100.0, 100.0), (-60.0, 0.0), (0.0, -60.0), (100.0, 8.0)],
-    ids=["q = 0", "q = 0 exactly", "p = 0", "q = 1", "q^c underflows"],
+    [(40.0, 40.0), (100.0, 100.0), (-60.0, 0.0), (0.0, -60.0), (100.0, 8.0), (5.52, 40.0)],
+    ids=["q = 0", "q = 0 exactly", "p = 0", "q = 1", "q^c underflows", "q^130 is subnormal"],
 )
 def test_all_channels_at_one_extreme(case, backend, dtype, alpha, delta):
     leaves = case.leaves()
