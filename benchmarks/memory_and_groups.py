@@ -22,10 +22,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from megalodon_tasks.cli import options
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
+from megalodon_tasks.option_types import PROCESSES, whole
 from megalodon_tasks.runs.figures import open_axes
 from megalodon_tasks.runs.sweep import FILE, read_sweep
 from megalodon_tasks.runs.sweep_table import collect
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("save", type=Path, help="folder of data, sweeps and results")
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
-    add("--workers", type=options.at_least(1), default=1, help="runs at a time (default: 1)")
+    add("--workers", type=whole(1, PROCESSES), default=1, help="runs at a time (default: 1)")
     add("--output", type=Path, help="folder of table and picture (default: SAVE)")
     add("--report-only", action="store_true", help="train nothing, write what there is")
     given = parser.parse_args(arguments)

@@ -17,10 +17,11 @@ SHIPPED = ("cuda_ops", "models", "criterions", "megalodon_tasks", "recipes")
 FOLDERS = (*SHIPPED, "benchmarks", "docs", "tests", "tools", ".ci")
 
 # What each folder, or file of megalodon_tasks/ itself, may import; nothing else.
-LEAVES = {"errors", "files", "signals"}
+LEAVES = {"errors", "files", "option_types", "signals"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "option_types": set(),
     "signals": set(),
     "cuda_ops": set(),
     "models": {"cuda_ops", *LEAVES},
@@ -100,6 +101,21 @@ def test_most_files_and_functions_are_short():
     lengths = [length(function) for source in files for function in source.functions()]
     assert statistics.median(lengths) <= 15
     assert statistics.quantiles(lengths, n=10)[-1] <= 50
+
+
+def nested_targets() -> Iterator[str]:
+    for source in sources("cuda_ops"):
+        for node in ast.walk(source.tree if source.holds_kernels else ast.Module([], [])):
+            targets = node.targets if isinstance(node, ast.Assign) else ()
+            nested = (item for t in targets for item in getattr(t, "elts", ()))
+            if any(isinstance(item, ast.Tuple) for item in nested):
+                yield source.at(
+                    node, "Triton 3.6 takes no tuple inside the target of an assignment"
+                )
+
+
+def test_kernels_are_in_the_language_of_the_oldest_triton():
+    none(nested_targets())
 
 
 def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef]:

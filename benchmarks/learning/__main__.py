@@ -23,8 +23,8 @@ from benchmarks.learning import pictures, reading, runner, tables
 from benchmarks.learning.lengths import evaluate_lengths, lengths_table
 from benchmarks.learning.speed import measure_speed
 from benchmarks.learning.tasks import MODELS, TASKS
-from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
+from megalodon_tasks.option_types import PROCESSES, whole
 
 RATES = (0.25, 0.5, 1.0)
 
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--updates-scale", type=float, default=1.0, help="share of the updates of the demos")
     add("--ablations", nargs="+", choices=TASKS, default=[], metavar="TASK",
         help="tasks on which Megalodon is also trained without each of its ideas")  # fmt: skip
-    add("--workers", type=options.at_least(1), default=os.cpu_count() or 1,
+    add("--workers", type=whole(1, PROCESSES), default=os.cpu_count() or 1,
         help="runs at a time (default: the number of cores)")  # fmt: skip
     add("--output", type=Path, help="folder of tables and pictures (default: SAVE/results)")
     add("--report-only", action="store_true", help="train nothing, write what there is")

@@ -93,7 +93,8 @@ def _dropped(drop, q_place, k_place):
     the compiler finds one draw where several are written.
     """
     seed, i_bh, i_c, dropout_p = drop
-    (o_q, high_q), (o_k, odd_k) = q_place, k_place
+    o_q, high_q = q_place
+    o_k, odd_k = k_place
     zero = (o_q + o_k) * 0
     words = tl.philox(tl.load(seed), zero + o_k, zero + o_q, zero + i_bh, zero + i_c)
     of_low_query = tl.where(odd_k, words[1], words[0])

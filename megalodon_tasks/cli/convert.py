@@ -30,6 +30,7 @@ from megalodon_tasks.evaluation.checkpoint import (
 from megalodon_tasks.models.language_model import CausalLM
 from megalodon_tasks.models.released.files import read_released, write_released, write_tensors
 from megalodon_tasks.models.released.names import config_to_released, load_released, to_released
+from megalodon_tasks.option_types import whole
 
 
 def from_released(given: argparse.Namespace) -> None:
@@ -102,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     back.add_argument("target", type=Path, help="a folder, or a file .safetensors, .pth, .pt")
     back.add_argument(
         "--shards",
-        type=options.at_least(1),
+        type=whole(1),
         default=1,
         help="model-parallel shards (a folder only)",
     )
@@ -112,10 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument("target", type=Path, help="the folder to write")
     out.add_argument("--data", type=Path, help="prepared data (default: as in training)")
     out.set_defaults(convert=to_hf)
-    whole = directions.add_parser("consolidate", help="from shards to one file")
-    whole.add_argument("source", type=Path, help="a checkpoint of ddp_backend=fully_sharded")
-    whole.add_argument("target", type=Path, help="the checkpoint to write")
-    whole.set_defaults(convert=consolidate)
+    one_file = directions.add_parser("consolidate", help="from shards to one file")
+    one_file.add_argument("source", type=Path, help="a checkpoint of ddp_backend=fully_sharded")
+    one_file.add_argument("target", type=Path, help="the checkpoint to write")
+    one_file.set_defaults(convert=consolidate)
     return parser
 
 

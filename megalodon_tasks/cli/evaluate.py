@@ -16,6 +16,7 @@ import yaml
 from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import accuracy, checkpoint, classifier
+from megalodon_tasks.option_types import PROCESSES, whole
 from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append, relative
 
@@ -31,15 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_result(parser)
     options.add_chunk_size(parser)
     add = parser.add_argument
-    add("--batch-size", type=int, help="items per batch (default: as in training)")
-    add("--num-workers", type=int, default=0, help="data loading processes")
+    add("--batch-size", type=whole(1), help="items per batch (default: as in training)")
+    add("--num-workers", type=whole(0, PROCESSES), default=0, help="data loading processes")
     add("--ema", action="store_true", help="use the weights averaged in training")
     add(
         "--task-override", action="append", default=[], metavar="KEY=VALUE",
         help="another value for a field of the task, such as sample_rate=8000; may be repeated",
     )  # fmt: skip
     add(
-        "--time-step", type=int, default=1, metavar="N",
+        "--time-step", type=whole(1), default=1, metavar="N",
         help="the signal is sampled N times more slowly than in training (2: half the rate)",
     )  # fmt: skip
     files = parser.add_argument_group("files to write, for classifiers")

@@ -16,6 +16,7 @@ from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import corpus_tokenizer
 from megalodon_tasks.evaluation import checkpoint, exact_answers
 from megalodon_tasks.files import write_rows
+from megalodon_tasks.option_types import whole
 from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_checkpoint(parser)
     options.add_result(parser)
     parser.add_argument(
-        "--tokens", type=options.at_least(1), default=500,
+        "--tokens", type=whole(1), default=500,
         help="most tokens of an answer (default: %(default)s)",
     )  # fmt: skip
     return parser

@@ -20,9 +20,11 @@ import numpy as np
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo, read_corpus
+from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import checkpoint, dynamic, language_model, long_context, shuffled
 from megalodon_tasks.evaluation.long_context import Totals
 from megalodon_tasks.evaluation.shuffled import ShuffledSplit
+from megalodon_tasks.option_types import whole
 from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
@@ -30,6 +32,7 @@ AFTER_INTERRUPT = "the same command continues where it was stopped"
 PROGRESS_VERSION = 2
 PIECE = 2048
 ORDER_SEED = 1
+DIVERGED = 100.0  # nats per token, which no vocabulary reaches by chance
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,12 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_checkpoint(parser)
     options.add_result(parser)
     options.add_chunk_size(parser)
-    add, positive = parser.add_argument, options.at_least(1)
+    add, positive = parser.add_argument, whole(1)
     add(
         "--piece", type=positive,
         help=f"tokens read at a time (default: {PIECE}; with --dynamic {dynamic.PIECE})",
     )  # fmt: skip
-    add("--segments", type=int, help="cut the split into so many equal streams, not into documents")
+    add(
+        "--segments",
+        type=positive,
+        help="cut the split into so many equal streams, not into documents",
+    )
     add(
         "--context", type=positive, metavar="N",
         help="cut each document or stream after every N tokens and read each part from an empty state",
@@ -58,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(const)s)",
     )  # fmt: skip
     add(
-        "--order-seed", type=int, metavar="SEED",
+        "--order-seed", type=whole(0), metavar="SEED",
         help=f"equal seeds give equal orders of --concatenate (default: {ORDER_SEED})",
     )  # fmt: skip
     add(
@@ -97,7 +104,7 @@ def add_dynamic(parser: argparse.ArgumentParser) -> None:
         "proportion to it: read from FILE, or if there is none, computed and written there",
     )  # fmt: skip
     group.add_argument(
-        "--statistics-tokens", type=options.at_least(1), metavar="N",
+        "--statistics-tokens", type=whole(1), metavar="N",
         help="training tokens that the statistics are computed on "
         f"(default: the first {dynamic.STATISTICS_TOKENS:,})",
     )  # fmt: skip
@@ -255,6 +262,11 @@ def main(arguments: Sequence[str]) -> None:
     totals = language_model.evaluate(
         model, text, offsets, given.piece, end_token, progress, given.first_context, adaptation
     )
+    if (nats := totals.nll / totals.tokens) > DIVERGED:
+        lower = " under --dynamic; choose a lower rate" if rule else ""
+        raise UserError(
+            f"{given.checkpoint}: {nats:.0f} nats per token: the weights diverged{lower}"
+        )
     measured = {
         **build_record(given, totals, language_model.measures(totals, split.info), metric),
         "dynamic": dynamic_settings,

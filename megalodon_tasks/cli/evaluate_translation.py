@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from megalodon_tasks.cli import options
 from megalodon_tasks.evaluation import checkpoint, translation
 from megalodon_tasks.files import write_rows
+from megalodon_tasks.option_types import real, whole
 from megalodon_tasks.runs import results
 from megalodon_tasks.runs.record import RESULTS, append
 
@@ -28,16 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_chunk_size(parser)
     add, search = parser.add_argument, translation.Search()
     add("--metric", choices=METRICS, default="bleu", help="the result (default: %(default)s)")
-    add("--beam", type=options.at_least(1), default=search.beam, help="default: %(default)s")
-    add("--lenpen", type=float, default=search.lenpen, help="default: %(default)s")
-    add("--max-len-a", type=float, default=search.max_len_a, help="default: %(default)s")
+    add("--beam", type=whole(1), default=search.beam, help="default: %(default)s")
+    add("--lenpen", type=real(-10, 10), default=search.lenpen, help="default: %(default)s")
+    add("--max-len-a", type=real(0, 1000), default=search.max_len_a, help="default: %(default)s")
     add(
-        "--max-len-b", type=int, default=search.max_len_b,
+        "--max-len-b", type=whole(0), default=search.max_len_b,
         help="a translation has at most max-len-a * source + max-len-b tokens (default: %(default)s)",
     )  # fmt: skip
     add(
         "--max-tokens",
-        type=int,
+        type=whole(1),
         default=search.max_tokens,
         help="of a batch (default: %(default)s)",
     )

@@ -14,6 +14,7 @@ import torch
 
 from megalodon_tasks.cli import options
 from megalodon_tasks.evaluation import checkpoint, model_pictures
+from megalodon_tasks.option_types import whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,11 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_checkpoint(parser)
     add = parser.add_argument
     add("--split", default="valid", help="default: %(default)s")
-    add("--item", type=int, default=0, help="which item of the split, from 0")
-    add("--chunk", type=int, default=0, help="which chunk of attention, from 0")
-    add("--layers", type=int, nargs="+", help="default: four, evenly spaced")
+    add("--item", type=whole(0), default=0, help="which item of the split, from 0")
+    add("--chunk", type=whole(0), default=0, help="which chunk of attention, from 0")
+    add("--layers", type=whole(0), nargs="+", help="default: four, evenly spaced")
     add(
-        "--reach", type=options.at_least(1), default=128, help="steps of a kernel (default: 128)"
+        "--reach", type=whole(1, 1 << 20), default=128, help="steps of a kernel (default: 128)"
     )  # fmt: skip
     add("--output", type=Path, help="folder of the pictures (default: that of CHECKPOINT)")
     return parser

@@ -19,6 +19,7 @@ from megalodon_tasks.cli import options
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.evaluation import text_model
 from megalodon_tasks.evaluation.hf_folder import write_tokenizer
+from megalodon_tasks.option_types import whole
 
 BATCH_SIZE = 8
 TASKS = Path(__file__).parents[1] / "evaluation" / "harness_tasks"
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--data", type=Path, help="prepared data with the tokenizer (default: as in training)")
     options.add_chunk_size(parser)
-    add("--piece", type=options.at_least(1), help="tokens of a text read at a time (default: 2048)")
+    add("--piece", type=whole(1), help="tokens of a text read at a time (default: 2048)")
     add("--include_path", help="folder of further tasks")
     return parser
 

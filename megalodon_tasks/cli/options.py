@@ -1,8 +1,9 @@
 """Options that several subcommands share."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+
+from megalodon_tasks.option_types import real, whole
 
 ANY_MODEL = "a checkpoint, a release, or a folder of Hugging Face"
 
@@ -18,18 +19,6 @@ def parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return the type of an option that is a whole number of at least ``least``."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
-        return value
-
-    return number
 
 
 def chunk_size(text: str) -> int | str:
@@ -68,14 +57,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Add how text is drawn from a model."""
-    add, positive = parser.add_argument, at_least(1)
+    add, positive = parser.add_argument, whole(1)
     add("--tokens", type=positive, default=500, help="stop after so many (default: %(default)s)")
     add(
-        "--temperature", type=float, default=1.0, help="0 takes the likeliest (default: %(default)s)"
+        "--temperature", type=real(0), default=1.0, help="0 takes the likeliest (default: %(default)s)"
     )  # fmt: skip
-    add("--top-k", type=int, default=0, help="draw from the so many likeliest (default: all)")
+    add("--top-k", type=whole(0), default=0, help="draw from the so many likeliest (default: all)")
     add(
-        "--top-p", type=float, default=1.0,
+        "--top-p", type=real(0, 1), default=1.0,
         help="draw from the fewest with this probability together",
     )  # fmt: skip
     add("--seed", type=int, default=1, help="equal seeds give equal text (default: %(default)s)")

@@ -21,6 +21,7 @@ from megalodon_tasks.cli.train import build_parser as train_parser
 from megalodon_tasks.cli.train import hydra_arguments
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
+from megalodon_tasks.option_types import whole
 
 SCRIPT = "slurm.sh"
 
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--nodes 2 --gpus-per-node 8 --time 24:00:00 -- "
         "--config-dir recipes/lm --config-name pg19 --data DATA/prepared --save-dir SAVE",
     )
-    count = options.at_least(1)
+    count = whole(1)
     parser.add_argument("--nodes", type=count, default=1, help="machines (default: 1)")
     parser.add_argument(
         "--gpus-per-node", type=count, required=True, help="GPUs, and processes, of each"

@@ -30,6 +30,7 @@ from megalodon_tasks.configuration import (
 )
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import sole_writer
+from megalodon_tasks.option_types import PROCESSES, whole
 from megalodon_tasks.runs import learning_curves, results, sweep_job, sweep_table
 from megalodon_tasks.runs import sweep as sweeps
 from megalodon_tasks.runs.sweep import DONE, FAILED, RUNNING, Sweep
@@ -70,9 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="make synthetic data where DATA holds none, as the recipe's script does")  # fmt: skip
     add("--launcher", choices=LAUNCHERS, default="local", help="default: %(default)s")
     add("--launcher-file", type=Path, help="YAML with fields of hydra's launcher")
-    add("--workers", type=options.at_least(1), default=1,
+    add("--workers", type=whole(1, PROCESSES), default=1,
         help="local: runs at a time, which divide the GPUs among them")  # fmt: skip
-    add("--threads", type=int, help="CPU threads of a run (default: a fair share)")
+    add("--threads", type=whole(1, PROCESSES), help="CPU threads of a run (default: a fair share)")
     add("--dry-run", action="store_true", help="show what would run; write nothing")
     return parser
 

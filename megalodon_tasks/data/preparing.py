@@ -20,6 +20,7 @@ from megalodon_tasks.data.parallel import usable_cores
 from megalodon_tasks.data.sequences import PreparedDataset
 from megalodon_tasks.data.sources import LIMIT, Origin, Rejects, describe
 from megalodon_tasks.data.writer import Form, Read, publish, unfinished_folder, write_unpublished
+from megalodon_tasks.option_types import PROCESSES, whole
 
 T = TypeVar("T")
 # What a manifest says of its source that must be as it is now for the data to be taken as it is.
@@ -239,7 +240,7 @@ def add_rejects_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejects",
-        type=int,
+        type=whole(0),
         default=LIMIT,
         metavar="N",
         help="refuse the data if more items are damaged (default: %(default)s)",
@@ -247,16 +248,17 @@ def add_rejects_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rejects_of(options: argparse.Namespace) -> Rejects:
-    """Return what collects damaged items as the options say; raise ``ValueError`` for a bad limit."""
-    if options.max_rejects < 0:
-        raise ValueError(f"--max-rejects {options.max_rejects} must be at least 0")
+    """Return what collects damaged items as the options say."""
     return Rejects(strict=options.strict, limit=options.max_rejects)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that says how many processes work."""
     parser.add_argument(
-        "--workers", type=int, default=usable_cores(), help="processes (default: all cores)"
+        "--workers",
+        type=whole(1, PROCESSES),
+        default=usable_cores(),
+        help="processes (default: all cores)",
     )
 
 

@@ -27,7 +27,13 @@ from megalodon_tasks.data.corpus import Corpus, CorpusSplit, SplitInfo
 from megalodon_tasks.data.preparing import progress_bar
 from megalodon_tasks.data.tokenizers import SPECIALS
 from megalodon_tasks.evaluation.dynamic import Adaptation
-from megalodon_tasks.evaluation.long_context import Position, Totals, counted_from, read_document
+from megalodon_tasks.evaluation.long_context import (
+    Position,
+    Totals,
+    counted_from,
+    perplexity,
+    read_document,
+)
 from megalodon_tasks.evaluation.shuffled import ShuffledSplit
 from megalodon_tasks.files import atomic_file
 from megalodon_tasks.models.language_model import LanguageModel
@@ -204,8 +210,7 @@ def measures(totals: Totals, info: SplitInfo) -> dict[str, float]:
     for name, unit in UNITS.items():
         count = totals.tokens if unit == "tokens" else getattr(info, unit)
         if count and name.endswith("perplexity"):
-            share = totals.nll / count
-            found[name] = math.exp(share) if share < 700 else math.inf
+            found[name] = perplexity(totals.nll, count)
         elif count:
             found[name] = totals.nll / math.log(2) / count
     return found

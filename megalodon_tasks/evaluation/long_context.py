@@ -43,6 +43,12 @@ def counted_from(origin: int, read: ReadTokens) -> ReadTokens:
     return lambda start, stop: read(origin + start, origin + stop)
 
 
+def perplexity(nll: float, count: int) -> float:
+    """Return ``exp(nll / count)``, infinity where that is too large for a number.  nll: in nats."""
+    share = nll / count
+    return math.exp(share) if share < 700 else math.inf
+
+
 @dataclass
 class Band:
     """Sums over the tokens at positions from ``low`` up to ``high``.
@@ -62,14 +68,14 @@ class Band:
     @property
     def perplexity(self) -> float:
         """Return the perplexity of the tokens in the band."""
-        return math.exp(self.nll / self.tokens)
+        return perplexity(self.nll, self.tokens)
 
     @property
     def whole_perplexity(self) -> float | None:
         """Return that of all tokens up to ``high``, in documents that long; None without any."""
         if not self.whole_documents:
             return None
-        return math.exp(self.whole_nll / (self.whole_documents * self.high))
+        return perplexity(self.whole_nll, self.whole_documents * self.high)
 
 
 @dataclass
@@ -197,6 +203,7 @@ def write_csv(bands: Sequence[Band], path: Path) -> None:
 
 def draw(bands: Sequence[Band], title: str, path: Path) -> None:
     """Draw perplexity against context length, without bands of too few tokens to mean anything."""
+    bands = [band for band in bands if math.isfinite(band.perplexity)]
     shown = [band for band in bands if band.tokens >= FEW_TOKENS] or list(bands)
     whole = [band for band in bands if band.whole_documents]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")

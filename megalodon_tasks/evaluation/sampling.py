@@ -1,5 +1,6 @@
 """Draw text from a language model token by token, at a memory that does not grow with what was read."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,8 +26,8 @@ class Choice:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must be at least 0 and finite")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be at least 0 (0: no limit)")
         if not 0 < self.top_p <= 1:

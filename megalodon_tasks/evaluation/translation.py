@@ -35,6 +35,13 @@ class Search:
     max_tokens: int = 4000
     remove_bpe: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_len_a + self.max_len_b < 1:
+            raise ValueError(
+                f"max_len_a={self.max_len_a} and max_len_b={self.max_len_b} leave no token for the "
+                "translation of a short source; one of them must be at least 1"
+            )
+
 
 @dataclass(frozen=True)
 class Score:
@@ -58,6 +65,12 @@ def evaluate(trained: Trained, split: str, search: Search) -> Score:
             f"{trained.path}: holds a {type(trained.model).__name__}, no encoder-decoder"
         )
     task.load_dataset(split)
+    longest = int(max(map(task.dataset(split).num_tokens, range(len(task.dataset(split))))))
+    if longest > search.max_tokens:
+        raise UserError(
+            f"--max-tokens {search.max_tokens}: the longest pair of {split} has {longest} tokens; "
+            "allow at least so many"
+        )
     batches = task.get_batch_iterator(
         task.dataset(split),
         max_tokens=search.max_tokens,

@@ -27,6 +27,7 @@ from megalodon_tasks.data.tokenizers import (
     Tokenizer,
     with_tokenizer,
 )
+from megalodon_tasks.option_types import whole
 from megalodon_tasks.recipes.lm import text_files
 from megalodon_tasks.recipes.lm.sentencepiece_training import train_model
 
@@ -146,7 +147,10 @@ def command_line(recipe: str, description: str, tokens: str) -> argparse.Argumen
         "--sentencepiece-model", type=Path, help="a model to use (default: train one)"
     )
     parser.add_argument(
-        "--pieces", type=int, default=PIECES, help="pieces of a new model (default: %(default)s)"
+        "--pieces",
+        type=whole(1),
+        default=PIECES,
+        help="pieces of a new model (default: %(default)s)",
     )
     parser.add_argument(
         "--replace", action="store_true", help="replace data in OUT that has another vocabulary"

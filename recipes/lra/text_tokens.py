@@ -17,6 +17,7 @@ from megalodon_tasks.data.preparing import Preparation, add_rejects_options, fro
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, Item
 from megalodon_tasks.data.sources import Rejects
+from megalodon_tasks.option_types import whole
 from megalodon_tasks.recipes.lra.listops.grammar import OPERATORS
 from megalodon_tasks.recipes.lra.mega_files import SPLITS, MegaTokens
 
@@ -61,7 +62,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that Text and Retrieval have in common."""
     parser.add_argument(
         "--max-bytes",
-        type=int,
+        type=whole(1),
         default=MAX_BYTES,
         help="bytes (of Mega's files: symbols) that are read of a text (default: %(default)s)",
     )

@@ -22,6 +22,7 @@ import soundfile
 from megalodon_tasks.data.parallel import map_in_order, usable_cores
 from megalodon_tasks.data.preparing import ending_with_messages, progress_bar
 from megalodon_tasks.files import atomic_file, sole_writer
+from megalodon_tasks.option_types import PROCESSES, whole
 from megalodon_tasks.recipes.speech.clips import DamagedClip, read_clip
 from megalodon_tasks.recipes.speech.speech_commands import LISTS, SAMPLE_RATE, TEN_WORDS
 
@@ -130,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Let espeak-ng speak ten words, in the layout of Speech Commands.",
     )
     parser.add_argument("out", type=Path, help="folder for the words")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
+    parser.add_argument(
+        "--workers", type=whole(1, PROCESSES), default=usable_cores(), help="processes"
+    )
     options = parser.parse_args(arguments)
     with ending_with_messages(parser):
         count = write_words(options.out, options.workers)

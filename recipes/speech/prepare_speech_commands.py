@@ -18,6 +18,7 @@ from megalodon_tasks.data import preparing
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.data.sequences import ColumnSpec, DatasetSpec, PreparedDataset
 from megalodon_tasks.data.sources import Rejects
+from megalodon_tasks.option_types import real, whole
 from megalodon_tasks.recipes.speech import speech_commands
 from megalodon_tasks.recipes.speech.clips import ClipForm
 from megalodon_tasks.recipes.speech.mega_speech import MegaTensors, find_tensors
@@ -211,12 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add(
         "--sample-rate",
-        type=int,
+        type=whole(1),
         default=SAMPLE_RATE,
         metavar="HZ",
         help="of the prepared clips; files of other rates are resampled (default: %(default)s)",
     )
-    add("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
+    add(
+        "--seconds", type=real(0, 3600), default=1.0, help="length of a clip (default: %(default)s)"
+    )
     preparing.add_workers_option(parser)
     preparing.add_rejects_options(parser)
     options = parser.parse_args(arguments)

@@ -20,6 +20,7 @@ from fairseq_cli import preprocess as fairseq_preprocess
 from megalodon_tasks.data.manifest import Manifest, is_prepared, sha256_of
 from megalodon_tasks.data.provenance import origin_of
 from megalodon_tasks.files import read_lines, sole_writer
+from megalodon_tasks.option_types import PROCESSES, whole
 
 BENCHMARK = "wmt16_en_de"
 SUFFIX = "bpe.32000"
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--test", nargs="+", default=[f"newstest2014.tok.{SUFFIX}"],
         help="one or more; the second becomes the split test1 (default: newstest2014)",
     )  # fmt: skip
-    add("--workers", type=int, default=1, help="processes (default: 1)")
+    add("--workers", type=whole(1, PROCESSES), default=1, help="processes (default: 1)")
     return parser
 
 

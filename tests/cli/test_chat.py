@@ -164,7 +164,6 @@ def test_a_release_answers_as_its_checkpoint(monkeypatch, capfd, data, checkpoin
     ("arguments", "message"),
     [
         (["--system", " "], "--system is an empty text"),
-        (["--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["--template", "nowhere"], "nowhere"),
     ],
 )

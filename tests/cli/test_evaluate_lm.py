@@ -351,7 +351,7 @@ def test_statistics_of_other_settings_are_refused(checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--segments", "0"], "--segments 0 must be between 1 and"),
+        (["--segments", "1000000"], "--segments 1000000 must be between 1 and"),
         (["--order-seed", "0"], "--order-seed 0 has no effect without --concatenate"),
         (["--concatenate", "--segments", "3"], "--segments 3 does not go with --concatenate"),
         (["--concatenate", "9", "--context", "5"], "--context 5 does not go with --concatenate"),

@@ -91,7 +91,6 @@ def test_pieces_and_words_too(capfd, tmp_path):
     [
         (["--prompt", "a\udcff"], "--prompt is not UTF-8: byte 0xff at 1"),
         (["--prompt-file", "nowhere"], "nowhere"),
-        (["--temperature", "-1"], "temperature=-1.0 must be at least 0"),
     ],
 )
 def test_bad_input_is_named(checkpoint, arguments, message):

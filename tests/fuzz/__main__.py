@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megalodon_tasks.recipes.lra.text import release
-from tests.fuzz import damage, files, prepared, settings
+from tests.fuzz import damage, files, options, prepared, settings
 from tests.fuzz.outcomes import FAULTS, OK, Case, Result, run
 from tests.fuzz.runs import DATA, RUNS
 from tests.recipes.test_text import PER_FOLDER
 
 SECONDS = 30.0  # a case uses less than one
 SEED = 17
-# Benches whose prepared data is changed too.
+# Benches whose prepared data and options are changed too.
 PREPARED = ("classifier", "language model", "translator")
 
 
@@ -34,7 +34,7 @@ def settings_cases(folder: Path, only: str) -> Iterator[Case]:
 
 
 def bench_cases(kind: str, folder: Path, only: str) -> Iterator[Case]:
-    """Yield the cases of some benches, for ``prepared`` of those with such data."""
+    """Yield the cases of some benches: of all for ``files``, else of those with such data."""
     for bench in (b for b in (files.BENCHES if kind == "files" else PREPARED) if only in b):
         template = folder / bench.replace("/", " ") / "template"
         template.mkdir(parents=True)
@@ -45,6 +45,8 @@ def bench_cases(kind: str, folder: Path, only: str) -> Iterator[Case]:
             raise RuntimeError(str(result))
         if kind == "files":
             yield from files.cases(bench, template)
+        elif kind == "options":
+            yield from options.cases(bench, template)
         else:
             words = next(iter(files.BENCHES[bench].commands))
             yield from prepared.cases(bench, words, template)
@@ -67,7 +69,7 @@ def run_all(cases: Iterable[Case], folder: Path, share: float, only: str) -> Ite
 def main() -> int:
     """Run what is asked for; return 1 if a case ended in anything but success or a message."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("kinds", nargs="+", choices=("settings", "files", "prepared"))
+    parser.add_argument("kinds", nargs="+", choices=("settings", "files", "prepared", "options"))
     parser.add_argument("--share", type=float, default=1.0, help="of the cases, drawn by a seed")
     parser.add_argument("--only", default="", help="cases so named, as in 'classifier: evaluate'")
     given = parser.parse_args()

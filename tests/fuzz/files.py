@@ -246,10 +246,13 @@ BENCHES |= {
 }  # fmt: skip
 
 
-def run_in_copy(template: Path, words: tuple[str, ...], name: str, damage: Callable) -> int:
-    """Damage a file in a copy of ``template`` in the working directory; run the command there."""
+def run_in_copy(
+    template: Path, words: tuple[str, ...], change: Callable[[], object] | None = None
+) -> int:
+    """Copy ``template`` to the working directory, change something there, and run the command."""
     shutil.copytree(template, ".", symlinks=True, dirs_exist_ok=True)
-    damage(Path(name))
+    if change is not None:
+        change()
     return main(words)
 
 
@@ -260,5 +263,7 @@ def cases(name: str, template: Path) -> Iterator[Case]:
         for file, (what, damage) in itertools.product(files, DAMAGES.items()):
             absent = what == "missing" and file in MAY_BE_MISSING
             refused = file not in bench.tolerant and not absent
-            run = functools.partial(run_in_copy, template, words, file, damage)
+            run = functools.partial(
+                run_in_copy, template, words, functools.partial(damage, Path(file))
+            )
             yield Case(f"{name}: {words[0]}, {file} is {what}", run, refused)

@@ -4,14 +4,13 @@ import copy
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megalodon_tasks.cli.main import main
+from tests.fuzz.files import run_in_copy
 from tests.fuzz.outcomes import Case
 
 _WRONG = {
@@ -78,13 +77,6 @@ NUMBERS = {
 }
 
 
-def run_with(template: Path, words: tuple[str, ...], change: Callable[[Path], None]) -> int:
-    """Change the prepared data in a copy of ``template`` in the working directory; run a command."""
-    shutil.copytree(template, ".", symlinks=True, dirs_exist_ok=True)
-    change(Path("data"))
-    return main(words)
-
-
 def cases(bench: str, words: tuple[str, ...], template: Path) -> Iterator[Case]:
     """Yield the cases of a command on the prepared data in ``template``."""
     content = json.loads((template / "data" / "manifest.json").read_text())
@@ -96,16 +88,16 @@ def cases(bench: str, words: tuple[str, ...], template: Path) -> Iterator[Case]:
             if value == old:
                 continue
             change = functools.partial(
-                with_manifest, change=functools.partial(changed, path=path, value=value)
+                with_manifest,
+                Path("data"),
+                functools.partial(changed, path=path, value=value),
             )
-            run = functools.partial(run_with, template, words, change)
+            run = functools.partial(run_in_copy, template, words, change)
             named = isinstance(value, str) and isinstance(old, str) and set(_NAMES) & set(path)
             refused = path[0] not in _FREE and what not in possible and not named
             yield Case(f"{name}, {'.'.join(map(str, path))} is {what}", run, refused)
     for file, dtype, place, values in NUMBERS.get(bench, ()):
         for value in values:
-            change = functools.partial(
-                with_numbers, name=file, dtype=dtype, place=place, value=value
-            )
-            run = functools.partial(run_with, template, words, change)
+            change = functools.partial(with_numbers, Path("data"), file, dtype, place, value)
+            run = functools.partial(run_in_copy, template, words, change)
             yield Case(f"{name}, number {place} of {file} is {value}", run, True)

@@ -1,4 +1,4 @@
-"""Every mistake in settings, files and prepared data ends in one message.
+"""Every mistake in settings, options, files and prepared data ends in one message.
 
 The slow tests run all cases and print how many ended how; ``FUZZ_SHARE=0.1`` in the environment takes a
 tenth.  The fast test runs a few.
@@ -28,7 +28,7 @@ def test_a_few():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["settings", "files", "prepared"])
+@pytest.mark.parametrize("kind", ["settings", "files", "prepared", "options"])
 def test_all(kind):
     fuzz(kind, "--share", os.environ.get("FUZZ_SHARE", "1"))
 
