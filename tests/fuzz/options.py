@@ -27,9 +27,9 @@ COMMANDS = {
 }
 # options that say nothing without others
 _TOGETHER = {
-    "--decay": ("--dynamic", "0.1"),
-    "--epsilon": ("--dynamic", "0.1", "--gradient-statistics", "statistics"),
-    "--statistics-tokens": ("--dynamic", "0.1", "--gradient-statistics", "statistics"),
+    "--decay": ("--dynamic", "0.0001"),
+    "--epsilon": ("--dynamic", "0.0001", "--gradient-statistics", "statistics"),
+    "--statistics-tokens": ("--dynamic", "0.0001", "--gradient-statistics", "statistics"),
     "--order-seed": ("--concatenate", "16"),
 }
 _SIGNED = ("--seed", "--order-seed", "--lenpen", "--max-len-a", "--max-len-b")
