@@ -1,5 +1,5 @@
 # Set-up, demo, tests.  `make` alone lists the targets.
-#   PYTHON   the interpreter that .venv is made with (>= 3.11); by default python3 or the first that works
+#   PYTHON   the interpreter that .venv is made with (3.11 to 3.13); by default python3 or the first that works
 #   WORKERS  processes that the tests run in
 
 SHELL := bash

@@ -7,6 +7,7 @@ models need only torch, so without fairseq the package imports and registers not
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -24,4 +25,12 @@ if _MISSING:
     )
 
 if importlib.util.find_spec("fairseq") is not None:
-    from megalodon_tasks import registration  # noqa: F401
+    try:
+        from megalodon_tasks import registration  # noqa: F401
+    except TypeError as error:
+        if sys.version_info < (3, 14):
+            raise
+        raise ImportError(
+            f"this fairseq does not start on Python {sys.version.split()[0]} ({error}); use Python 3.11 "
+            "to 3.13, or uninstall fairseq to use the op library and the models by themselves"
+        ) from error

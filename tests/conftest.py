@@ -12,6 +12,9 @@ from torch import distributed as dist
 
 # Before anything imports huggingface_hub: no test downloads.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Here, because the conftest of a folder that is named on the command line is imported before the hook.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Triton decides when a kernel is defined, and parts of it when it is itself imported, which others
     than the op library do.
     """
-    if "not gpu" in config.option.markexpr or not torch.cuda.is_available():
+    if "not gpu" in config.option.markexpr:
         os.environ["TRITON_INTERPRET"] = "1"
     # A shell that starts us in the background has Ctrl-C ignored, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -11,15 +11,17 @@ VENV=${1:-.venv}
 STAMP=$VENV/.complete
 LOG=$VENV/install.log
 NEEDED_GB=8
+RANGE="3.11 to 3.13"
 
 fail() {
     echo "make venv: $*" >&2
     exit 1
 }
 
-# Print the version of interpreter $1, or nothing if it does not run or is too old.
+# Print the version of interpreter $1, or nothing if it does not run, is too old, or too new for fairseq
+# 0.12.3 and hydra 1.3.2, which do not start on Python 3.14.
 version_of() {
-    "$1" -c 'import sys; sys.version_info >= (3, 11) and print("%d.%d.%d" % sys.version_info[:3])' \
+    "$1" -c 'import sys; (3, 11) <= sys.version_info < (3, 14) and print("%d.%d.%d" % sys.version_info[:3])' \
         2>/dev/null || true
 }
 
@@ -40,9 +42,9 @@ is_current() {
 choose_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
-        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a command; name a Python >= 3.11"
+        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a command; name a Python $RANGE"
         [ -n "$(version_of "$PYTHON")" ] ||
-            fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | head -n 1); name a Python >= 3.11"
+            fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | head -n 1); name a Python $RANGE"
         python=$PYTHON
         return
     fi
@@ -52,7 +54,7 @@ choose_python() {
             return
         fi
     done
-    fail "no Python >= 3.11 found; install one (Debian, Ubuntu: apt-get install python3 python3-venv" \
+    fail "no Python $RANGE found; install one (Debian, Ubuntu: apt-get install python3 python3-venv" \
         "python3-dev) or name it: make venv PYTHON=/path/to/python3.11"
 }
 

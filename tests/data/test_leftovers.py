@@ -83,9 +83,10 @@ def test_the_limit_of_damaged_items_can_be_set():
     assert len(many) == 500
 
 
-def test_a_limit_below_nothing_is_refused():
-    with pytest.raises(ValueError, match="--max-rejects -1 must be at least 0"):
-        rejects_of(options("--max-rejects", "-1"))
+def test_a_limit_below_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        options("--max-rejects", "-1")
+    assert "--max-rejects: -1 must be at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["lra/text", "lm/text"])
