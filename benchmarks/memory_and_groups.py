@@ -6,8 +6,8 @@
 
 Trains each demo for half of its updates, three seeds each, through ``megalodon sweep``: from the
 released start and from one whose memory is spread, with groups of 4 features; then with groups of 1, of
-16 and of all features, from the spread start.  The same command resumes.  Writes
-``memory_and_groups.csv``, ``.md`` and ``.png``.
+16 and of all features, from the spread start.  The same command resumes.  Prints a
+table and writes ``memory_and_groups.csv`` and ``.png``.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def draw(results: Sequence[Measured]) -> Figure:
 
 
 def report(save: Path, output: Path) -> None:
-    """Write table and picture of all that is done in ``save``."""
+    """Print the table of all that is done in ``save``; write numbers and picture."""
     results = measured(save)
     if not results:
         raise UserError(f"{save}: no run is done; leave out --report-only")
@@ -201,8 +201,6 @@ def report(save: Path, output: Path) -> None:
         for result in results:
             values = [f"{value:.4f}" for value in result.values]
             writer.writerow([result.task, result.variant, result.metric, *values])
-    with atomic_file(output / f"{name}.md", "w") as stream:
-        stream.write(table(results))
     with atomic_file(output / f"{name}.png") as stream:
         draw(results).savefig(stream, dpi=130, format="png")
     print(table(results))
@@ -220,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("save", type=Path, help="folder of data, sweeps and results")
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
     add("--workers", type=whole(1, PROCESSES), default=1, help="runs at a time (default: 1)")
-    add("--output", type=Path, help="folder of table and picture (default: SAVE)")
+    add("--output", type=Path, help="folder of numbers and picture (default: SAVE)")
     add("--report-only", action="store_true", help="train nothing, write what there is")
     given = parser.parse_args(arguments)
     save = given.save.absolute()
