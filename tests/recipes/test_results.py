@@ -15,7 +15,8 @@ from tests.recipes.test_configurations import layers
 from tools import tables
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-VARIANT = re.compile(r"-(demo(-mega|-transformer)?|chunk\d+|tiny|big)$")
+VARIANT = re.compile(r"-(demo(-(megalodon|mega|transformer)(-chunk)?)?|chunk\d+|tiny|big)$")
+OTHER_MODEL = re.compile(r"-(mega|transformer)(-chunk)?$")
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -161,12 +162,12 @@ INPUTS = {
 
 
 # The sizes of Mega and the Transformer are those of benchmarks/learning/tasks.py.
-OURS = [i for i in RESULTS if base(i) in INPUTS and not i.endswith(("-mega", "-transformer"))]
+OURS = [i for i in RESULTS if base(i) in INPUTS and not OTHER_MODEL.search(i)]
 
 
 @pytest.mark.parametrize("identity", OURS)
 def test_parameters_are_those_of_the_model(identity):
-    suffix = "_demo" if identity.endswith("-demo") else ""
+    suffix = "_demo" if "-demo" in identity else ""
     model = dict(layers(RECIPES / f"{base(identity)}{suffix}.yaml").model)
     name = model.pop("_name")
     if identity.endswith("-big"):
