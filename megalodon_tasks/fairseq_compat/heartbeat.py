@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 BEAT_SECONDS = 3.0
 LIMIT_SECONDS = 40.0
+END_SECONDS = 10.0  # that the last call of the store may take; only if process 0 hangs it does
 FAILED = 1  # exit status
 _LOST = ("connection", "gloo", "nccl", "broken pipe", "socket", "timed out")
 
@@ -36,10 +37,15 @@ def start(cfg: Any) -> Any:
 
 
 def stop() -> None:
-    """Stop watching, after all processes have done their work."""
+    """Stop watching, after all processes have done their work.
+
+    Waits for the thread: Python ends a thread that is inside the store's C++ code at its own end by
+    unwinding it, which aborts the process ("terminate called without an active exception").
+    """
     global _watch
     if _watch is not None:
         _watch.done.set()
+        _watch.join(END_SECONDS)
         _watch = None
 
 
