@@ -77,13 +77,16 @@ def run(plan: Plan) -> list[str]:
 
 
 def prepare(plan: Plan, task: str) -> None:
-    """Make the data of a task that is not a demo's; its recipe takes it as that of its demo."""
-    options = TASKS[task].preparation
-    out = plan.data(task) / "demo" / "prepared"
-    if not options or is_prepared(out):
+    """Make the data of a task, where its recipe looks for that of its demo, before sweeps share it."""
+    options, folder = TASKS[task].preparation, plan.data(task) / "demo"
+    if is_prepared(folder / "prepared"):
         return
-    words = ["prepare", TASKS[task].recipe, str(plan.data(task) / "generated"), str(out)]
-    if subprocess.run([*_megalodon(*words), *shlex.split(options)]).returncode:
+    source = [
+        str(folder if not options else plan.data(task) / "generated"),
+        str(folder / "prepared"),
+    ]
+    words = ["prepare", TASKS[task].recipe, *source, *(shlex.split(options) or ["--demo"])]
+    if subprocess.run(_megalodon(*words)).returncode:
         raise UserError(f"the data of {task} could not be made; see the message above")
 
 

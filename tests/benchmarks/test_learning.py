@@ -211,6 +211,7 @@ def test_an_interruption_ends_the_sweeps(tmp_path, monkeypatch):
         scale=1.0, ablations=[], workers=2,
     )  # fmt: skip
     endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(runner, "prepare", lambda plan, task: None)
     monkeypatch.setattr(runner, "_megalodon", lambda *words: endless)
 
     def interrupt(*_):
