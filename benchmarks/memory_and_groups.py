@@ -6,8 +6,8 @@
 
 Trains each demo for half of its updates, three seeds each, through ``megalodon sweep``: from the
 released start and from one whose memory is spread, with groups of 4 features; then with groups of 1, of
-16 and of all features, from the spread start.  The same command resumes.  Prints a
-table and writes ``memory_and_groups.csv`` and ``.png``.
+16 and of all features, from the spread start.  The same command resumes.  Prints a table and writes
+``memory_and_groups.csv`` and ``.png``.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from benchmarks.learning.tables import NOT_MEASURED, markdown
 from megalodon_tasks.configuration import find_recipe, training_configuration
 from megalodon_tasks.errors import UserError
 from megalodon_tasks.files import atomic_file
@@ -31,7 +32,6 @@ from megalodon_tasks.runs.sweep import FILE, read_sweep
 from megalodon_tasks.runs.sweep_table import collect
 
 SEEDS = (1, 2, 3)
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,6 @@ def table(results: Sequence[Measured]) -> str:
     """Return a table in Markdown: a line for each task that was measured, a column for each variant."""
     found = {(result.task, result.variant): result for result in results}
     lines = [["task", "metric", "`cema_memory`", *VARIANTS]]
-    lines.append(["---"] * len(lines[0]))
     for name in dict.fromkeys(result.task for result in results):
         metric = next(result.metric for result in results if result.task == name)
         cells = [TASKS[name].title, metric.replace("_", " "), str(TASKS[name].memory)]
@@ -151,7 +150,7 @@ def table(results: Sequence[Measured]) -> str:
             result = found.get((name, variant))
             cells.append(shown(result) if result else NOT_MEASURED)
         lines.append(cells)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(lines)
 
 
 def shown(result: Measured) -> str:

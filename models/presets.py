@@ -4,8 +4,8 @@ Source: Mega (arXiv 2209.10655), table 8, whose architecture sizes the paper tak
 Feed-forward width: 2.5 d, which replaces the parameters of the update gate that Megalodon removed, and
 matches the widths in the authors' code after that removal.
 
-Groups of the norm over time are not published.  One per feature is the default of the authors' code; for
-bytes of text it is the worst of four sizes on the demos (see README.md), so these two have groups of 16.
+Groups of the norm over time are not published.  One per feature is the default of the authors' code.  It
+is the worst of four sizes on the demos of Text and Retrieval (see README.md); their groups have 16.
 
 Raw speech: of the two feed-forward widths in the authors' code, 2.5 d (326K parameters) and Mega's 2 d
 (305K), the latter matches the published 300K.

@@ -81,11 +81,9 @@ def prepare(plan: Plan, task: str) -> None:
     options, folder = TASKS[task].preparation, plan.data(task) / "demo"
     if is_prepared(folder / "prepared"):
         return
-    source = [
-        str(folder if not options else plan.data(task) / "generated"),
-        str(folder / "prepared"),
-    ]
-    words = ["prepare", TASKS[task].recipe, *source, *(shlex.split(options) or ["--demo"])]
+    source = plan.data(task) / "generated" if options else folder
+    words = ["prepare", TASKS[task].recipe, str(source), str(folder / "prepared")]
+    words += shlex.split(options) or ["--demo"]
     if subprocess.run(_megalodon(*words)).returncode:
         raise UserError(f"the data of {task} could not be made; see the message above")
 

@@ -65,14 +65,15 @@ def evaluate(trained: Trained, split: str, search: Search) -> Score:
             f"{trained.path}: holds a {type(trained.model).__name__}, no encoder-decoder"
         )
     task.load_dataset(split)
-    longest = int(max(map(task.dataset(split).num_tokens, range(len(task.dataset(split))))))
+    dataset = task.dataset(split)
+    longest = int(max(map(dataset.num_tokens, range(len(dataset)))))
     if longest > search.max_tokens:
         raise UserError(
             f"--max-tokens {search.max_tokens}: the longest pair of {split} has {longest} tokens; "
             "allow at least so many"
         )
     batches = task.get_batch_iterator(
-        task.dataset(split),
+        dataset,
         max_tokens=search.max_tokens,
         max_positions=trained.model.max_positions(),
     ).next_epoch_itr(shuffle=False)

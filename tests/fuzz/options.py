@@ -32,7 +32,7 @@ _TOGETHER = {
     "--statistics-tokens": ("--dynamic", "0.0001", "--gradient-statistics", "statistics"),
     "--order-seed": ("--concatenate", "16"),
 }
-_SIGNED = ("--seed", "--order-seed", "--lenpen", "--max-len-a", "--max-len-b")
+_SIGNED = ("--seed", "--lenpen")
 _WRONG = {
     "nan": "nan", "inf": "inf", "-inf": "-inf", "empty": "", "a word": "seven", "a list": "1,2",
     "a reference": "${a}",
